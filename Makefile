@@ -1,0 +1,48 @@
+# Every target makes what it needs; nothing is done twice.
+PYTHON ?= python3
+CORPUS ?= multilingual
+YAML ?= yamls/dept_spec.yaml
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lock data demo test unit lint clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY)  ## the environment, in .venv
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else \
+	    f"Python {v[0]}.{v[1]} is not supported by torch 2.7.0 and llm-foundry: call make PYTHON=python3.11 (3.10 to 3.12).")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
+	@touch $@
+
+lock:  ## compile requirements.txt from requirements.in
+	$(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+	    --custom-compile-command 'make lock' requirements.in -o requirements.txt
+
+data: $(READY)  ## tokenizers and MDS shards of CORPUS=multilingual or multidomain
+	$(BIN)/python data_prep/prepare.py data_prep/corpora/$(CORPUS).yaml
+
+demo: data  ## pre-train SPEC on eight languages; YAML=... for another experiment
+	$(BIN)/composer train.py $(YAML) $(ARGS)
+
+test: $(READY)  ## every test
+	$(BIN)/python -m pytest -q tests
+
+unit: $(READY)  ## the tests that launch nothing
+	$(BIN)/python -m pytest -q tests -m 'not end_to_end'
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## remove everything that is made, data and runs included
+	rm -rf .venv data tokenizers runs

@@ -1,0 +1,1 @@
+"""Composer callbacks and loggers that are of use without DEPT too."""

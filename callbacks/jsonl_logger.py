@@ -1,0 +1,80 @@
+"""Metrics as one JSON object a line, for any tool that reads text."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from composer.core import State
+from composer.loggers import Logger, LoggerDestination
+from composer.utils import dist
+from torch import Tensor
+
+
+class JsonlLogger(LoggerDestination):
+    """Writes every metric to ``metrics.jsonl``, a line for each batch, evaluation and round.
+
+    A resumed run goes on where its checkpoint was taken: lines that a killed run wrote after
+    that are cut off, so that the file equals that of an unbroken run.
+
+    Args:
+        path: where to write; ``{run_name}`` stands for the name of the run.
+    """
+
+    def __init__(self, path: str = "runs/{run_name}/metrics.jsonl") -> None:
+        self.path = Path(path)
+        self._buffer: dict[str, Any] = {}
+        self._resumed_at = 0
+
+    def init(self, state: State, logger: Logger) -> None:
+        self.path = Path(str(self.path).format(run_name=state.run_name))
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        self._buffer |= {key: _plain(value) for key, value in metrics.items()}
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if dist.get_global_rank() == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a") as file:
+                file.truncate(min(self._resumed_at, file.tell()))
+        self._buffer = {}
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._flush(state)
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        self._flush(state)
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        self._flush(state)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self._flush(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The length of the file when the checkpoint was taken."""
+        written = self.path.is_file() and dist.get_global_rank() == 0
+        return {"path": str(self.path), "bytes": os.path.getsize(self.path) if written else 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["path"] == str(self.path):  # else this run starts from another one's checkpoint
+            self._resumed_at = state["bytes"]
+
+    def _flush(self, state: State) -> None:
+        buffer, self._buffer = self._buffer, {}
+        if buffer and dist.get_global_rank() == 0:
+            time = {"epoch": state.timestamp.epoch.value, "batch": state.timestamp.batch.value}
+            with open(self.path, "a") as file:
+                file.write(json.dumps(time | buffer) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """A metric as JSON has it; what is not finite has no JSON, so it is text."""
+    if isinstance(value, Tensor):
+        value = value.item() if value.numel() == 1 else value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (int, float, str, bool, list, type(None))) else str(value)

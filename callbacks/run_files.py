@@ -1,0 +1,124 @@
+"""The files of a run: its resolved config at the start, its summary at the end."""
+
+from __future__ import annotations
+
+import json
+import resource
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import State
+from composer.loggers import Logger
+from composer.utils import dist
+from llmfoundry.interfaces import CallbackWithConfig
+from omegaconf import OmegaConf
+
+from callbacks.source_metrics import SourceMetrics, average
+from callbacks.summary import show, write_atomically
+from dept.algorithm import Dept
+
+SUMMARY, CONFIG = "summary.json", "config.yaml"
+
+
+class RunFiles(CallbackWithConfig):
+    """Writes ``config.yaml`` and ``summary.json``, and prints the table of the summary.
+
+    Args:
+        train_config: the resolved config, given by llm-foundry.
+        folder: where to write; ``{run_name}`` stands for the name of the run.
+    """
+
+    def __init__(self, train_config: dict[str, Any], folder: str = "runs/{run_name}") -> None:
+        self.config = train_config
+        self.folder = Path(folder)
+
+    def init(self, state: State, logger: Logger) -> None:
+        self.folder = Path(str(self.folder).format(run_name=state.run_name))
+        logger.log_hyperparameters(self.config)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if dist.get_global_rank() == 0:
+            write_atomically(self.folder / CONFIG, OmegaConf.to_yaml(self.config))
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        if dist.get_global_rank() == 0:
+            summary = summarise(state, self.config)
+            write_atomically(self.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+            show(summary, self.folder)
+
+
+def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
+    """Everything a comparison of runs needs, in the keys of ``summary.json``."""
+    metrics = next(c for c in state.callbacks if isinstance(c, SourceMetrics))
+    dept = next((a for a in state.algorithms if isinstance(a, Dept)), None)
+    loaders = {
+        e.dataloader.dataloader.prepared.name: e.dataloader.dataloader for e in state.evaluators
+    }
+    entries: dict[str, Any] = {"sources": {}, "held_out": {}}
+    for name, result in metrics.latest.items():
+        entry = {"vocab_size": loaders[name].prepared.vocab_size}
+        if dept is not None and name not in metrics.held_out:
+            entry |= {
+                "vocab_size": dept.slots.vocabularies[name].rows,
+                "rounds_trained": dept.totals["rounds_trained"].get(name, 0),
+                "tokens": dept.totals["tokens"].get(name, 0),
+            }
+        kind = "held_out" if name in metrics.held_out else "sources"
+        entries[kind][name] = entry | {"eval": asdict(result)}
+    trained = [r for name, r in metrics.latest.items() if name not in metrics.held_out]
+    seconds = state.timestamp.total_wct.total_seconds()
+    tokens = state.timestamp.token.value
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if torch.cuda.is_available():
+        memory = torch.cuda.max_memory_allocated()
+    variables = config.get("variables") or {}
+    return {
+        "variant": dept.options.variant if dept else variables.get("method", "std"),
+        "method": variables.get("method", "std"),
+        "seed": config["seed"],
+        "rounds": state.timestamp.epoch.value,
+        "local_steps": dept.options.local_steps if dept else int(state.dataloader_len or 0),
+        "workers": dist.get_world_size(),
+        "sources_per_round": dept.schedule.sources_per_round if dept else len(entries["sources"]),
+        "tokens": tokens,
+        "steps": state.timestamp.batch.value,
+        **entries,
+        "average": asdict(average(trained)) if trained else None,
+        "communication": _communication(dept, state),
+        "timing": {
+            "train_seconds": seconds,
+            "tokens_per_second": tokens / max(seconds, 1e-9),
+            "swap_seconds": dept.totals["swap_seconds"] if dept else 0.0,
+            "outer_step_seconds": dept.totals["outer_step_seconds"] if dept else 0.0,
+        },
+        "peak_memory_bytes": memory,
+    }
+
+
+def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
+    """Bytes that the sources, as workers of their own, sent; and those of a gradient every step.
+
+    Without DEPT, the one process of this run sends nothing; what its workers would send is
+    the model, every step.
+    """
+    if dept is None:
+        parameters = sum(p.numel() for p in state.model.parameters())
+        return {
+            "sent_bytes": 0,
+            "sent_bytes_per_round": 0,
+            "parameters_per_step": parameters,
+            "every_step_bytes": 4 * parameters * state.timestamp.batch.value,
+            "reduction": None,
+        }
+    sent = dept.totals["sent_bytes"]
+    slots = sum(dept.totals["rounds_trained"].values())
+    every_step = 4 * dept.slots.built_parameters * slots * dept.options.local_steps
+    return {
+        "sent_bytes": sent,
+        "sent_bytes_per_round": sent / max(state.timestamp.epoch.value, 1),
+        "parameters_per_step": sent / 4 / max(slots, 1) / dept.options.local_steps,
+        "every_step_bytes": every_step,
+        "reduction": every_step / sent if sent else None,
+    }

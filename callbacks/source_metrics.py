@@ -1,0 +1,92 @@
+"""Evaluation of each source in figures that may be compared: bits per byte beside perplexity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+
+from dept.corpus import PreparedSplit
+
+
+@dataclass(frozen=True)
+class SourceEvaluation:
+    """What one evaluation of one source gave."""
+
+    loss: float
+    """Cross-entropy in nats per token."""
+
+    perplexity: float
+    """``exp(loss)``; of the tokens of its tokenizer, so not comparable between tokenizers."""
+
+    bits_per_byte: float
+    """Bits for a UTF-8 byte of the text: comparable between tokenizers."""
+
+    unigram_ce: float
+    """Cross-entropy of the same tokens under the counts of the training split, nats per token."""
+
+
+def evaluation(loss: float, split: PreparedSplit, unigram_ce: float) -> SourceEvaluation:
+    """The figures of a source from its mean loss.
+
+    The first token of a sample has no prediction; it is taken to cost the mean of the others.
+
+    Args:
+        loss: mean cross-entropy in nats per token.
+        split: the split it was measured on, with its tokens and bytes.
+        unigram_ce: of the source, nats per token.
+    """
+    bits = loss / math.log(2) * split.tokens / split.bytes
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return SourceEvaluation(loss, perplexity, bits, unigram_ce)
+
+
+def average(evaluations: list[SourceEvaluation]) -> SourceEvaluation:
+    """The mean over sources of each figure, as the paper's tables average perplexities."""
+    rows = [asdict(item) for item in evaluations]
+    return SourceEvaluation(**{key: sum(row[key] for row in rows) / len(rows) for key in rows[0]})
+
+
+class SourceMetrics(Callback):
+    """Logs ``eval/<source>/{loss,perplexity,bits_per_byte,unigram_ce}`` after each evaluation.
+
+    Works with any evaluator whose loader is a validation loader of a prepared source.
+
+    Attributes:
+        latest: the last evaluation of each source, by name.
+        held_out: names of those among them that the run does not train on.
+    """
+
+    def __init__(self) -> None:
+        self.latest: dict[str, SourceEvaluation] = {}
+        self.held_out: set[str] = set()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        label, loader = state.dataloader_label or "", state.dataloader
+        prepared = getattr(loader, "prepared", None)
+        metric = state.eval_metrics[label].get("LanguageCrossEntropy")
+        if prepared is None or metric is None:
+            return
+        loss = float(metric.compute())
+        result = evaluation(loss, prepared.splits["val"], prepared.unigram_ce)
+        self.latest[prepared.name] = result
+        if loader.held_out:
+            self.held_out.add(prepared.name)
+        logger.log_metrics({f"eval/{prepared.name}/{k}": v for k, v in asdict(result).items()})
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        trained = [result for name, result in self.latest.items() if name not in self.held_out]
+        if trained:
+            mean = average(trained)
+            logger.log_metrics({f"eval/average/{k}": v for k, v in asdict(mean).items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        latest = {name: asdict(result) for name, result in self.latest.items()}
+        return {"latest": latest, "held_out": sorted(self.held_out)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.latest = {name: SourceEvaluation(**r) for name, r in state["latest"].items()}
+        self.held_out = set(state["held_out"])

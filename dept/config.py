@@ -1,0 +1,191 @@
+"""A yaml of this repository: what it extends, whether it can run, and what DEPT adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dept.corpus import GLOBAL, DataError, PreparedCorpus, read_corpus, tokenizer_hash
+from dept.options import ConfigError, DeptOptions, MixtureOptions, SourcesOptions, parse
+from dept.outer_optimizer import OuterOptimizer
+from dept.schedule import RoundSchedule
+from dept.variants import Vocabulary
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read a yaml, merge it over those it ``extends``, then the ``key=value`` overrides over it.
+
+    Raises:
+        ConfigError: a file is missing or extends itself, or an override is not ``key=value``.
+    """
+    config = _load_file(Path(path), ())
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"{override!r} is not an override: write key=value")
+    merged = OmegaConf.merge(config, OmegaConf.from_cli(list(overrides)))
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _load_file(path: Path, extended_by: tuple[Path, ...]) -> DictConfig:
+    path = path.resolve()
+    if path in extended_by:
+        chain = " -> ".join(p.name for p in (*extended_by, path))
+        raise ConfigError(f"{chain} extend each other in a circle: remove one `extends`")
+    if not path.is_file():
+        by = f", which {extended_by[-1].name} extends," if extended_by else ""
+        raise ConfigError(f"{path}{by} does not exist: name a yaml file")
+    config = OmegaConf.load(path)
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path} is not a mapping of keys: write an llm-foundry yaml")
+    base = config.pop("extends", None)
+    if base is None:
+        return config
+    merged = OmegaConf.merge(_load_file(path.parent / base, (*extended_by, path)), config)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def options_of(config: Mapping[str, Any]) -> tuple[DeptOptions | None, SourcesOptions | None]:
+    """The options of ``algorithms.dept`` and of a loader over sources; ``None`` if there is none.
+
+    Raises:
+        ConfigError: an option is unknown or has no such value.
+    """
+    algorithms = config.get("algorithms") or {}
+    dept = (
+        parse(DeptOptions, "algorithms.dept", algorithms["dept"]) if "dept" in algorithms else None
+    )
+    loader = dict(config.get("train_loader") or {})
+    kinds = {"sources": SourcesOptions, "mixture": MixtureOptions}
+    kind = kinds.get(loader.pop("name", ""))
+    sources = parse(kind, "train_loader", loader) if kind else None
+    if (dept is not None) != (kind is SourcesOptions):
+        raise ConfigError(
+            "algorithms.dept and train_loader.name: sources need each other: give both, or neither"
+        )
+    return dept, sources
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse what cannot run, before the libraries that take half a minute to import.
+
+    Args:
+        config: a resolved yaml, as plain containers.
+
+    Raises:
+        ConfigError: a key or value is wrong.
+        DataError: the corpus is missing, half-written or of another tokenizer.
+    """
+    dept, loader = options_of(config)
+    if loader is None:
+        return
+    corpus, names = _corpus_and_sources(loader)
+    own = dept is not None and dept.sharing.vocabulary is Vocabulary.OWN
+    prepared = [corpus.source(name, name if own else GLOBAL) for name in names]
+    _check_tokenizer(config, corpus)
+    length = config.get("max_seq_len")
+    if length != corpus.sequence_length:
+        raise ConfigError(
+            f"max_seq_len is {length}, but the samples of corpus {corpus.name} are "
+            f"{corpus.sequence_length} tokens long: set it to {corpus.sequence_length}"
+        )
+    if not own:
+        _check_vocabulary_size(config, corpus)
+    batch = config.get("global_train_batch_size", 1)
+    for source in prepared:
+        if source.splits["val"].samples < 1 or source.splits["train"].samples < 1:
+            raise DataError(f"source {source.name} has an empty split: give it more text")
+    if dept is None:
+        return
+    RoundSchedule(
+        sources=tuple(names),
+        sources_per_round=dept.sources_per_round or len(names),
+        local_steps=dept.local_steps,
+        seed=int(config.get("seed", 17)),
+    )
+    OuterOptimizer(**dept.outer_optimizer)
+    duration = str(config.get("max_duration"))
+    if not (duration.endswith("ep") and duration[:-2].isdigit() and int(duration[:-2]) > 0):
+        raise ConfigError(
+            f"max_duration is {duration!r}: give DEPT a whole number of rounds, such as 10ep"
+        )
+    if not isinstance(batch, int) or batch < 1:
+        raise ConfigError(f"global_train_batch_size is {batch!r}: set it to 1 or more")
+    if config.get("spin_dataloaders"):
+        raise ConfigError("spin_dataloaders: true skips batches on resume: set it to false")
+
+
+def complete(config: dict[str, Any]) -> dict[str, Any]:
+    """What DEPT adds to an llm-foundry config; registered as a config transform.
+
+    * schedulers run on sequential steps (``dept/learning_rate.py``);
+    * an evaluator for every source, and for held-out ones where there is a global embedding;
+    * a loader resumes by itself, and inner optimizer state is DEPT's to save, by source.
+    """
+    dept, loader = options_of(config)
+    if loader is None:
+        return config
+    corpus, names = _corpus_and_sources(loader)
+    own = dept is not None and dept.sharing.vocabulary is Vocabulary.OWN
+    if not config.get("eval_loader") and not config.get("eval_loaders"):
+        held_out = corpus.held_out if dept is None or dept.sharing.has_global_embedding else ()
+        config["eval_loaders"] = [  # what llm-foundry calls a list of eval_loader
+            {
+                "name": "validation",
+                "label": name,
+                "corpus": corpus.name,
+                "root": loader.root,
+                "source": name,
+                "written_with": name if own else GLOBAL,
+                "held_out": name not in names,
+            }
+            for name in (*names, *held_out)
+        ]
+    if dept is None:
+        return config
+    config["spin_dataloaders"] = False
+    config["train_loader"]["own_tokenizers"] = own
+    config["scheduler"] = {
+        "name": "sequential_steps",
+        "scheduler": config["scheduler"],
+        "local_steps": dept.local_steps,
+        "sources_per_round": dept.sources_per_round or len(names),
+    }
+    config["save_ignore_keys"] = [*(config.get("save_ignore_keys") or []), "state/optimizers"]
+    return config
+
+
+def _corpus_and_sources(loader: SourcesOptions) -> tuple[PreparedCorpus, tuple[str, ...]]:
+    corpus = read_corpus(loader.root, loader.corpus)
+    names = corpus.sources if loader.sources is None else tuple(loader.sources)
+    for name in names:
+        if name not in corpus.sources:
+            raise ConfigError(
+                f"train_loader.sources names {name!r}, which corpus {corpus.name} does not have: "
+                f"choose from {', '.join(corpus.sources)}"
+            )
+    return corpus, names
+
+
+def _check_tokenizer(config: Mapping[str, Any], corpus: PreparedCorpus) -> None:
+    name = str((config.get("tokenizer") or {}).get("name"))
+    if Path(name).is_dir() and tokenizer_hash(name) != corpus.tokenizers[GLOBAL].hash:
+        raise DataError(
+            f"the shards of corpus {corpus.name} were written with {corpus.tokenizers[GLOBAL].path}, "
+            f"another tokenizer than {name}: set tokenizer.name to it, or prepare the corpus anew"
+        )
+
+
+def _check_vocabulary_size(config: Mapping[str, Any], corpus: PreparedCorpus) -> None:
+    model = config.get("model") or {}
+    rows = (model.get("config_overrides") or {}).get("vocab_size", model.get("vocab_size"))
+    needed = corpus.tokenizers[GLOBAL].vocab_size
+    if rows is not None and rows < needed:
+        raise ConfigError(
+            f"model.vocab_size is {rows}, but ids of corpus {corpus.name} go up to {needed - 1}: "
+            f"set it to {needed} or more"
+        )

@@ -1,0 +1,57 @@
+"""The learning rate over rounds: a schedule of sequential steps, however many slots a worker runs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from composer.core import State, Time, TimeUnit, Timestamp
+from composer.optim import ComposerScheduler
+from llmfoundry.utils.builders import build_scheduler
+
+from dept.schedule import sequential_step
+
+
+class SequentialStepsScheduler(ComposerScheduler):
+    """Runs a scheduler of the yaml on the time that one source's training sees.
+
+    A worker that trains ``sources_per_round`` slots of ``local_steps`` batches one after another
+    is at batch ``sources_per_round * local_steps`` after a round, but every model that went into
+    the average has taken ``local_steps`` steps. Schedules, and their time strings, are therefore
+    in sequential steps: ``1ba`` is one local step, ``1ep`` is one round of ``local_steps``.
+
+    Args:
+        scheduler: an ordinary llm-foundry scheduler, ``{name: cosine_with_warmup, ...}``.
+        local_steps: ``N_local``.
+        sources_per_round: slots of a round on one worker.
+    """
+
+    def __init__(self, scheduler: dict[str, Any], local_steps: int, sources_per_round: int) -> None:
+        options = dict(scheduler)
+        self.scheduler = build_scheduler(options.pop("name"), options)
+        self.local_steps = local_steps
+        self.sources_per_round = sources_per_round
+
+    def __call__(self, state: State, ssr: float = 1.0) -> float:
+        assert state.max_duration is not None
+        # Composer asks before it counts the batch just trained, for the rate of the one to come,
+        # and so gives step n the rate of step n - 1. To be the same as plain training, and the
+        # same in each slot of a round, that holds for local steps too.
+        coming = state.timestamp.batch.value + 1
+        step = max(sequential_step(coming, self.local_steps, self.sources_per_round) - 1, 0)
+        round_index, step_in_round = divmod(step, self.local_steps)
+        batches = max(state.timestamp.batch.value, 1)
+        sequential = SimpleNamespace(
+            timestamp=Timestamp(
+                epoch=round_index,
+                batch=step,
+                batch_in_epoch=step_in_round,
+                sample=state.timestamp.sample.value * step // batches,
+                token=state.timestamp.token.value * step // batches,
+            ),
+            max_duration=state.max_duration,
+            dataloader_len=Time(self.local_steps, TimeUnit.BATCH),
+            seed=state.rank_zero_seed,
+            device_train_microbatch_size=state.device_train_microbatch_size,
+        )
+        return self.scheduler(sequential, ssr)  # type: ignore[arg-type]

@@ -1,0 +1,129 @@
+"""The yaml keys that are DEPT's own: each with its meaning, its default and its check."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from dept.variants import VARIANTS, Variant
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A yaml that cannot be run; one sentence that names the key and the mend."""
+
+
+@dataclass(frozen=True)
+class DeptOptions:
+    """``algorithms.dept``."""
+
+    variant: str
+    """``glob``, ``trim``, ``spec`` or ``spec_opt``: a row of ``dept/variants.py``."""
+
+    local_steps: int
+    """``N_local``: steps of the inner optimizer in a slot, 500 in the paper."""
+
+    sources_per_round: int | None = None
+    """``|S_t|``: how many sources are drawn each round; all of them by default."""
+
+    outer_optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
+    """``{name: fedavg}``, ``nesterov``, ``fedadam``, or an optimizer of torch in lower case, with
+    its options. See ``dept/outer_optimizer.py``."""
+
+    inner_state: str = "reset"
+    """What becomes of the inner optimizer's state of shared parameters between the slots of a
+    source: ``reset`` or ``keep``. Private embeddings always keep theirs."""
+
+    weighting: str = "uniform"
+    """Weight of a source in the average: ``uniform``, or ``tokens`` of its training split."""
+
+    def __post_init__(self) -> None:
+        where = "algorithms.dept"
+        _one_of(f"{where}.variant", self.variant, tuple(VARIANTS))
+        _positive(f"{where}.local_steps", self.local_steps)
+        if self.sources_per_round is not None:
+            _positive(f"{where}.sources_per_round", self.sources_per_round)
+        if not isinstance(self.outer_optimizer, Mapping) or "name" not in self.outer_optimizer:
+            raise ConfigError(
+                f"{where}.outer_optimizer is {self.outer_optimizer!r}: write {{name: fedavg}} or "
+                "another name, with its options beside it"
+            )
+        _one_of(f"{where}.inner_state", self.inner_state, ("reset", "keep"))
+        _one_of(f"{where}.weighting", self.weighting, ("uniform", "tokens"))
+
+    @property
+    def sharing(self) -> Variant:
+        """The row of the table of variants."""
+        return VARIANTS[self.variant]
+
+
+@dataclass(frozen=True)
+class SourcesOptions:
+    """``train_loader`` with ``name: sources``, the loader of DEPT."""
+
+    corpus: str
+    """Name of a prepared corpus: ``<root>/data/<corpus>/`` must hold it."""
+
+    root: str = "."
+    """Folder that holds ``data/`` and ``tokenizers/``."""
+
+    sources: list[str] | None = None
+    """Names of the sources to train; all of the corpus, in its order, by default."""
+
+    seed: int = 17
+    """Seed of the order of samples; ``${seed}`` in the yamls of this repository."""
+
+    def __post_init__(self) -> None:
+        if self.sources is not None and len(set(self.sources)) != len(self.sources):
+            raise ConfigError(f"train_loader.sources holds a name twice: {self.sources}")
+
+
+@dataclass(frozen=True)
+class MixtureOptions(SourcesOptions):
+    """``train_loader`` with ``name: mixture``: all sources mixed in every batch (STD)."""
+
+    tau: float = 0.0
+    """A source is drawn with probability ``p_k ~ tokens_k ** tau``: 0 is uniform, 1 proportional."""
+
+    epoch_samples: int | None = None
+    """Samples of an epoch; those of one DEPT round in ``std.yaml``, so that ``1ep`` is as much
+    text. All samples of the sources by default."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.tau, bool) or not isinstance(self.tau, (int, float)) or self.tau < 0:
+            raise ConfigError(f"train_loader.tau is {self.tau!r}: set it to 0 or more")
+
+
+def parse(cls: type[T], section: str, values: Any) -> T:
+    """The options of ``section`` of the yaml.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value cannot be.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{section} is {values!r}: write its options below it")
+    known = [option.name for option in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(known)}"
+            raise ConfigError(f"{section} has no option {key!r}: {hint}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        missing = str(error).split(": ", 1)[-1]
+        raise ConfigError(f"{section} lacks {missing}: add it to the yaml") from None
+
+
+def _one_of(option: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{option} is {value!r}: set it to one of {', '.join(choices)}")
+
+
+def _positive(option: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{option} is {value!r}: set it to a whole number of 1 or more")

@@ -1,0 +1,177 @@
+"""What a source trains in its slot: values taken from the global model, and given back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dept.swap import LiveModel, random_embedding
+from dept.variants import Role, Sharing, Variant
+from dept.vocabulary import VocabularyMap
+
+States = dict[str, dict[str, Any]]
+
+
+class Slots:
+    """The state of all sources around the one model in memory (Algorithm 1, lines 2 to 7).
+
+    While no slot is running and :meth:`park` was called, the model holds the global parameters,
+    in the shape it was built with; private matrices are then placeholders (token matrices of one
+    row), which hold nothing and cost nothing in a checkpoint.
+
+    Args:
+        live: the model and its inner optimizer.
+        variant: how each parameter is shared.
+        vocabularies: the rows of each source's token matrices, by source.
+        inner_state: ``reset`` or ``keep``: what becomes of the inner optimizer's state of the
+            shared parameters between the slots of a source. That of private ones is always kept.
+        seed: of private embeddings.
+
+    Attributes:
+        start: the global parameters of this round, by name; those the variant shares.
+        private: private parameters, by source and name, on the CPU.
+        inner: inner optimizer state kept between slots, by source and name, on the CPU.
+        active: the source whose slot the model is in.
+        parked: whether the model holds the global parameters.
+        built_parameters: size of the model as built, with all tokens of the global tokenizer.
+    """
+
+    def __init__(
+        self,
+        live: LiveModel,
+        variant: Variant,
+        vocabularies: Mapping[str, VocabularyMap],
+        *,
+        inner_state: str,
+        seed: int,
+    ) -> None:
+        self.live = live
+        self.variant = variant
+        self.vocabularies = dict(vocabularies)
+        self.inner_state = inner_state
+        self.seed = seed
+        self.active: str | None = None
+        self.parked = True
+        self.private: dict[str, dict[str, Tensor]] = {}
+        self.inner: dict[str, States] = {}
+        self._suspended: dict[str, Any] | None = None
+        sharing = {name: variant.sharing(role) for name, role in live.roles.items()}
+        self.shared_names = [n for n, s in sharing.items() if s is not Sharing.PRIVATE]
+        self.private_names = [n for n, s in sharing.items() if s is Sharing.PRIVATE]
+        self.by_row_names = [n for n, s in sharing.items() if s is Sharing.BY_TOKEN_ROW]
+        self.body_names = live.names(Role.BODY)
+        as_built = live.values()
+        self.built_parameters = sum(value.numel() for value in as_built.values())
+        self._placeholders = {
+            name: torch.zeros_like(as_built[name][:1])
+            if live.roles[name] is Role.TOKENS
+            else as_built[name].clone()
+            for name in self.private_names
+        }
+        live.load(self._placeholders, {})
+        self.start: dict[str, Tensor] = {}
+        self.take_start()
+
+    def take_start(self) -> None:
+        """Let the global parameters be what the model holds now: as built, or as loaded."""
+        values = self.live.values()
+        self.start = {name: values[name].clone() for name in self.shared_names}
+
+    def begin(self, source: str) -> None:
+        """Make the model that of ``source``, at the start of its slot or where it was suspended."""
+        if self._suspended is not None and self._suspended["source"] == source:
+            values, states = self._suspended["values"], self._suspended["states"]
+            self._suspended = None
+        else:
+            rows = self.rows(source)
+            values = {
+                name: value[rows[name].to(value.device)] if name in rows else value
+                for name, value in self.start.items()
+            }
+            values |= self._private(source)
+            states = self.inner.pop(source, {})
+        self.live.load(values, states)
+        self.active, self.parked = source, False
+
+    def finish(self) -> dict[str, Tensor]:
+        """End the slot: keep what is the source's own.
+
+        Returns:
+            The shared parameters of the local model, by name, not copied: valid until the model
+            is given other values.
+        """
+        source = self._leave()
+        values, states = self.live.values(), self.live.take_states()
+        self.inner[source] = {
+            name: _to_cpu(state)
+            for name, state in states.items()
+            if self.inner_state == "keep" or name in self.private_names
+        }
+        if self.private_names:
+            self.private[source] = {
+                name: values[name].to("cpu", copy=True) for name in self.private_names
+            }
+        return {name: values[name] for name in self.shared_names}
+
+    def park(self) -> None:
+        """Give the model the global parameters; a running slot is suspended, to be gone on with."""
+        if self.active is not None:
+            source = self._leave()
+            values = {name: value.clone() for name, value in self.live.values().items()}
+            states = self.live.take_states()
+            self._suspended = {"source": source, "values": values, "states": states}
+        self.live.load({**self.start, **self._placeholders}, {})
+        self.parked = True
+
+    def evaluate_as(self, source: str) -> None:
+        """Give a parked model the private embedding of ``source``, if the variant has any."""
+        if self.private_names:
+            self.live.load(self._private(source), {})
+            self.parked = False
+
+    def rows(self, source: str) -> dict[str, Tensor]:
+        """For each parameter averaged by token row, the global rows that ``source`` holds."""
+        return {name: self.vocabularies[source].token_ids for name in self.by_row_names}
+
+    def update(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How far a slot moved the body, local - start, by name."""
+        return {name: local[name] - self.start[name] for name in self.body_names}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the global parameters, which are the parked model's."""
+        return {"private": self.private, "inner": self.inner, "suspended": self._suspended}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave; the global parameters must be in the model."""
+        self.private = {source: dict(values) for source, values in state["private"].items()}
+        self.inner = {source: dict(states) for source, states in state["inner"].items()}
+        self._suspended = state["suspended"]
+
+    def _leave(self) -> str:
+        if self.active is None:
+            raise RuntimeError("no slot is running")
+        source, self.active = self.active, None
+        return source
+
+    def _private(self, source: str) -> dict[str, Tensor]:
+        """The private embedding of ``source``, drawn at random the first time it is asked for."""
+        if self.private_names and source not in self.private:
+            self.private[source] = {
+                name: value.cpu()
+                for name, value in random_embedding(
+                    self.live.model,
+                    self.private_names,
+                    rows=self.vocabularies[source].rows,
+                    seed=f"{self.seed}/{source}",
+                ).items()
+            }
+        return self.private.get(source, {})
+
+
+def _to_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.cpu() if isinstance(value, Tensor) else value for key, value in state.items()
+    }

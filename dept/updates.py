@@ -1,0 +1,51 @@
+"""How far the sources moved the body in a round, and how much they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+SKETCH_SIZE = 65_536
+
+
+@torch.no_grad()
+def sketch(update: Mapping[str, Tensor], seed: int = 0, size: int = SKETCH_SIZE) -> Tensor:
+    """Project an update onto ``size`` numbers that keep its inner products with other updates.
+
+    Keeping whole updates until the round ends would take a copy of the model for every source.
+    Each coordinate is given a random sign and added to the bucket (its index modulo ``size``)
+    (Charikar et al. 2002, count sketch); the same ``seed`` gives the same signs. Inner products
+    are unbiased, the cosine of two updates has a standard error of about ``size ** -0.5`` (0.4 %),
+    and none where the update has no more than ``size`` coordinates.
+
+    Args:
+        update: tensors by name, the same names and shapes for all updates to be compared.
+
+    Returns:
+        float32[size].
+    """
+    flat = torch.cat([update[name].detach().flatten().float().cpu() for name in sorted(update)])
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, flat.shape, generator=generator, dtype=torch.int8) * 2 - 1
+    padded = torch.nn.functional.pad(flat * signs, (0, -flat.numel() % size))
+    return padded.reshape(-1, size).sum(dim=0)
+
+
+def norm(update: Mapping[str, Tensor]) -> float:
+    """L2 norm of an update, over all its tensors."""
+    norms = [torch.linalg.vector_norm(tensor.detach().float()) for tensor in update.values()]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+
+def cosines(sketches: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:
+    """Cosine between the updates of every two sources, from their sketches; 0 if one is zero."""
+    names = list(sketches)
+    return {
+        (first, second): float(
+            torch.nn.functional.cosine_similarity(sketches[first], sketches[second], dim=0)
+        )
+        for i, first in enumerate(names)
+        for second in names[i + 1 :]
+    }

@@ -1,0 +1,66 @@
+"""The variants of DEPT as a table: how each kind of parameter is shared between sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Sharing(str, Enum):
+    """What the outer step does with a parameter of the local models."""
+
+    AVERAGED = "averaged"
+    """The sources' updates are averaged into one global value."""
+
+    BY_TOKEN_ROW = "averaged by token row"
+    """Row v is averaged over the sources that hold token v; the rest keep theirs."""
+
+    PRIVATE = "private"
+    """Each source has its own, never sent anywhere."""
+
+
+class Vocabulary(str, Enum):
+    """Which tokens the embedding of source k has rows for."""
+
+    GLOBAL = "all tokens of the global tokenizer"
+    TRIMMED = "the tokens of the global tokenizer that occur in source k"
+    OWN = "all tokens of the tokenizer trained on source k alone"
+
+
+class Role(str, Enum):
+    """What a parameter of the model is to the method."""
+
+    BODY = "theta"
+    TOKENS = "phi"
+    POSITIONS = "psi"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table. ``phi`` covers an untied head too, which has the same rows."""
+
+    theta: Sharing
+    phi: Sharing
+    psi: Sharing
+    vocabulary: Vocabulary
+
+    def sharing(self, role: Role) -> Sharing:
+        """How a parameter of that role is shared."""
+        return {Role.BODY: self.theta, Role.TOKENS: self.phi, Role.POSITIONS: self.psi}[role]
+
+    @property
+    def has_global_embedding(self) -> bool:
+        """Whether there is a phi that can read any token of the global tokenizer."""
+        return self.phi is not Sharing.PRIVATE
+
+
+_AVERAGED, _BY_ROW, _PRIVATE = Sharing.AVERAGED, Sharing.BY_TOKEN_ROW, Sharing.PRIVATE
+
+# Section 3 of the paper, Algorithm 1. A new variant is a new row.
+VARIANTS = {
+    #                   theta      phi       psi
+    "glob": Variant(_AVERAGED, _AVERAGED, _AVERAGED, Vocabulary.GLOBAL),
+    "trim": Variant(_AVERAGED, _BY_ROW, _AVERAGED, Vocabulary.TRIMMED),
+    "spec": Variant(_AVERAGED, _PRIVATE, _PRIVATE, Vocabulary.TRIMMED),
+    "spec_opt": Variant(_AVERAGED, _PRIVATE, _PRIVATE, Vocabulary.OWN),
+}

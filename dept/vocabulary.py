@@ -1,0 +1,88 @@
+"""Between the ids in the shards (of the tokenizer they were written with) and rows of a matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORED = -100  # the label that no loss is computed for, as in torch and llm-foundry
+
+
+@dataclass(frozen=True)
+class VocabularyMap:
+    """The rows of a source's embedding matrix, as a subset ``V_k`` of a tokenizer's ids.
+
+    Attributes:
+        token_ids: int64[rows]; row r of the local matrix is token ``token_ids[r]``.
+        row_of_id: int64[vocab_size]; the row of each id, ``-1`` where the source has none.
+        unknown_row: the row that stands for a token without one, as an input.
+    """
+
+    token_ids: Tensor
+    row_of_id: Tensor
+    unknown_row: int
+
+    @classmethod
+    def build(cls, token_ids: Tensor, *, vocab_size: int, unknown_id: int) -> VocabularyMap:
+        """Make the map of ``token_ids`` (sorted, distinct, each in ``[0, vocab_size)``).
+
+        Args:
+            token_ids: int64[rows], the tokens that the source holds.
+            vocab_size: ``|V|`` of the tokenizer.
+            unknown_id: the id whose row stands for tokens without one; must be held.
+
+        Raises:
+            ValueError: an id is outside the vocabulary, repeated, or ``unknown_id`` is not held.
+        """
+        token_ids = token_ids.to(torch.int64)
+        if token_ids.numel() == 0 or token_ids[0] < 0 or token_ids[-1] >= vocab_size:
+            raise ValueError(f"token ids must be in [0, {vocab_size})")
+        if not bool((token_ids[1:] > token_ids[:-1]).all()):
+            raise ValueError("token ids must be sorted and distinct")
+        row_of_id = torch.full((vocab_size,), -1, dtype=torch.int64)
+        row_of_id[token_ids] = torch.arange(token_ids.numel())
+        unknown_row = int(row_of_id[unknown_id])
+        if unknown_row < 0:
+            raise ValueError(f"the unknown token {unknown_id} is not among the source's tokens")
+        return cls(token_ids=token_ids, row_of_id=row_of_id, unknown_row=unknown_row)
+
+    @property
+    def rows(self) -> int:
+        """``|V_k|``."""
+        return self.token_ids.numel()
+
+    @property
+    def vocab_size(self) -> int:
+        """``|V|``, of the tokenizer."""
+        return self.row_of_id.numel()
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether rows are ids: nothing to translate."""
+        return self.rows == self.vocab_size
+
+    def holds(self) -> Tensor:
+        """bool[vocab_size]: which ids have a row."""
+        return self.row_of_id >= 0
+
+    def translate(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids of the tokenizer to rows of the local matrix.
+
+        Args:
+            input_ids: int64[batch, length].
+            labels: int64[batch, length], ``IGNORED`` where there is nothing to predict.
+
+        Returns:
+            ``(input_rows, label_rows, unseen)``. An input without a row becomes the unknown row.
+            So does a label, and ``unseen`` (bool, same shape) marks it: the training split of a
+            source holds every one of its own tokens, hence only other text has any.
+        """
+        row_of_id = self.row_of_id.to(input_ids.device)
+        input_rows = row_of_id[input_ids]
+        input_rows = torch.where(input_rows < 0, self.unknown_row, input_rows)
+        predicted = labels != IGNORED
+        label_rows = torch.where(predicted, row_of_id[labels.clamp(min=0)], IGNORED)
+        unseen = predicted & (label_rows < 0)
+        return input_rows, torch.where(unseen, self.unknown_row, label_rows), unseen
