@@ -4,11 +4,20 @@ One process: the same with `python train.py`. Every yaml is an llm-foundry yaml;
 merges it over another, and `algorithms.dept` and `train_loader: {name: sources}` are ours.
 """
 
+import os
 import sys
+import warnings
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from callbacks.summary import read_summary, show
 from dept import config as configs
+from dept import run_folder
+
+# What the pinned libraries say of themselves at import, or of each other, on every run.
+NOISE = ("pkg_resources is deprecated", "alibi or rope is turned on", "Cannot split tensor of length")
+NOISE += ("To copy construct from a tensor",)
 
 
 def main(arguments: list[str]) -> int:
@@ -18,17 +27,42 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     try:
         config = configs.load(arguments[0], arguments[1:])
-        configs.check(OmegaConf.to_container(config, resolve=True))
+        plain = OmegaConf.to_container(config, resolve=True)
+        configs.check(plain)
+        folder = Path("runs") / str(plain.get("run_name"))
+        finished = prepare_folder(plain, folder)
     except ValueError as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr)
         return 2
+    if finished is not None:
+        print(f"{folder} is finished; another run_name trains anew", file=sys.stderr)
+        show(finished, folder)
+        return 0
+    pretrain(config)
+    return 0
 
+
+def prepare_folder(config: dict, folder: Path) -> dict | None:
+    """Look at what an earlier process left; the summary if the run is finished."""
+    if not config.get("autoresume") or "://" in str(config.get("save_folder")):
+        return None
+    run_folder.refuse_other_settings(configs.complete(dict(config)), folder / "config.yaml")
+    for path in run_folder.recover(str(config["save_folder"])):
+        print(f"{path} was cut short by a kill and is left aside", file=sys.stderr)
+    summary = read_summary(folder / "summary.json")
+    return summary if summary and f"{summary['rounds']}ep" == str(config["max_duration"]) else None
+
+
+def pretrain(config) -> None:
+    """Train with llm-foundry, which takes its names from registries that imports fill."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=f".*{message}")
     import callbacks.registration
-    import dept.registration  # noqa: F401  (both fill llm-foundry's registries)
+    import dept.registration  # noqa: F401
     from llmfoundry.command_utils import train
 
     train(config)
-    return 0
 
 
 if __name__ == "__main__":

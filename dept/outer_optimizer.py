@@ -89,10 +89,11 @@ class OuterOptimizer:
         parameter.grad = start - average.value
         optimizer = self._build(parameter)
         before = self.state.get(name, {})
-        optimizer.state[parameter] = {
-            key: value.clone() if isinstance(value, Tensor) else value
-            for key, value in before.items()
-        }
+        if before:  # else leave what the optimizer itself starts from
+            optimizer.state[parameter] = {
+                key: value.clone() if isinstance(value, Tensor) else value
+                for key, value in before.items()
+            }
         optimizer.step()
         after = dict(optimizer.state[parameter])
         if average.held is not None:

@@ -1,0 +1,100 @@
+"""What an earlier process left of a run: torn checkpoints, other settings, or a finished run."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dept.options import ConfigError
+
+# What shapes the numbers of a run. A resumed run must not change it.
+SHAPING = (
+    "seed",
+    "model",
+    "tokenizer",
+    "optimizer",
+    "scheduler",
+    "algorithms",
+    "train_loader",
+    "global_train_batch_size",
+    "max_seq_len",
+    "precision",
+)
+
+_CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)-rank0\.pt")
+
+
+def recover(save_folder: str | Path) -> list[Path]:
+    """Make a folder of checkpoints whole after a process was killed in it, for ``autoresume``.
+
+    Composer writes a checkpoint under its final name and then moves the link
+    ``latest-rank0.pt``, removing it first. A kill in between leaves a torn file, or no link, or
+    one that is behind. Torn files are set aside as ``*.torn``; the link is pointed at the newest
+    checkpoint that is whole.
+
+    Args:
+        save_folder: local folder of a run's checkpoints; may not exist.
+
+    Returns:
+        The files that were set aside, under their new names.
+    """
+    folder, whole, torn = Path(save_folder), {}, []
+    for path in sorted(folder.glob("ep*-ba*-rank0.pt")):
+        match = _CHECKPOINT.fullmatch(path.name)
+        if match is None:
+            continue
+        if zipfile.is_zipfile(path):  # the directory of a zip file is at its end
+            epoch, batch = map(int, match.groups())
+            whole[batch, epoch] = path
+        else:
+            torn.append(path.rename(path.with_name(path.name + ".torn")))
+    link = folder / "latest-rank0.pt"
+    if whole:
+        newest = whole[max(whole)]
+        if not link.is_symlink() or os.readlink(link) != newest.name:
+            temporary = folder / f".latest.{os.getpid()}"
+            temporary.symlink_to(newest.name)
+            temporary.replace(link)
+    elif link.is_symlink():
+        link.unlink()
+    return torn
+
+
+def refuse_other_settings(config: Mapping[str, Any], stored: Path) -> None:
+    """Refuse to go on with a run whose settings were others.
+
+    Args:
+        config: the resolved config, as llm-foundry will have it.
+        stored: ``config.yaml`` of the run; may not exist.
+
+    Raises:
+        ConfigError: a setting that shapes the numbers differs.
+    """
+    if not stored.is_file():
+        return
+    before = OmegaConf.to_container(OmegaConf.load(stored))
+    assert isinstance(before, dict)
+    for section in SHAPING:
+        difference = _first_difference(section, before.get(section), config.get(section))
+        if difference is not None:
+            key, old, new = difference
+            raise ConfigError(
+                f"{stored.parent} holds a run with {key} = {old}, the yaml says {new}: set it "
+                f"back, choose another run_name, or remove that folder"
+            )
+
+
+def _first_difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in sorted({*before, *now}):
+            found = _first_difference(f"{key}.{name}", before.get(name), now.get(name))
+            if found is not None:
+                return found
+        return None
+    return None if before == now else (key, before, now)
