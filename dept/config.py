@@ -18,6 +18,9 @@ from dept.variants import Vocabulary
 def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """Read a yaml, merge it over those it ``extends``, then the ``key=value`` overrides over it.
 
+    ``extends`` is a file, or a list of them of which later ones go over earlier ones, relative to
+    the yaml that names it.
+
     Raises:
         ConfigError: a file is missing or extends itself, or an override is not ``key=value``.
     """
@@ -41,10 +44,11 @@ def _load_file(path: Path, extended_by: tuple[Path, ...]) -> DictConfig:
     config = OmegaConf.load(path)
     if not isinstance(config, DictConfig):
         raise ConfigError(f"{path} is not a mapping of keys: write an llm-foundry yaml")
-    base = config.pop("extends", None)
-    if base is None:
-        return config
-    merged = OmegaConf.merge(_load_file(path.parent / base, (*extended_by, path)), config)
+    bases = config.pop("extends", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    merged = OmegaConf.merge(
+        *[_load_file(path.parent / base, (*extended_by, path)) for base in bases], config
+    )
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -123,6 +127,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     """What DEPT adds to an llm-foundry config; registered as a config transform.
 
     * schedulers run on sequential steps (``dept/learning_rate.py``);
+    * a model without a vocabulary size gets that of the global tokenizer;
     * an evaluator for every source, and for held-out ones where there is a global embedding;
     * a loader resumes by itself, and inner optimizer state is DEPT's to save, by source.
     """
@@ -131,6 +136,9 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
         return config
     corpus, names = _corpus_and_sources(loader)
     own = dept is not None and dept.sharing.vocabulary is Vocabulary.OWN
+    model = config["model"]
+    sizes = model.setdefault("config_overrides", {}) if model["name"].startswith("hf_") else model
+    sizes.setdefault("vocab_size", corpus.tokenizers[GLOBAL].vocab_size)
     if not config.get("eval_loader") and not config.get("eval_loaders"):
         held_out = corpus.held_out if dept is None or dept.sharing.has_global_embedding else ()
         config["eval_loaders"] = [  # what llm-foundry calls a list of eval_loader

@@ -1,24 +1,28 @@
-"""Prepared corpora as training reads them: `corpus.json`, `stats.json`, `counts.npy`, and what follows from counts.
+"""Prepared corpora as training reads them: `corpus.json`, `stats.json`, `counts.npy`, and what
+follows from counts.
 
-`data_prep/prepare.py` writes these files with the functions of this module, training and evaluation read them with the
-same, so that a number in `stats.json` and the number a run computes cannot drift apart. Imports stay at numpy and the
-standard library: data preparation, unit tests and the cost model run without torch.
+`data_prep/prepare.py` writes these files with the functions of this module, training and evaluation
+read them with the same, so that a number in `stats.json` and the number a run computes cannot drift
+apart. Imports stay at numpy and the standard library: data preparation, unit tests and the cost
+model run without torch.
 
 Layout, relative to the root of the repository:
 
-    tokenizers/<corpus>/<tokenizer>/                    transformers tokenizer directory; `global` or a source's name
-    data/<corpus>/corpus.json                           written last: its presence means the corpus is whole
-    data/<corpus>/<source>/<tokenizer>/{train,val}/     MDS shards, column `tokens`
-    data/<corpus>/<source>/<tokenizer>/stats.json       documents, bytes, tokens, samples, unigram cross-entropy
-    data/<corpus>/<source>/<tokenizer>/counts.npy       int64[vocab_size], tokens of the written train samples
+    tokenizers/<corpus>/<tokenizer>/      transformers tokenizer, named `global` or after its source
+    data/<corpus>/corpus.json             written last: where it is, the corpus is whole
+    data/<corpus>/<source>/<tokenizer>/
+        {train,val}/                      MDS shards, column `tokens`
+        stats.json                        documents, bytes, tokens, samples, unigram cross-entropy
+        counts.npy                        int64[vocab_size], tokens of the written train samples
 """
 
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Union
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +33,11 @@ SPLITS = ("train", "val")
 
 
 class DataError(ValueError):
-    """Prepared data is missing, half-written or of another kind than asked for; the message names file and mend."""
+    """Prepared data is missing, half-written or of another kind than asked for; the message names
+    file and mend."""
 
 
-def tokenizer_hash(path: Union[str, Path]) -> str:
+def tokenizer_hash(path: str | Path) -> str:
     """Identity of a tokenizer: sha256 (hex) of the `tokenizer.json` in directory `path`.
 
     Raises:
@@ -47,7 +52,8 @@ def tokenizer_hash(path: Union[str, Path]) -> str:
 
 
 def count_tokens(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Occurrences of each id as int64[vocab_size]; negative ids (padding, ignored labels) do not count.
+    """Occurrences of each id as int64[vocab_size]; negative ids (padding, ignored labels) do not
+    count.
 
     Raises:
         DataError: an id is not below `vocab_size`.
@@ -66,8 +72,8 @@ def count_tokens(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
 def unigram_cross_entropy(val_counts: np.ndarray, train_counts: np.ndarray) -> float:
     """Cross-entropy of validation tokens under the unigram model of the train counts.
 
-    -sum_v val_v / |val| * log((train_v + 1) / (|train| + V)): add-one smoothing over the whole vocabulary, so a token
-    that training never saw costs much but never infinity.
+    -sum_v val_v / |val| * log((train_v + 1) / (|train| + V)): add-one smoothing over the whole
+    vocabulary, so a token that training never saw costs much but never infinity.
 
     Args:
         val_counts: occurrences of each id in validation, shape [V].
@@ -106,7 +112,8 @@ class PreparedTokenizer:
 
 @dataclass(frozen=True)
 class PreparedSplit:
-    """What the written samples of one split hold; the tail too short for a sample is in none of the first four."""
+    """What the written samples of one split hold; the tail too short for a sample is in none of the
+    first four."""
 
     documents: int  # documents with at least one token in a sample
     bytes: int  # UTF-8 bytes of their text: bits per byte = loss * tokens / (bytes * ln 2)
@@ -117,7 +124,8 @@ class PreparedSplit:
 
 @dataclass(frozen=True)
 class PreparedSource:
-    """One source in the tokens of one tokenizer: the fields of its `stats.json`, and where its files are."""
+    """One source in the tokens of one tokenizer: the fields of its `stats.json`, and where its
+    files are."""
 
     name: str
     tokenizer: str  # `global` or the source's own name
@@ -178,11 +186,12 @@ class PreparedCorpus:
     directory: Path
 
     def source(self, name: str, tokenizer: str = GLOBAL) -> PreparedSource:
-        """Reads the statistics of a source (or held-out source) in the tokens of `global` or of its own tokenizer.
+        """Reads the statistics of a source (or held-out source) in the tokens of `global` or of its
+        own tokenizer.
 
         Raises:
-            DataError: no such source or tokenizer, or its shards are missing, half-written, or of another tokenizer
-                than `corpus.json` says.
+            DataError: no such source or tokenizer, or its shards are missing, half-written, or of
+                another tokenizer than `corpus.json` says.
         """
         if name not in self.sources + self.held_out:
             raise DataError(
@@ -203,11 +212,12 @@ class PreparedCorpus:
         return source
 
 
-def read_source(directory: Union[str, Path]) -> PreparedSource:
+def read_source(directory: str | Path) -> PreparedSource:
     """Reads `data/<corpus>/<source>/<tokenizer>/stats.json` and checks that both splits are whole.
 
     Raises:
-        DataError: a file is missing, or a split holds another number of samples than the statistics say.
+        DataError: a file is missing, or a split holds another number of samples than the statistics
+            say.
     """
     directory = Path(directory)
     corpus = directory.parent.parent.name
@@ -239,7 +249,7 @@ def read_source(directory: Union[str, Path]) -> PreparedSource:
     return source
 
 
-def read_corpus(root: Union[str, Path], name: str) -> PreparedCorpus:
+def read_corpus(root: str | Path, name: str) -> PreparedCorpus:
     """Reads `<root>/data/<name>/corpus.json`.
 
     Args:
@@ -247,7 +257,8 @@ def read_corpus(root: Union[str, Path], name: str) -> PreparedCorpus:
         name: `corpus:` of the corpus yaml.
 
     Raises:
-        DataError: the corpus is missing or not finished, or a tokenizer is not the one it was made with.
+        DataError: the corpus is missing or not finished, or a tokenizer is not the one it was made
+            with.
     """
     root = Path(root)
     directory = root / "data" / name

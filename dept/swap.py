@@ -83,6 +83,17 @@ class LiveModel:
                 if parameter is not None:
                     self._holders.setdefault(by_id[id(parameter)], []).append((module, attribute))
 
+        model.register_load_state_dict_pre_hook(self._refuse_other_rows)
+
+    def _refuse_other_rows(self, _: nn.Module, state: Mapping[str, Any], *__: Any) -> None:
+        for name in self.names(Role.TOKENS):
+            here, there = self.parameter(name).shape, state[name].shape if name in state else None
+            if there is not None and here != there:
+                raise ValueError(
+                    f"{name} has {there[0]} rows in the checkpoint and {here[0]} in this run: it "
+                    f"is of another variant, model or tokenizer; load one of the same"
+                )
+
     def names(self, *roles: Role) -> list[str]:
         """Names of the parameters of these roles, in the order of the model."""
         return [name for name, role in self.roles.items() if role in roles]
