@@ -90,7 +90,7 @@ def test_hub_data_set_in_streaming_mode(tmp_path):
             next(stream)
         position = json.loads(json.dumps(reader.position()))
         assert list(open_source(source, (), tmp_path, position)) == documents[count:]
-    with pytest.raises(DataError, match="split nope\\) cannot be read .*check name, config and"):
+    with pytest.raises(DataError, match=r"split nope\) cannot be read .*check name, config and"):
         texts_of(tmp_path, f"{{hub: {{name: {tmp_path / 'hub'}, split: nope}}}}")
 
 

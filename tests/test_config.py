@@ -1,0 +1,156 @@
+"""Yamls: what they extend, what DEPT adds, and what is refused before anything slow is imported."""
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+from training import REPOSITORY, load, overrides
+
+import train
+from dept import config as configs
+from dept.options import ConfigError
+
+EXPERIMENTS = sorted(p.stem for p in (REPOSITORY / "yamls").glob("*.yaml"))
+SIZES = ["model.d_model=32", "algorithms.dept.local_steps=2", "global_train_batch_size=2"]
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def plain(config):
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def test_a_yaml_goes_over_what_it_extends_and_overrides_over_both(tmp_path):
+    write(
+        tmp_path,
+        base="a: {x: 1, y: 1, z: 1}\nseed: ${a.x}\n",
+        middle="extends: base.yaml\na: {y: 2, z: 2}\n",
+        other="b: 1\na: {z: 4}\n",
+        top="extends: [middle.yaml, other.yaml]\na: {w: 3}\n",
+    )
+    config = configs.load(tmp_path / "top.yaml", ["a.x=5"])
+    assert plain(config) == {"a": {"x": 5, "y": 2, "z": 4, "w": 3}, "b": 1, "seed": 5}
+
+
+@pytest.mark.parametrize(
+    ("start", "overrides", "message"),
+    [
+        ("absent.yaml", [], "absent.yaml does not exist"),
+        ("orphan.yaml", [], "gone.yaml, which orphan.yaml extends, does not exist"),
+        ("one.yaml", [], "one.yaml -> two.yaml -> one.yaml extend each other in a circle"),
+        ("list.yaml", [], "list.yaml is not a mapping"),
+        ("fine.yaml", ["seed"], "'seed' is not an override: write key=value"),
+    ],
+)
+def test_a_yaml_that_cannot_be_read_is_refused(tmp_path, start, overrides, message):
+    write(
+        tmp_path,
+        orphan="extends: gone.yaml",
+        one="extends: two.yaml",
+        two="extends: one.yaml",
+        list="- 1",
+        fine="seed: 1",
+    )
+    with pytest.raises(ConfigError, match=message):
+        configs.load(tmp_path / start, overrides)
+
+
+def refusal(root, capsys, monkeypatch, experiment, *more):
+    """What `train.py` says, which must be one line, said before llm-foundry is imported."""
+    monkeypatch.chdir(root)
+    for heavy in ("llmfoundry", "composer"):
+        monkeypatch.setitem(sys.modules, heavy, None)
+    path = str(REPOSITORY / "yamls" / f"{experiment}.yaml")
+    small = SIZES if experiment.startswith("dept") else []
+    assert train.main([path, *overrides(root), *small, *more]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith(path)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("experiment", "override", "message"),
+    [
+        ("dept_spec", "algorithms.dept.locl_steps=3", "'locl_steps': did you mean local_steps?"),
+        ("dept_spec", "algorithms.dept.variant=spec2", "glob, trim, spec, spec_opt"),
+        ("dept_spec", "algorithms.dept.local_steps=0", "local_steps is 0: set it to a whole"),
+        ("dept_spec", "algorithms.dept.sources_per_round=4", "a value from 1 to 3"),
+        ("dept_spec", "algorithms.dept.inner_state=drop", "inner_state is 'drop': .* reset, keep"),
+        ("dept_spec", "algorithms.dept.weighting=size", "weighting is 'size'"),
+        ("dept_spec", "algorithms.dept.outer_optimizer.name=fedprox", "one of fedavg"),
+        ("dept_spec", "algorithms.dept.outer_optimizer.lrr=1", "an option it does not know"),
+        ("dept_spec", "train_loader.corpsu=tiny", "'corpsu': did you mean corpus?"),
+        ("dept_spec", "train_loader.corpus=nowhere", "make data CORPUS=nowhere"),
+        ("dept_spec", "train_loader.sources=[code,latin]", "names 'latin', .* manual, code, mail"),
+        ("dept_spec", "train_loader.name=text", "need each other"),
+        ("dept_spec", "max_duration=10ba", "a whole number of rounds, such as 10ep"),
+        ("dept_spec", "max_seq_len=64", "32 tokens long: set it to 32"),
+        ("dept_spec", "spin_dataloaders=true", "set it to false"),
+        ("dept_glob", "model.vocab_size=100", "go up to 1199: set it to 1200 or more"),
+        ("std", "train_loader.tau=-1", "tau is -1: set it to 0 or more"),
+        ("std", "train_loader.taau=1", "'taau': did you mean tau?"),
+    ],
+)
+def test_what_cannot_run_is_refused(
+    prepared, capsys, monkeypatch, experiment, override, message
+):
+    said = refusal(prepared, capsys, monkeypatch, experiment, override)
+    assert re.search(message, said), said
+
+
+def test_damaged_data_is_refused(prepared, capsys, monkeypatch, tmp_path):
+    broken = tmp_path / "root"
+    shutil.copytree(prepared, broken, ignore=shutil.ignore_patterns("runs"))
+    index = broken / "data/tiny/code/global/val/index.json"
+    whole = index.read_text()
+    index.unlink()
+    assert "index.json does not exist" in refusal(broken, capsys, monkeypatch, "dept_glob")
+    index.write_text(whole)
+    stats = broken / "data/tiny/mail/global/stats.json"
+    facts = json.loads(stats.read_text())
+    facts["tokenizer"]["hash"] = "0" * 64
+    stats.write_text(json.dumps(facts))
+    said = refusal(broken, capsys, monkeypatch, "dept_glob")
+    assert "data/tiny/mail/global was written with another tokenizer" in said
+
+
+def test_another_tokenizer_than_the_shards_is_refused(prepared, capsys, monkeypatch):
+    other = f"tokenizer.name={prepared}/tokenizers/tiny/code"
+    said = refusal(prepared, capsys, monkeypatch, "dept_spec", other)
+    assert "another tokenizer than" in said
+
+
+def test_a_run_goes_on_only_with_its_own_settings(prepared, capsys, monkeypatch):
+    config = plain(load(prepared, "dept_trim", "run_name=settings"))
+    folder = prepared / "runs" / "settings"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(configs.complete(config)))
+    changed = ["run_name=settings", "model.n_heads=2", "model.n_layers=2", "optimizer.lr=1.0"]
+    small = ["algorithms.dept.local_steps=3", "global_train_batch_size=4"]
+    said = refusal(prepared, capsys, monkeypatch, "dept_trim", *changed, *small)
+    assert "optimizer.lr = 0.002, the yaml says 1.0" in said and "run_name" in said
+
+
+@pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if e not in ("base", "dept")])
+def test_every_experiment_can_run(prepared, experiment):
+    config = configs.complete(plain(load(prepared, experiment)))
+    labels = [loader["label"] for loader in config["eval_loaders"]]
+    assert labels[:3] == ["manual", "code", "mail"]
+    assert ("held" in labels) == (experiment in ("dept_glob", "dept_trim", "std"))
+    if experiment.startswith("dept"):
+        assert config["scheduler"]["name"] == "sequential_steps"
+        assert config["spin_dataloaders"] is False
+        own = {loader["label"]: loader["written_with"] for loader in config["eval_loaders"]}
+        assert own["code"] == ("code" if experiment == "dept_spec_opt" else "global")
+
+
+def test_a_plain_llm_foundry_yaml_is_left_as_it_is():
+    config = {"train_loader": {"name": "text", "dataset": {}}, "model": {"name": "mpt_causal_lm"}}
+    configs.check(config)
+    assert configs.complete(dict(config)) == config

@@ -1,0 +1,55 @@
+"""What a killed process leaves behind."""
+
+import os
+
+import torch
+
+from dept.run_folder import recover
+
+
+def checkpoint(folder, name, *, torn=False):
+    path = folder / name
+    torch.save({"weights": torch.randn(1000)}, path)
+    if torn:
+        os.truncate(path, path.stat().st_size - 100)
+    return path
+
+
+def link(folder):
+    return os.readlink(folder / "latest-rank0.pt")
+
+
+def test_a_torn_checkpoint_is_set_aside_and_the_one_before_it_taken(tmp_path):
+    checkpoint(tmp_path, "ep1-ba10-rank0.pt")
+    checkpoint(tmp_path, "ep2-ba20-rank0.pt", torn=True)
+    (tmp_path / "latest-rank0.pt").symlink_to("ep1-ba10-rank0.pt")
+    assert recover(tmp_path) == [tmp_path / "ep2-ba20-rank0.pt.torn"]
+    assert link(tmp_path) == "ep1-ba10-rank0.pt"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "ep1-ba10-rank0.pt",
+        "ep2-ba20-rank0.pt.torn",
+        "latest-rank0.pt",
+    ]
+    assert recover(tmp_path) == []
+
+
+def test_a_link_lost_or_behind_is_pointed_at_the_newest(tmp_path):
+    checkpoint(tmp_path, "ep0-ba9-rank0.pt")
+    checkpoint(tmp_path, "ep0-ba10-rank0.pt")
+    recover(tmp_path)
+    assert link(tmp_path) == "ep0-ba10-rank0.pt"
+    checkpoint(tmp_path, "ep1-ba10-rank0.pt")  # the same batch, after the outer step
+    recover(tmp_path)
+    assert link(tmp_path) == "ep1-ba10-rank0.pt"
+
+
+def test_a_link_to_nothing_whole_is_removed(tmp_path):
+    checkpoint(tmp_path, "ep0-ba9-rank0.pt", torn=True)
+    (tmp_path / "latest-rank0.pt").symlink_to("ep0-ba9-rank0.pt")
+    recover(tmp_path)
+    assert not (tmp_path / "latest-rank0.pt").is_symlink()
+
+
+def test_a_folder_that_is_not_there_is_left_so(tmp_path):
+    assert recover(tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
