@@ -20,7 +20,11 @@ from dept import config as configs
 from dept import run_folder
 
 # What the pinned libraries say of themselves at import, or of each other, on every run.
-NOISE = ("pkg_resources is deprecated", "alibi or rope is turned on", "Cannot split tensor of length")
+NOISE = (
+    "pkg_resources is deprecated",
+    "alibi or rope is turned on",
+    "Cannot split tensor of length",
+)
 NOISE += ("To copy construct from a tensor",)
 
 
@@ -33,7 +37,7 @@ def main(arguments: list[str]) -> int:
         config = configs.load(arguments[0], arguments[1:])
         plain = OmegaConf.to_container(config, resolve=True)
         configs.check(plain)
-        folder = Path("runs") / str(plain.get("run_name"))
+        folder = run_folder.folder_of(plain)
         finished = prepare_folder(plain, folder)
     except ValueError as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr)
@@ -51,21 +55,25 @@ def prepare_folder(config: dict, folder: Path) -> dict | None:
     if not config.get("autoresume") or "://" in str(config.get("save_folder")):
         return None
     run_folder.refuse_other_settings(configs.complete(dict(config)), folder / "config.yaml")
-    for path in run_folder.recover(str(config["save_folder"])):
-        print(f"{path} was cut short by a kill and is left aside", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        for path in run_folder.recover(config["save_folder"]):
+            print(f"{path} was cut short by a kill and is left aside", file=sys.stderr)
     summary = read_summary(folder / "summary.json")
     return summary if summary and f"{summary['rounds']}ep" == str(config["max_duration"]) else None
 
 
 def pretrain(config) -> None:
-    """Train with llm-foundry, which takes its names from registries that imports fill."""
+    """Train with llm-foundry, with our names in its registries."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}")
-    import callbacks.registration
-    import dept.registration  # noqa: F401
     from llmfoundry.command_utils import train
 
+    import callbacks.registration
+    import dept.registration
+
+    callbacks.registration.register()
+    dept.registration.register()
     train(config)
 
 

@@ -7,7 +7,10 @@ from callbacks.progress import RunProgress
 from callbacks.run_files import RunFiles
 from callbacks.source_metrics import SourceMetrics
 
-registry.loggers.register("jsonl", func=JsonlLogger)
-registry.callbacks.register("progress", func=RunProgress)
-registry.callbacks.register("source_metrics", func=SourceMetrics)
-registry.callbacks_with_config.register("run_files", func=RunFiles)
+
+def register() -> None:
+    """Make the names known."""
+    registry.loggers.register("jsonl", func=JsonlLogger)
+    registry.callbacks.register("progress", func=RunProgress)
+    registry.callbacks.register("source_metrics", func=SourceMetrics)
+    registry.callbacks_with_config.register("run_files", func=RunFiles)

@@ -1,1 +1,1 @@
-"""DEPT: decoupled embeddings for pre-training, as a Composer algorithm and a loader over sources."""
+"""DEPT: decoupled embeddings for pre-training, a Composer algorithm and a loader over sources."""

@@ -59,6 +59,7 @@ class Dept(Algorithm):
         }
         self.evaluating: str | None = None
         self.unseen: Tensor | None = None
+        self.unseen_tokens = 0
         self._handlers = {
             Event.BEFORE_LOAD: self._bind,
             Event.AFTER_LOAD: self._take_global_model,
@@ -170,14 +171,16 @@ class Dept(Algorithm):
         assert self.reduction is not None
         with self._timed("outer_step_seconds"):
             averages = self.reduction.averages()
-            self.slots.start |= self.outer_optimizer.step(self.slots.start, averages)
+            stepped = self.outer_optimizer.step(self.slots.start, averages)
+            moved = updates.norm(self.slots.update(stepped))
+            self.slots.start |= stepped
             self.slots.park()
         self.totals["sent_bytes"] += self.reduction.sent_bytes
-        self._log_round(state, logger, self.reduction.sent_bytes)
+        self._log_round(logger, {"sent_bytes": self.reduction.sent_bytes, "update_norm": moved})
         self.reduction, self.round = None, {}
 
-    def _log_round(self, state: State, logger: Logger, sent_bytes: int) -> None:
-        metrics: dict[str, float] = {"dept/sent_bytes": sent_bytes}
+    def _log_round(self, logger: Logger, figures: dict[str, float]) -> None:
+        metrics = {f"dept/{name}": value for name, value in figures.items()}
         for source, slot in self.round.items():
             metrics[f"dept/{source}/train_loss"] = sum(slot["losses"]) / len(slot["losses"])
             metrics[f"dept/{source}/update_norm"] = slot["norm"]
@@ -191,6 +194,7 @@ class Dept(Algorithm):
     def _enter_evaluation(self, state: State, logger: Logger) -> None:
         """Evaluate the global model, with the embedding of the source that the text is from."""
         self.slots.park()
+        self.unseen_tokens = 0
         label = (state.dataloader_label or "").removeprefix("eval/")
         self.evaluating = label if label in self.slots.vocabularies else None
         if self.evaluating is not None:
@@ -209,15 +213,22 @@ class Dept(Algorithm):
         if self.evaluating is None or self.variant.vocabulary is not Vocabulary.TRIMMED:
             return
         vocabulary, targets = self.slots.vocabularies[self.evaluating], state.model.labels
+        if vocabulary.is_identity:
+            return
         if self.variant.phi is Sharing.PRIVATE:
             assert self.unseen is not None
             # Labels are those of the next token here; what was marked must move along.
             unseen = torch.nn.functional.pad(self.unseen[:, 1:], (0, 1))
             score_unseen_uniformly(state.outputs, targets, unseen, vocabulary.vocab_size)
         else:
-            restrict_to_vocabulary(state.outputs, targets, vocabulary.holds())
+            holds = vocabulary.holds().to(targets.device)
+            unseen = (targets >= 0) & ~holds[targets.clamp(min=0)]
+            restrict_to_vocabulary(state.outputs, targets, holds)
+        self.unseen_tokens += int(unseen.sum())
 
     def _leave_evaluation(self, state: State, logger: Logger) -> None:
+        if self.evaluating is not None and self.variant.vocabulary is Vocabulary.TRIMMED:
+            logger.log_metrics({f"eval/{self.evaluating}/unseen_tokens": self.unseen_tokens})
         self.evaluating = None
         self.slots.park()
 

@@ -183,8 +183,8 @@ def _check_tokenizer(config: Mapping[str, Any], corpus: PreparedCorpus) -> None:
     name = str((config.get("tokenizer") or {}).get("name"))
     if Path(name).is_dir() and tokenizer_hash(name) != corpus.tokenizers[GLOBAL].hash:
         raise DataError(
-            f"the shards of corpus {corpus.name} were written with {corpus.tokenizers[GLOBAL].path}, "
-            f"another tokenizer than {name}: set tokenizer.name to it, or prepare the corpus anew"
+            f"the shards of corpus {corpus.name} were written with another tokenizer than {name}: "
+            f"set tokenizer.name to {corpus.tokenizers[GLOBAL].path}, or prepare the corpus anew"
         )
 
 

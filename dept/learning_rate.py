@@ -1,11 +1,11 @@
-"""The learning rate over rounds: a schedule of sequential steps, however many slots a worker runs."""
+"""The learning rate over rounds: schedules in sequential steps, whatever slots a worker runs."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
-from composer.core import State, Time, TimeUnit, Timestamp
+from composer.core import State, Time, Timestamp, TimeUnit
 from composer.optim import ComposerScheduler
 from llmfoundry.utils.builders import build_scheduler
 

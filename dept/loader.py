@@ -1,4 +1,4 @@
-"""From MDS shards to batches: a loader over sources for training, one over a split for evaluation."""
+"""From MDS shards to batches: a loader over sources to train on, one over a split to evaluate."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class MixtureOptions(SourcesOptions):
     """``train_loader`` with ``name: mixture``: all sources mixed in every batch (STD)."""
 
     tau: float = 0.0
-    """A source is drawn with probability ``p_k ~ tokens_k ** tau``: 0 is uniform, 1 proportional."""
+    """A source is drawn with ``p_k ~ tokens_k ** tau``: 0 is uniform, 1 proportional to size."""
 
     epoch_samples: int | None = None
     """Samples of an epoch; those of one DEPT round in ``std.yaml``, so that ``1ep`` is as much

@@ -1,4 +1,4 @@
-"""Names in yamls: what this repository adds to llm-foundry's registries. Imported by train.py."""
+"""Names in yamls: what this repository adds to llm-foundry's registries."""
 
 from __future__ import annotations
 
@@ -104,12 +104,14 @@ def _prepared(options: SourcesOptions, *, own_tokenizers: bool) -> dict[str, Pre
     return {name: corpus.source(name, name if own_tokenizers else GLOBAL) for name in names}
 
 
-registry.algorithms.register("dept", func=Dept)
-registry.schedulers.register("sequential_steps", func=SequentialStepsScheduler)
-registry.dataloaders.register("sources", func=build_sources)
-registry.dataloaders.register("validation", func=build_validation)
-registry.dataloaders.register("mixture", func=build_mixture)
-registry.config_transforms.register("dept", func=config.complete)
-for _name, _optimizer in TORCH_OPTIMIZERS.items():
-    if _name not in registry.optimizers:
-        registry.optimizers.register(_name, func=_optimizer)
+def register() -> None:
+    """Make the names known; optimizers of torch too, which llm-foundry knows few of."""
+    registry.algorithms.register("dept", func=Dept)
+    registry.schedulers.register("sequential_steps", func=SequentialStepsScheduler)
+    registry.dataloaders.register("sources", func=build_sources)
+    registry.dataloaders.register("validation", func=build_validation)
+    registry.dataloaders.register("mixture", func=build_mixture)
+    registry.config_transforms.register("dept", func=config.complete)
+    for name, optimizer in TORCH_OPTIMIZERS.items():
+        if name not in registry.optimizers:
+            registry.optimizers.register(name, func=optimizer)

@@ -30,6 +30,12 @@ SHAPING = (
 _CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)-rank0\.pt")
 
 
+def folder_of(config: Mapping[str, Any]) -> Path:
+    """Where the callback ``run_files`` writes ``config.yaml`` and ``summary.json`` of a run."""
+    options = (config.get("callbacks") or {}).get("run_files") or {}
+    return Path(options.get("folder", "runs/{run_name}").format(run_name=config.get("run_name")))
+
+
 def recover(save_folder: str | Path) -> list[Path]:
     """Make a folder of checkpoints whole after a process was killed in it, for ``autoresume``.
 

@@ -55,6 +55,7 @@ class Slots:
         self.seed = seed
         self.active: str | None = None
         self.parked = True
+        self._evaluating = False
         self.private: dict[str, dict[str, Tensor]] = {}
         self.inner: dict[str, States] = {}
         self._suspended: dict[str, Any] | None = None
@@ -94,7 +95,7 @@ class Slots:
             values |= self._private(source)
             states = self.inner.pop(source, {})
         self.live.load(values, states)
-        self.active, self.parked = source, False
+        self.active, self.parked, self._evaluating = source, False, False
 
     def finish(self) -> dict[str, Tensor]:
         """End the slot: keep what is the source's own.
@@ -123,14 +124,17 @@ class Slots:
             values = {name: value.clone() for name, value in self.live.values().items()}
             states = self.live.take_states()
             self._suspended = {"source": source, "values": values, "states": states}
-        self.live.load({**self.start, **self._placeholders}, {})
-        self.parked = True
+        if not self.parked:
+            body = {} if self._evaluating else self.start
+            self.live.load({**body, **self._placeholders}, {})
+            self.parked, self._evaluating = True, False
 
     def evaluate_as(self, source: str) -> None:
-        """Give a parked model the private embedding of ``source``, if the variant has any."""
+        """Give the parked model the private embedding of ``source``, if the variant has any."""
+        self.park()
         if self.private_names:
             self.live.load(self._private(source), {})
-            self.parked = False
+            self.parked, self._evaluating = False, True
 
     def rows(self, source: str) -> dict[str, Tensor]:
         """For each parameter averaged by token row, the global rows that ``source`` holds."""

@@ -97,9 +97,7 @@ def refusal(root, capsys, monkeypatch, experiment, *more):
         ("std", "train_loader.taau=1", "'taau': did you mean tau?"),
     ],
 )
-def test_what_cannot_run_is_refused(
-    prepared, capsys, monkeypatch, experiment, override, message
-):
+def test_what_cannot_run_is_refused(prepared, capsys, monkeypatch, experiment, override, message):
     said = refusal(prepared, capsys, monkeypatch, experiment, override)
     assert re.search(message, said), said
 

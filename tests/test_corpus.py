@@ -96,10 +96,10 @@ def test_what_is_missing_or_not_whole_is_refused_with_its_mend(root):
         corpus.source("a", "a")
     folder = root / "data/c/a/global"
     np.save(folder / "counts.npy", np.array([0, 5, 0, 2, 0]))
-    with pytest.raises(DataError, match="does not belong to the stats.json"):
+    with pytest.raises(DataError, match=r"does not belong to the stats\.json"):
         corpus.source("a").counts()
     (folder / "val/index.json").write_text('{"shards": [{"samples": 1}], "version": 2}')
-    with pytest.raises(DataError, match="holds 1 samples and stats.json says 2"):
+    with pytest.raises(DataError, match="holds 1 samples and stats"):
         read_source(folder)
     (folder / "train/index.json").unlink()
     with pytest.raises(DataError, match=r"train/index.json does not exist.*prepare.py"):

@@ -1,9 +1,7 @@
 """Data preparation from text to shards: exact contents, exact statistics, kills and mistakes."""
 
 import hashlib
-import io
 import json
-import os
 import random
 import signal
 import subprocess
@@ -22,11 +20,11 @@ from data_prep.mds import TokenShards
 from data_prep.pool import Task
 from data_prep.shards import Packer, bytes_of_tokens, token_dtype
 from data_prep.train_tokenizer import count_words, describe_tokenizer, train_tokenizer
-from dept.corpus import read_corpus, unigram_cross_entropy
+from dept.corpus import DataError, read_corpus, unigram_cross_entropy
 from tokenizers import Tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
-NASTY = "</s><s> <0x41>\t▁▁ \u2028 é e\u0301 漢字🎉\r\n  \n x  y \ue00a  ٣٤ ſ"
+NASTY = "</s><s> <0x41>\t▁▁ \u2028 é e\u0301 漢字🎉\r\n  \n x  y \ue00a \u0663\u0664 \u017f"
 
 
 class Quiet(Task):
@@ -116,8 +114,9 @@ def test_shards_hold_the_tokens_of_the_text_and_the_bytes_are_counted(
     ]
 
     # Bytes, counted anew: every token of this tokenizer stands for certain bytes.
-    size = lambda i: 0 if i < 4 else 1 if i < 260 else len(encoder.id_to_token(i).encode())
-    assert part["bytes"] == sum(map(size, stream[:whole]))
+    size = [0] * 4 + [1] * 256
+    size += [len(encoder.id_to_token(i).encode()) for i in range(260, 700)]
+    assert part["bytes"] == sum(size[i] for i in stream[:whole])
     ends = np.cumsum([len(encoder.encode(d).ids) + 1 for d in documents])
     assert part["documents"] == 1 + int((ends[:-1] < whole).sum())
 
@@ -210,7 +209,11 @@ def whole(tmp_path_factory) -> Path:
 def test_killed_runs_go_on_and_end_with_the_same_bytes(whole, tmp_path):
     root = write_corpus(tmp_path / "killed")
     data = root / "data/mine"
-    for pattern in ("en/text/parts/00000.json", "../../tokenizers/mine/global", "*/*/train/0*"):
+    for pattern in (
+        "en/text/parts/00000.json",
+        "../../tokenizers/mine/global",
+        "*/global/train/0*",
+    ):
         process = subprocess.Popen(
             command(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=root
         )
@@ -305,7 +308,7 @@ def test_what_cannot_be_prepared_is_said_in_one_sentence(tmp_path):
         ("{a: {files: empty.txt}}", "Source a: it is empty; correct the source."),
         ("{a: {files: one.txt}}", "its 1 documents of 13 bytes cannot be split into training"),
         ("{a: {files: none.txt}}", "a.files: none.txt does not exist in"),
-        ("{a: {files: few.txt}}", "its train text makes"),
+        ("{a: {files: few.txt}}", "its train text has"),
     ]:
         (root / "mine.yaml").write_text(head + sources)
         done = prepare(root, workers=1)
@@ -314,3 +317,17 @@ def test_what_cannot_be_prepared_is_said_in_one_sentence(tmp_path):
     with (root / "data/mine/.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "Another preparation of" in prepare(root).stderr
+
+
+def test_an_existing_tokenizer_is_copied_and_padded(tokenizer, tmp_path):
+    options = TokenizerOptions(path=str(tokenizer), vocab_size=70000)
+    train_tokenizer(Quiet(), tmp_path / "t" / "global", options, {})
+    facts = describe_tokenizer(tmp_path / "t" / "global", options)
+    assert facts == {"eos_id": 2, "special_ids": [0, 1, 2, 3], "vocab_size": 70000}
+    assert token_dtype(facts["vocab_size"]) == "uint32"
+    copy = Tokenizer.from_file(str(tmp_path / "t" / "global" / "tokenizer.json"))
+    assert copy.decode(copy.encode(NASTY).ids, skip_special_tokens=False) == NASTY
+    with pytest.raises(DataError, match="has 700 ids and vocab_size says 600: raise it"):
+        describe_tokenizer(tmp_path / "t" / "global", TokenizerOptions(600, path="t"))
+    with pytest.raises(DataError, match="Tokenizer directory nowhere does not exist"):
+        train_tokenizer(Quiet(), tmp_path / "t" / "b", TokenizerOptions(path="nowhere"), {})

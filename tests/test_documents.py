@@ -131,7 +131,7 @@ def test_bad_documents_are_refused_or_skipped(tmp_path, data, message):
     "data, message",
     [
         (b'{"text": "a"}\n{"text": ', "a.jsonl line 2 is not JSON"),
-        (b'{"text": "a"}\n["b"]', "a.jsonl line 2 is no JSON object but list"),
+        (b'{"text": "a"}\n["b"]', "a.jsonl line 2 is list, no JSON object"),
         (b'{"text": "a"}\n{"text": 3}', "a.jsonl line 2 has int in column 'text', not text"),
         (b'{"text": "\\ud800"}', "a.jsonl line 1 holds half a surrogate pair"),
         (b'{"text": "\xff"}', "a.jsonl line 1 is not UTF-8"),

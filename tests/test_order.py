@@ -1,5 +1,7 @@
 """The order in which samples are read."""
 
+from itertools import chain, pairwise
+
 import numpy as np
 import pytest
 
@@ -41,8 +43,8 @@ def test_any_position_can_be_asked_for_first():
 def test_samples_are_mixed_within_blocks_of_shards_only():
     shard_of = np.repeat(np.arange(len(SHARDS)), SHARDS)
     shards = [int(shard_of[i]) for i in passes(order(block_shards=2))[0]]
-    blocks = [sorted(set(shards[i:j])) for i, j in zip([0, *_ends(shards)], _ends(shards))]
-    assert sorted(sum(blocks, [])) == list(range(len(SHARDS)))
+    blocks = [sorted(set(shards[i:j])) for i, j in pairwise([0, *_ends(shards)])]
+    assert sorted(chain(*blocks)) == list(range(len(SHARDS)))
     assert all(len(block) <= 2 for block in blocks)
 
 

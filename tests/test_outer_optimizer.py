@@ -73,7 +73,9 @@ def test_rows_held_every_round_are_the_whole_matrix():
     averages = [values(seed, 4, 2) for seed in range(ROUNDS)]
     everyone = torch.ones(4, dtype=torch.bool)
     whole = run(OuterOptimizer("nesterov"), values(9, 4, 2), [Average(a, None) for a in averages])
-    rows = run(OuterOptimizer("nesterov"), values(9, 4, 2), [Average(a, everyone) for a in averages])
+    rows = run(
+        OuterOptimizer("nesterov"), values(9, 4, 2), [Average(a, everyone) for a in averages]
+    )
     assert torch.equal(whole, rows)
 
 

@@ -50,7 +50,10 @@ def test_the_order_of_sources_does_not_matter():
 def test_a_row_is_averaged_over_its_holders_and_kept_without_one(shape):
     (start,) = tensors(1, *shape)
     holders = {"en": [0, 2, 3], "it": [0, 3], "zh": [3]}
-    locals_ = {name: x[: len(holders[name])] for name, x in zip(holders, tensors(3, *shape, seed=1))}
+    locals_ = {
+        name: x[: len(holders[name])]
+        for name, x in zip(holders, tensors(3, *shape, seed=1), strict=True)
+    }
     average = reduce(
         {"phi": start},
         [({"phi": locals_[n]}, 1.0, {"phi": torch.tensor(holders[n])}) for n in holders],

@@ -46,7 +46,7 @@ def test_every_slot_of_a_round_takes_the_same_sequential_steps():
 
 @pytest.mark.parametrize("count", [0, 9])
 def test_more_sources_than_there_are_is_refused(count):
-    with pytest.raises(ValueError, match="sources_per_round is .* from 1 to 8"):
+    with pytest.raises(ValueError, match=r"sources_per_round is .* from 1 to 8"):
         schedule(count=count)
 
 

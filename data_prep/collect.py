@@ -1,0 +1,180 @@
+"""Stage 1: documents of a source -> parts of text, split into training and validation.
+
+A part is a pair of files, `text/train/00007.jsonl.zst` and `text/val/00007.jsonl.zst` (absent when
+empty), closed together once they hold `part_bytes`; `text/parts/00007.json`, written after both,
+says how much is in them and where the reader was. A killed run goes on behind the last such record.
+`text/collected.json`, written last, sums up.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.corpus import Corpus, Source
+from data_prep.documents import open_source
+from data_prep.files import WORK, TextWriter, read_json, write_json
+from data_prep.pool import Task
+from data_prep.reader import Document, Reader
+from dept.corpus import SPLITS, DataError
+
+SURVEY_BYTES = 8 * 10**6  # text that decides the share of validation
+BYTES_PER_TOKEN = 6  # for that estimate only
+LARGEST_SHARE = 0.2  # of a small source, that val_samples may take
+
+
+def document_draw(data: bytes) -> tuple[float, float]:
+    """Two numbers in [0, 1) that depend on the document alone.
+
+    The first decides its split, so a document that occurs twice, even in two sources, is never on
+    both sides; the second decides whether tokenizers are trained on it.
+    """
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    return tuple(int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in (0, 8))  # type: ignore
+
+
+def validation_share(source: Source, draws: list[tuple[float, int]], sequence_length: int) -> float:
+    """Share of documents to validate on: `val_fraction`, or more when that makes too few samples.
+
+    Args:
+        source: the source.
+        draws: (first number of document_draw, bytes) of the documents at its start.
+        sequence_length: tokens of a sample.
+
+    Raises:
+        DataError: the documents are too few or too large to be split.
+    """
+    if source.hub and source.hub.val_split:
+        return 0.0
+    total = sum(size for _, size in draws)
+    share = source.split.val_fraction
+    wanted = source.split.val_samples * sequence_length * BYTES_PER_TOKEN
+    wanted = min(wanted, max(LARGEST_SHARE, share) * total)
+    while (val := sum(size for draw, size in draws if draw < share)) < wanted:
+        share = share * 1.05 + 0.001
+    if not 0 < val < total:
+        raise DataError(
+            f"Source {source.name}: its {len(draws)} documents of {total:,} bytes cannot be split "
+            "into training and validation: bring more of them, or smaller ones (`document: line`)."
+        )
+    return share
+
+
+def _survey(
+    source: Source, reader: Reader, stream: Iterator[Document]
+) -> list[tuple[Document, Any, int]]:
+    """The first documents of a source, with the position behind each and bad ones skipped so far.
+
+    They decide the share of validation before anything is written, and are taken off the stream
+    that the rest will come from, so a source is read once.
+    """
+    documents = []
+    total = 0
+    for document in stream:
+        documents.append((document, reader.position(), reader.skipped))
+        total += len(document.data)
+        if total >= SURVEY_BYTES:
+            break
+    if not documents:
+        raise DataError(f"Source {source.name}: {reader.nothing()}; correct the source.")
+    return documents
+
+
+def collect(task: Task, corpus: Corpus, source: Source, paths: dict[str, Any]) -> dict[str, Any]:
+    """Writes the text parts of a source, going on where an earlier run stopped.
+
+    Args:
+        task: reports progress, in bytes read.
+        corpus: the corpus.
+        source: the source.
+        paths: `source` (its directory), `folders` (for relative paths), `cache` (of packages).
+
+    Returns:
+        The content of collected.json, which is written last: per split `documents`, `bytes` and
+        `parts` (numbers), and `val_fraction`, `skipped` (bad documents), `unused` (beyond the size
+        limits).
+    """
+    folder = paths["source"] / "text"
+    records = []
+    while record := read_json(folder / "parts" / f"{len(records):05}.json"):
+        records.append(record)
+    last = records[-1] if records else {"position": None, "skipped": 0, "unused": 0, "ended": False}
+    reader = open_source(source, paths["folders"], paths["cache"], last["position"])
+    stream = iter(reader)
+    survey = collections.deque([] if records else _survey(source, reader, stream))
+    draws = [(document_draw(d.data)[0], len(d.data)) for d, _, _ in survey]
+    share = (
+        records[0]["val_fraction"]
+        if records
+        else validation_share(source, draws, corpus.sequence_length)
+    )
+    limits = {"train": source.split.train_bytes, "val": source.split.val_bytes}
+    taken = {s: sum(r[s]["bytes"] for r in records) for s in SPLITS}
+    unused = last["unused"]
+    ended = last["ended"]
+    while not ended:
+        number = len(records)
+        writers = {
+            s: TextWriter(part_path(paths["source"], s, number), paths["source"].parent / WORK)
+            for s in SPLITS
+        }
+        while True:
+            if survey:
+                document, position, skipped = survey.popleft()
+            else:
+                document, position = next(stream, None), None
+                skipped = reader.skipped
+            if document is None:
+                ended = True
+                break
+            size = len(document.data)
+            split = document.split
+            if split is None:
+                split = "val" if document_draw(document.data)[0] < share else "train"
+            if limits[split] is not None and taken[split] + size > limits[split]:
+                unused += 1
+                if split == "train":
+                    ended = True
+                    break
+                continue
+            writers[split].write(document.text, size)
+            taken[split] += size
+            task.advance(reader.consumed())
+            if sum(w.bytes for w in writers.values()) >= corpus.part_bytes:
+                break
+        for writer in writers.values():
+            writer.commit()
+        record = {s: {"documents": w.documents, "bytes": w.bytes} for s, w in writers.items()}
+        record |= {
+            "val_fraction": share,
+            "position": position or reader.position(),
+            "skipped": last["skipped"] + skipped,
+            "unused": unused,
+            "ended": ended,
+        }
+        write_json(folder / "parts" / f"{number:05}.json", record)
+        records.append(record)
+    summary: dict[str, Any] = {}
+    for split in SPLITS:
+        summary[split] = {
+            "documents": sum(r[split]["documents"] for r in records),
+            "bytes": sum(r[split]["bytes"] for r in records),
+            "parts": [n for n, r in enumerate(records) if r[split]["documents"]],
+        }
+        if not summary[split]["documents"]:
+            raise DataError(
+                f"Source {source.name} has no text for {split}: bring more documents, "
+                "or correct its split."
+            )
+    summary |= {k: records[-1][k] for k in ("val_fraction", "skipped", "unused")}
+    write_json(folder / "collected.json", summary)
+    task.advance(reader.total() or reader.consumed(), last=True)
+    return summary
+
+
+def part_path(source: Path, split: str, part: int) -> Path:
+    """A text part of a source."""
+    return source / "text" / split / f"{part:05}.jsonl.zst"

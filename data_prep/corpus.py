@@ -1,0 +1,312 @@
+"""The corpus yaml: every option once, beside its default; anything else is refused in one sentence.
+
+The smallest one:
+
+    corpus: mine
+    sources:
+      en: {files: texts/en.txt}
+      it: {files: texts/it.txt}
+
+Keys that start with an underscore are free, for yaml anchors. Sizes are bytes, or strings like
+64kB, 20MB, 1.5GB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dept.corpus import GLOBAL, DataError
+
+FORMATS = (".txt", ".jsonl", ".parquet")  # .txt and .jsonl also with .gz or .zst after it
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+REMARKS = ("licence", "about", "text_bytes", "documents")  # for readers of the yaml, not for us
+PACKAGE_ONLY_OURS = ("split", "tokenizer", "bad_documents", "max_document_bytes")
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """`split:` of the corpus, and of a source where it differs."""
+
+    val_fraction: float = 0.03  # share of the documents, drawn by their hash, that is validation
+    val_samples: int = 64  # raise that share, to 0.2 of a small source, until about so many result
+    train_bytes: int | None = None  # stop after so much training text; null takes all
+    val_bytes: int | None = 16 * 10**6  # take no more validation text than this; null takes all
+
+
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """`tokenizers.global`, `tokenizers.own`, and `tokenizer` of a source."""
+
+    vocab_size: int | None = None  # ids in all; 8192. With path or hub: pad the embedding to this
+    path: str | None = None  # directory of a transformers tokenizer to take instead of training one
+    hub: str | None = None  # the same from the Hugging Face hub
+    temperature: float = 0.3  # global only: a source weighs (bytes of its text) ** temperature
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """`hub:` of a source: a data set of the Hugging Face hub, read in streaming mode."""
+
+    name: str = ""  # required: owner/name, or the path of a local data set
+    config: str | None = None  # second argument of datasets.load_dataset
+    split: str = "train"  # where training text comes from
+    val_split: str | None = None  # where validation text comes from; null draws it from `split`
+    revision: str | None = None  # commit or tag of the data set
+    data_files: Any = None  # as in datasets.load_dataset
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of `sources:` or `held_out:`; it has exactly one of `files`, `hub` and
+    `package`."""
+
+    name: str
+    held_out: bool
+    files: tuple[str, ...] = ()  # a path or glob, or a list: .txt .jsonl (.gz .zst) .parquet
+    hub: HubOptions | None = None
+    package: Mapping[str, Any] | None = None  # keys of data_prep/packages.py, beside the ones here
+    document: str = "paragraph"  # what one document of a .txt is: paragraph, line or file
+    column: str = "text"  # where .jsonl, .parquet and hub rows have their text; a.b for nested
+    filter: Mapping[str, Any] = field(default_factory=dict)  # column: value or list of values
+    bad_documents: str = "refuse"  # of text that is no UTF-8, has NUL or is too long; or skip
+    max_document_bytes: int = 8 * 10**6  # a longer one is bad; memory grows to 100 bytes a byte
+    split: SplitOptions = SplitOptions()
+    tokenizer: TokenizerOptions | None = None  # its own, where it differs from tokenizers.own
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus yaml with every default filled in."""
+
+    corpus: str
+    sources: tuple[Source, ...]
+    held_out: tuple[Source, ...] = ()
+    sequence_length: int = 2048  # tokens of a sample
+    split: SplitOptions = SplitOptions()
+    global_tokenizer: TokenizerOptions = TokenizerOptions(vocab_size=8192)
+    own_tokenizer: TokenizerOptions | None = None  # null makes no tokenizers of single sources
+    sample_bytes: int = 50 * 10**6  # `tokenizers.sample_bytes`: text of a source to train them on
+    part_bytes: int = 64 * 10**6  # text of a part: the unit of parallel work and of resumption
+
+    def own(self, source: Source) -> TokenizerOptions | None:
+        """Options of the tokenizer of this source alone, or None when it has none."""
+        return None if source.held_out else source.tokenizer or self.own_tokenizer
+
+    def recipe(self) -> dict[str, Any]:
+        """Everything that decides what the prepared data is, as JSON."""
+        return dataclasses.asdict(self)
+
+
+def load_corpus(path: Path) -> Corpus:
+    """Reads and checks a corpus yaml.
+
+    Raises:
+        DataError: the file is missing or no yaml, a key is unknown or missing, a value is out of
+            range.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): name a corpus yaml.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not yaml ({' '.join(str(error).split())}).") from None
+    try:
+        return _corpus(content)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _corpus(content: Any) -> Corpus:
+    keys = ("corpus", "sequence_length", "split", "tokenizers", "sources", "held_out", "part_bytes")
+    content = _mapping(content, "a corpus yaml", keys)
+    name = _name(content.get("corpus"), "corpus", reserved=("packages",))
+    split = _options(SplitOptions, content.get("split"), "split")
+    tokenizers = _mapping(
+        content.get("tokenizers"), "tokenizers", ("global", "own", "sample_bytes")
+    )
+    values: dict[str, Any] = {}
+    for key, container in (
+        ("sequence_length", content),
+        ("part_bytes", content),
+        ("sample_bytes", tokenizers),
+    ):
+        if key in container:
+            values[key] = _size(container[key], key)
+    if values.get("sequence_length", 2) < 2:
+        raise DataError("sequence_length is 1: a sample needs at least 2 tokens.")
+    sources = {
+        held_out: tuple(
+            _source(key, value, held_out, split)
+            for key, value in _mapping(content.get(where), where, None).items()
+        )
+        for where, held_out in (("sources", False), ("held_out", True))
+    }
+    if not sources[False]:
+        raise DataError("sources is empty: name at least one, as in `en: {files: texts/en.txt}`.")
+    twice = {s.name for s in sources[False]} & {s.name for s in sources[True]}
+    if twice:
+        raise DataError(f"{twice.pop()} is both in sources and in held_out: rename one of them.")
+    return Corpus(
+        corpus=name,
+        sources=sources[False],
+        held_out=sources[True],
+        split=split,
+        global_tokenizer=_tokenizer(tokenizers.get("global") or {}, "tokenizers.global"),
+        own_tokenizer=None
+        if tokenizers.get("own") is None
+        else _tokenizer(tokenizers["own"], "tokenizers.own"),
+        **values,
+    )
+
+
+def _source(name: Any, content: Any, held_out: bool, split: SplitOptions) -> Source:
+    name = _name(name, "the name of a source", reserved=(GLOBAL, "text"))
+    ours = [f.name for f in dataclasses.fields(Source) if f.name not in ("name", "held_out")]
+    keys: tuple[str, ...] = (*ours, *REMARKS)
+    package = None
+    if isinstance(content, Mapping) and {"package", "packages", "generate"} & set(content):
+        from data_prep.packages import SOURCE_KEYS
+
+        keys = (*PACKAGE_ONLY_OURS, *sorted(SOURCE_KEYS))
+        package = {k: v for k, v in content.items() if k not in PACKAGE_ONLY_OURS + REMARKS}
+    content = _mapping(content, f"source {name}", keys)
+    values = {k: v for k, v in content.items() if k in ours and package is None}
+    values |= {k: v for k, v in content.items() if k in PACKAGE_ONLY_OURS}
+    files = values.pop("files", ())
+    values["files"] = (files,) if isinstance(files, str) else tuple(files or ())
+    values["package"] = package
+    if values.get("hub") is not None:
+        values["hub"] = _options(HubOptions, values["hub"], f"{name}.hub")
+        if not values["hub"].name:
+            raise DataError(f"{name}.hub has no name: write hub: {{name: owner/data_set}}.")
+    kinds = [k for k in ("files", "hub", "package") if values.get(k)]
+    if len(kinds) != 1:
+        raise DataError(
+            f"source {name} has {' and '.join(kinds) or 'no text'}: "
+            "give it exactly one of files, hub and package."
+        )
+    formats = {format_of(Path(str(pattern)), name) for pattern in values["files"]}
+    if ".txt" in formats and values.get("filter"):
+        raise DataError(f"{name}.filter: a .txt has no columns to filter by; leave the filter out.")
+    for key, choices in (
+        ("document", ("paragraph", "line", "file")),
+        ("bad_documents", ("refuse", "skip")),
+    ):
+        if values.get(key, choices[0]) not in choices:
+            raise DataError(f"{name}.{key} is {values[key]!r}: write one of {', '.join(choices)}.")
+    values["filter"] = dict(_mapping(values.get("filter"), f"{name}.filter", None))
+    if "max_document_bytes" in values:
+        values["max_document_bytes"] = _size(values["max_document_bytes"], "max_document_bytes")
+    values["split"] = _options(SplitOptions, values.get("split"), f"{name}.split", split)
+    if values.get("tokenizer") is not None:
+        if held_out:
+            raise DataError(f"{name}.tokenizer: a held-out source has the global one alone.")
+        values["tokenizer"] = _tokenizer(values["tokenizer"], f"{name}.tokenizer")
+    return Source(name=name, held_out=held_out, **values)
+
+
+def format_of(path: Path, source: str) -> str:
+    """Format of a file by its name without .gz or .zst: one of FORMATS.
+
+    Raises:
+        DataError: another one.
+    """
+    suffixes = path.suffixes
+    if suffixes and suffixes[-1] in (".gz", ".zst"):
+        suffixes = suffixes[:-1]
+        if suffixes and suffixes[-1] == ".parquet":
+            suffixes = []
+    if not suffixes or suffixes[-1] not in FORMATS:
+        raise DataError(
+            f"{source}.files: {path} has an unknown format: "
+            "it must end in .txt or .jsonl (also with .gz or .zst), or .parquet."
+        )
+    return suffixes[-1]
+
+
+def _tokenizer(content: Any, where: str) -> TokenizerOptions:
+    options = _options(TokenizerOptions, content, where)
+    if options.path and options.hub:
+        raise DataError(f"{where} has both path and hub: keep one.")
+    if options.path or options.hub:
+        return options
+    if options.vocab_size is None:
+        return dataclasses.replace(options, vocab_size=8192)
+    if options.vocab_size < 512:
+        raise DataError(
+            f"{where}.vocab_size is {options.vocab_size}: it must be at least 512, "
+            "for 256 bytes, 4 special tokens and some pieces."
+        )
+    return options
+
+
+def _options(cls: type, content: Any, where: str, defaults: Any = None) -> Any:
+    """Builds an options dataclass from a mapping; types follow from the annotations."""
+    fields = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    values = {}
+    for key, value in _mapping(content, where, tuple(fields)).items():
+        kind, place = fields[key], f"{where}.{key}"
+        if value is None:
+            if "None" not in kind and kind != "Any":
+                raise DataError(f"{place} has no value: give it one or leave it out.")
+        elif kind.startswith("int"):
+            value = _size(value, place)
+        elif kind.startswith("float"):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not 0 <= value <= 1
+            ):
+                raise DataError(f"{place} is {value!r}: write a number from 0 to 1.")
+            value = float(value)
+        elif kind.startswith("str") and not isinstance(value, str):
+            raise DataError(f"{place} is {value!r}: write a string, in quotes.")
+        values[key] = value
+    return dataclasses.replace(defaults or cls(), **values)
+
+
+def _mapping(content: Any, where: str, keys: tuple[str, ...] | None) -> Mapping[Any, Any]:
+    """A mapping without its underscore keys, all of them in `keys` (None: any)."""
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise DataError(f"{where} is {content!r}: write a mapping of key: value.")
+    content = {k: v for k, v in content.items() if not str(k).startswith("_")}
+    unknown = [k for k in content if keys is not None and k not in keys]
+    if unknown:
+        raise DataError(
+            f"{where} has the unknown key {unknown[0]!r}: write one of {', '.join(keys or ())}."
+        )
+    return content
+
+
+def _name(value: Any, what: str, reserved: tuple[str, ...]) -> str:
+    if isinstance(value, bool):
+        raise DataError(f"{what} is {value}: yaml takes no, yes, on, off for truth; quote it.")
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise DataError(f"{what} is {value!r}: use letters, digits, dot, dash and underscore.")
+    if value in reserved:
+        raise DataError(f"{what} is {value!r}, which names something else: choose another.")
+    return value
+
+
+def _size(value: Any, where: str) -> int:
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", str(value))
+    try:
+        if not match or isinstance(value, bool):
+            raise ValueError
+        number = float(match[1]) * UNITS[match[2].lower()]
+        if number != int(number) or number < 1:
+            raise ValueError
+    except (KeyError, ValueError):
+        raise DataError(
+            f"{where} is {value!r}: write a positive whole number, or a size like 64kB, 20MB, 2GB."
+        ) from None
+    return int(number)

@@ -1,0 +1,248 @@
+"""Readers of file formats: the bytes of one file in, documents out, as lists of passages.
+
+One small pure function a format, registered by the name that a corpus yaml gives as `format:`.
+Options are the other keys of the source that the reader documents.  A reader raises ValueError in
+one sentence when the bytes are not of its format; the caller adds the name of the file.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+Passages = list[str]
+Reader = Callable[[bytes, Mapping[str, Any]], Iterator[Passages]]
+
+READERS: dict[str, Reader] = {}
+
+
+def reader(name: str) -> Callable[[Reader], Reader]:
+    """Registers a reader under the name that `format:` gives."""
+
+    def register(function: Reader) -> Reader:
+        READERS[name] = function
+        return function
+
+    return register
+
+
+def decompress(data: bytes, limit: int) -> bytes:
+    """The bytes of a .gz or .bz2 stream (by its first bytes), or the data as they are.
+
+    Raises:
+        ValueError: more than `limit` bytes come out.
+    """
+    if data[:2] == b"\x1f\x8b":
+        stream: Any = gzip.GzipFile(fileobj=io.BytesIO(data))
+    elif data[:3] == b"BZh":
+        stream = bz2.BZ2File(io.BytesIO(data))
+    else:
+        return data
+    out = stream.read(limit + 1)
+    if len(out) > limit:
+        raise ValueError(f"more than {limit:,} bytes come out of it, so it is not unpacked")
+    return out
+
+
+def paragraphs(text: str, options: Mapping[str, Any]) -> Passages:
+    """Blocks of lines between blank lines; what the expressions of option `remove` find is cut."""
+    text = text.replace("\r\n", "\n")
+    remove = options.get("remove", [])
+    for pattern in [remove] if isinstance(remove, str) else remove:
+        text = re.sub(pattern, "", text, flags=re.MULTILINE)
+    return [block.strip("\n") for block in re.split(r"\n(?:[^\S\n]*\n)+", text) if block.strip()]
+
+
+@reader("text")
+def read_text(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
+    """Plain text; passages are paragraphs.  Options `encoding` (default utf-8), `remove`."""
+    yield paragraphs(data.decode(options.get("encoding", "utf-8")), options)
+
+
+@reader("translations")
+def read_translations(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
+    """JSON whose values, nested at will, are strings of a user interface."""
+
+    def strings(node: Any) -> Iterator[str]:
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, Mapping):
+            for value in node.values():
+                yield from strings(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from strings(value)
+
+    yield list(strings(json.loads(data)))
+
+
+@reader("po")
+def read_po(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
+    """GNU gettext: translated strings that are current, not fuzzy, and differ from the original."""
+    import polib
+
+    found: Passages = []
+    for entry in polib.pofile(data.decode("utf-8")):
+        if not entry.obsolete and not entry.fuzzy:
+            originals = (entry.msgid, entry.msgid_plural)
+            found += [
+                text
+                for text in (entry.msgstr, *entry.msgstr_plural.values())
+                if text and text not in originals
+            ]
+    yield found
+
+
+@reader("python")
+def read_python(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
+    """Source code with indentation; passages are what stands at the left margin: imports,
+    functions, classes."""
+    text = data.decode("utf-8").replace("\r\n", "\n").expandtabs(4)
+    text = re.sub(r"\A(?:#[^\n]*\n|\s*\n)+", "", text)  # shebang, coding and licence header
+    yield [block.strip("\n") for block in re.split(r"\n{2,}(?=[^\s)\]}])", text) if block.strip()]
+
+
+def _cells(rows: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Passages]:
+    """Passages of records: `columns` (names or numbers) of each; records with equal `group_by`
+    columns in a row are one document, each record is one where it is not given."""
+    last: Any = object()
+    group: Passages = []
+    for row in rows:
+        now = (
+            tuple(row[column] for column in options["group_by"])
+            if "group_by" in options
+            else object()
+        )
+        if now != last and group:
+            yield group
+            group = []
+        last = now
+        for column in options["columns"]:
+            text = row[column] or ""
+            text = text.replace("\\r", "").replace("\\n", "\n") if options.get("unescape") else text
+            group += paragraphs(text, options)
+    if group:
+        yield group
+
+
+@reader("csv")
+def read_csv(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
+    """Tables; passages are the paragraphs of the `columns`.
+
+    Options: `columns`, `group_by`, `remove` (see _cells; names need `header: true`), `delimiter`
+    (default a comma; with a tab quotes are ordinary characters), `encoding`, `unescape: true` where
+    line breaks are written as a backslash and an n.
+    """
+    text = io.StringIO(data.decode(options.get("encoding", "utf-8")), newline="")
+    delimiter = options.get("delimiter", ",")
+    csv.field_size_limit(2**30)
+    shape: dict[str, Any] = {
+        "delimiter": delimiter,
+        "quoting": csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
+    }
+    yield from _cells(
+        csv.DictReader(text, **shape) if options.get("header") else csv.reader(text, **shape),
+        options,
+    )
+
+
+@reader("json")
+def read_json(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
+    """A list of records, at the top or under the key `records`; options `columns`, `group_by`,
+    `remove` as for csv."""
+    tree = json.loads(data)
+    yield from _cells(tree[options["records"]] if "records" in options else tree, options)
+
+
+@reader("jsonl")
+def read_jsonl(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
+    """One record a line; options `columns`, `group_by`, `remove` as for csv."""
+    yield from _cells(
+        (json.loads(line) for line in data.decode("utf-8").splitlines() if line.strip()), options
+    )
+
+
+@reader("obo")
+def read_obo(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
+    """An ontology; passages are terms that have a definition: `Name. Definition. Comment.`"""
+
+    def value(stanza: str, tag: str) -> str:
+        quoted = re.search(rf'^{tag}: "((?:[^"\\]|\\.)*)"', stanza, re.M) or re.search(
+            rf"^{tag}: (.*)$", stanza, re.M
+        )
+        return (
+            re.sub(r"\\(.)", lambda m: {"n": " ", "t": " "}.get(m[1], m[1]), quoted[1]).strip()
+            if quoted
+            else ""
+        )
+
+    terms: Passages = []
+    for stanza in data.decode("utf-8").split("\n\n"):
+        if (
+            stanza.lstrip().startswith("[Term]")
+            and "is_obsolete: true" not in stanza
+            and value(stanza, "def")
+        ):
+            parts = (value(stanza, tag).rstrip(".") for tag in ("name", "def", "comment"))
+            terms.append(". ".join(part for part in parts if part) + ".")
+    yield terms
+
+
+_HOLE = "\ufffc"  # stands for a formula; its paragraph cannot be read without it
+
+
+def wikitext(source: str) -> Passages:
+    """The paragraphs of an article in MediaWiki's language: no templates, tables, references,
+    images or headings."""
+    import mwparserfromhell
+
+    code = mwparserfromhell.parse(
+        re.sub(r"<!--.*?-->|\{\|.*?\n\|\}", "", source, flags=re.S), skip_style_tags=True
+    )
+    for node in [
+        *code.filter_templates(recursive=False),
+        *code.filter_tags(
+            recursive=False,
+            matches=lambda tag: str(tag.tag).lower() in ("ref", "table", "gallery", "math", "div"),
+        ),
+    ]:
+        with contextlib.suppress(ValueError):  # it went with the node around it
+            code.replace(node, _HOLE if str(getattr(node, "tag", "")).lower() == "math" else "")
+    for link in code.filter_wikilinks():
+        if ":" in str(link.title).lstrip(":").split("#")[0] and re.match(
+            r":?(\w[\w-]{1,20}):\S", str(link.title)
+        ):
+            with contextlib.suppress(ValueError):  # images, categories, other languages
+                code.remove(link)
+    text = re.sub(r"'{2,}", "", code.strip_code(normalize=True, collapse=True))
+    text = re.split(
+        r"\n\s*(?:See also|Notes|Footnotes|References|Sources|Bibliography|Further reading"
+        r"|External links)\s*\n",
+        text,
+    )[0]
+    lines = (re.sub(r"\(\s*[;,]*\s*\)|\[\s*\]", "", line).strip() for line in text.split("\n"))
+    return [line for line in lines if line and line[0] not in "|!{}=*#:;<," and _HOLE not in line]
+
+
+@reader("mediawiki")
+def read_mediawiki(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
+    """An XML dump of a wiki; a document an article (redirects and pages outside the main name space
+    are left out)."""
+    import xml.etree.ElementTree as ElementTree
+
+    for _, element in ElementTree.iterparse(io.BytesIO(data)):
+        if element.tag.rpartition("}")[2] != "page":
+            continue
+        fields = {node.tag.rpartition("}")[2]: node.text or "" for node in element.iter()}
+        if fields.get("ns", "0") == "0" and not fields["text"].lstrip().lower().startswith(
+            "#redirect"
+        ):
+            yield [fields["title"], *wikitext(fields["text"])]
+        element.clear()

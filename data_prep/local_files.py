@@ -1,0 +1,178 @@
+"""Documents out of local files: .txt, .jsonl (also with .gz or .zst after it), .parquet.
+
+They are not read by `datasets`: its readers take a whole file into memory when rows differ in type,
+cannot say which line is at fault, and cost five seconds of imports.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.corpus import Source, format_of
+from data_prep.files import open_binary
+from data_prep.reader import BadDocument, Reader
+from dept.corpus import DataError
+
+
+def find_files(source: Source, folders: tuple[Path, ...]) -> list[Path]:
+    """Files of `files:`, sorted; a relative path is looked for in the folders, the first that has
+    it counts.
+
+    Raises:
+        DataError: a path or glob matches nothing.
+    """
+    found: list[Path] = []
+    for pattern in source.files:
+        for folder in folders:
+            matches = [Path(m) for m in glob.glob(str(folder / pattern), recursive=True)]
+            matches = sorted(m for m in matches if m.is_file())
+            if matches:
+                break
+        else:
+            places = " and ".join(str(f) for f in folders)
+            raise DataError(
+                f"{source.name}.files: {pattern} does not exist in {places}: correct the path."
+            )
+        found += [m for m in matches if m not in found]
+    return found
+
+
+class FileReader(Reader):
+    """Local files, one after another; position is the file and the number of its rows."""
+
+    def __init__(self, source: Source, files: list[Path], position: Any = None):
+        super().__init__(source)
+        self._files = files
+        position = position or {"file": 0, "rows": 0}
+        self._file, self._row, self._start = position["file"], position["rows"], position["rows"]
+        self._before = sum(f.stat().st_size for f in files[: self._file])
+        self._raw: Any = None
+
+    def position(self) -> Any:
+        return {"file": self._file, "rows": self._row}
+
+    def consumed(self) -> int:
+        return self._before + (self._raw.tell() if self._raw and not self._raw.closed else 0)
+
+    def total(self) -> int:
+        return sum(f.stat().st_size for f in self._files)
+
+    def _rows(self) -> Iterator[tuple[str, str | None, Any]]:
+        for index in range(self._file, len(self._files)):
+            path = self._files[index]
+            skip, self._start = self._start, 0
+            self._file, self._row = index, 0
+            kind = format_of(path, self.source.name)
+            try:
+                rows = {
+                    ".txt": self._txt,
+                    ".jsonl": self._jsonl,
+                    ".parquet": self._parquet,
+                }[kind](path)
+                for where, content in rows:
+                    self._row += 1
+                    if self._row > skip:
+                        yield where, None, content
+            except (OSError, EOFError, ValueError) as error:
+                if isinstance(error, DataError):
+                    raise
+                raise DataError(
+                    f"Source {self.source.name}: {path} cannot be read ({error}): "
+                    "replace the file by a whole one."
+                ) from None
+            self._before += path.stat().st_size
+            self._raw = None
+
+    def _lines(self, path: Path, limit: int) -> Iterator[tuple[int, bytes]]:
+        """Numbered lines; of one beyond the limit, just the first limit + 1 bytes."""
+        import zstandard
+
+        stream, self._raw = open_binary(path)
+        with self._raw, stream:
+            try:
+                for number in itertools.count(1):
+                    line = stream.readline(limit + 1)
+                    if not line:
+                        return
+                    rest = line
+                    while len(rest) > limit and not rest.endswith(b"\n"):
+                        rest = stream.readline(limit + 1)
+                    if number == 1:
+                        line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark
+                    yield number, line
+            except zstandard.ZstdError as error:
+                raise ValueError(error) from None
+
+    def _txt(self, path: Path) -> Iterator[tuple[str, Any]]:
+        """Documents; one that is too long is cut just beyond the limit, so that it is refused."""
+        limit = self.source.max_document_bytes
+        lines: list[bytes] = []
+        size = first = 0
+
+        def document() -> tuple[str, bytes]:
+            text = b"".join(lines).replace(b"\r\n", b"\n").strip(b"\n")
+            return f"{path} line {first}", text
+
+        for number, line in self._lines(path, limit):
+            blank = self.source.document == "paragraph" and not line.strip()
+            if lines and (blank or self.source.document == "line"):
+                yield document()
+                lines, size = [], 0
+            if blank or (not lines and not line.strip()):
+                continue
+            first = first if lines else number
+            if size <= limit:  # what is beyond need not be kept
+                lines.append(line)
+                size += len(line)
+        if lines:
+            yield document()
+
+    def _jsonl(self, path: Path) -> Iterator[tuple[str, Any]]:
+        limit = 6 * self.source.max_document_bytes + (1 << 16)  # \uXXXX takes six bytes
+        for number, line in self._lines(path, limit):
+            where = f"{path} line {number}"
+            if not line.strip():
+                continue
+            if len(line) > limit:
+                yield where, self._too_long()
+                continue
+            try:
+                row = json.loads(line)
+            except UnicodeDecodeError:
+                yield where, line  # becomes the message about UTF-8
+                continue
+            except ValueError as error:
+                raise DataError(
+                    f"Source {self.source.name}: {where} is not JSON ({error}): mend the line."
+                ) from None
+            if not isinstance(row, Mapping):
+                raise DataError(
+                    f"Source {self.source.name}: {where} is {type(row).__name__}, no JSON object: "
+                    f"write one object with the text as {self.source.column!r} a line."
+                )
+            yield where, row
+
+    def _parquet(self, path: Path) -> Iterator[tuple[str, Any]]:
+        import pyarrow.parquet
+
+        with path.open("rb") as self._raw, pyarrow.parquet.ParquetFile(self._raw) as file:
+            names = file.schema_arrow.names
+            columns = {c.split(".")[0] for c in (self.source.column, *self.source.filter)}
+            columns |= {c for c in (self.source.column, *self.source.filter) if c in names}
+            # A column that is missing is reported by _text, with the names there are.
+            wanted = [n for n in names if n in columns] if columns & set(names) else names
+            row = 0
+            for batch in file.iter_batches(batch_size=256, columns=wanted):
+                for content in batch.to_pylist():
+                    row += 1
+                    yield f"{path} row {row}", content
+
+    def _text(self, content: Any, where: str) -> str | None:
+        if isinstance(content, BadDocument):
+            raise content
+        return super()._text(content, where)

@@ -1,0 +1,145 @@
+"""Tasks on all cores, with one progress bar: rate in text bytes a second and the time that is
+left."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from dept.corpus import DataError
+
+_counter: Any = None  # shared bytes-done counter of a worker process, set by _start
+
+
+class Task:
+    """What a task says about itself while it runs."""
+
+    def __init__(self) -> None:
+        self._at = 0
+
+    def advance(self, to: int, last: bool = False) -> None:
+        """Reports progress by the bytes done so far; small steps wait for the next call unless it
+        is the last."""
+        if last or to - self._at >= 1 << 18:
+            self.report(to - self._at)
+            self._at = to
+
+    def report(self, size: int) -> None:
+        """Counts `size` more bytes of text as done."""
+        with _counter.get_lock():
+            _counter.value += size
+
+
+class Workers:
+    """A pool of worker processes that die with this one, also when it is killed.
+
+    Processes are spawned, not forked: the progress bar has a thread, and a fork would share its
+    locks.
+    """
+
+    def __init__(self, count: int, console: Console):
+        self._count = count
+        self._console = console
+        self._context = multiprocessing.get_context("spawn")
+        self._done = self._context.Value("q", 0)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool:
+            processes = list(self._pool._processes.values())
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+
+    def run(
+        self, title: str, function: Callable, arguments: Sequence[tuple], total: int | None
+    ) -> list[Any]:
+        """Calls `function(task, *arguments)` for each of the arguments.
+
+        Args:
+            title: of the progress bar and the line that remains.
+            function: a module-level function.
+            arguments: one tuple a task.
+            total: bytes of text that the tasks will report in all, None when nobody knows.
+
+        Returns:
+            The results in the order of the arguments.
+
+        Raises:
+            DataError: from a task, or a worker was killed.
+        """
+        if not arguments:
+            return []
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self._count, self._context, _start, (os.getpid(), self._done)
+            )
+        self._done.value = 0
+        start = time.monotonic()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        quiet = not self._console.is_terminal  # a log file gets the last line alone
+        with Progress(*columns, console=self._console, transient=True, disable=quiet) as progress:
+            bar = progress.add_task(title, total=total)
+            futures = [self._pool.submit(_call, function, a) for a in arguments]
+            pending: set[Future] = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+                progress.update(bar, completed=self._done.value)
+                for future in done:
+                    try:
+                        future.result()
+                    except BrokenProcessPool:
+                        raise DataError(
+                            "A worker process was killed, perhaps for lack of memory: "
+                            "run the same command again with --workers 1; it goes on from here."
+                        ) from None
+        size, seconds = self._done.value, time.monotonic() - start
+        self._console.print(
+            f"{title}: {size / 1e6:.1f} MB in {seconds:.1f} s, {size / 1e6 / seconds:.2f} MB/s",
+            highlight=False,
+        )
+        return [future.result() for future in futures]
+
+
+def _start(parent: int, counter: Any) -> None:
+    global _counter
+    _counter = counter
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is all there is to do
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _call(function: Callable, arguments: tuple) -> Any:
+    return function(Task(), *arguments)

@@ -1,0 +1,290 @@
+"""Prepares a corpus: text -> tokenizers, MDS shards, statistics.
+
+    python data_prep/prepare.py data_prep/corpora/multilingual.yaml [--workers N] [--root .]
+
+Three stages, each resumable, all parallel: documents are collected and split (collect.py),
+tokenizers trained (train_tokenizer.py), text tokenized (shards.py). Results depend on the yaml and
+the text alone, not on the number of workers or on how often the run was stopped. What comes out:
+dept/corpus.py; what the yaml may say: data_prep/corpus.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
+    sys.path.insert(0, REPOSITORY)
+
+from rich.console import Console
+
+from data_prep.collect import collect, part_path
+from data_prep.corpus import Corpus, Source, TokenizerOptions, load_corpus
+from data_prep.documents import open_source
+from data_prep.files import WORK, corpus_lock, read_json, write_json
+from data_prep.pool import Workers
+from data_prep.recipe import check_recipe
+from data_prep.shards import finish, write_part
+from data_prep.summary import summary_table
+from data_prep.train_tokenizer import (
+    count_words,
+    describe_tokenizer,
+    train_tokenizer,
+    words_path,
+)
+from dept.corpus import GLOBAL, SPLITS, DataError, read_corpus, read_source, tokenizer_hash
+
+
+class Preparation:
+    """One corpus on its way through the stages.
+
+    Args:
+        corpus: what to prepare.
+        folders: where relative paths of the yaml are looked for.
+        root: directory of `data/` and `tokenizers/`.
+        workers: processes.
+        console: for progress and the summary.
+    """
+
+    def __init__(
+        self, corpus: Corpus, folders: tuple[Path, ...], root: Path, workers: int, console: Console
+    ):
+        self.corpus = corpus
+        self.folders = folders
+        self.root = root
+        self.workers = workers
+        self.console = console
+        self.data = root / "data" / corpus.corpus
+        self.tokenizers = root / "tokenizers" / corpus.corpus
+        self.sources = corpus.sources + corpus.held_out
+
+    def run(self) -> bool:
+        """Does what is not yet done.
+
+        Returns:
+            Whether there was anything to do.
+
+        Raises:
+            DataError: another preparation runs, the yaml has changed, or a source cannot be used.
+        """
+        with corpus_lock(self.data / ".lock"):
+            check_recipe(self.data, self.tokenizers, self.corpus, self.folders)
+            if self._finished():
+                return False
+            self._sweep()
+            with Workers(self.workers, self.console) as pool:
+                collected = self._collect(pool)
+                tokenizers = self._train(pool, collected)
+                self._shard(pool, collected, tokenizers)
+            write_json(
+                self.data / "corpus.json",
+                {
+                    "corpus": self.corpus.corpus,
+                    "sequence_length": self.corpus.sequence_length,
+                    "sources": [s.name for s in self.corpus.sources],
+                    "held_out": [s.name for s in self.corpus.held_out],
+                    "tokenizers": {
+                        name: {k: t[k] for k in ("path", "hash", "vocab_size")}
+                        for name, t in tokenizers.items()
+                    },
+                },
+            )
+            self._sweep()
+        return True
+
+    def tokenizers_of(self, source: Source) -> list[str]:
+        """Names of the tokenizers that a source is tokenized with."""
+        return [GLOBAL, source.name] if self.corpus.own(source) else [GLOBAL]
+
+    def _finished(self) -> bool:
+        try:
+            corpus = read_corpus(self.root, self.corpus.corpus)
+            for source in self.sources:
+                for tokenizer in self.tokenizers_of(source):
+                    corpus.source(source.name, tokenizer)
+        except DataError:
+            return False
+        return True
+
+    def _sweep(self) -> None:
+        """Removes what a killed run left unfinished."""
+        for folder in (self.data, self.tokenizers):
+            shutil.rmtree(folder / WORK, ignore_errors=True)
+            for path in folder.rglob(".*.[0-9]*"):
+                path.unlink(missing_ok=True)
+
+    def _collect(self, pool: Workers) -> dict[str, dict[str, Any]]:
+        """Stage 1; returns collected.json of each source."""
+        todo = [s for s in self.sources if not self._collected(s)]
+        cache = self.root / "data" / "packages"
+        totals = [open_source(s, self.folders, cache).total() for s in todo]
+        arguments = [
+            (
+                self.corpus,
+                source,
+                {"source": self.data / source.name, "folders": self.folders, "cache": cache},
+            )
+            for source in todo
+        ]
+        total = None if None in totals else sum(t or 0 for t in totals)
+        pool.run("1/3 collect text", collect, arguments, total)
+        return {s.name: self._collected(s) for s in self.sources}
+
+    def _collected(self, source: Source) -> Any:
+        return read_json(self.data / source.name / "text" / "collected.json")
+
+    def _train(self, pool: Workers, collected: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Stage 2; returns name -> path (relative to the root), hash, eos_id, special_ids,
+        vocab_size."""
+        sizes = {
+            s.name: {"path": self.data / s.name, "bytes": collected[s.name]["train"]["bytes"]}
+            for s in self.corpus.sources
+        }
+        options = {GLOBAL: self.corpus.global_tokenizer}
+        options |= {s.name: own for s in self.corpus.sources if (own := self.corpus.own(s))}
+        texts = {n: {n: sizes[n]} for n in options if n != GLOBAL}
+        texts[GLOBAL] = sizes
+        todo = [n for n in options if not (self.tokenizers / n).exists()]
+        trained = [n for n in todo if not (options[n].path or options[n].hub)]
+        words = sorted(
+            {s for n in trained for s in texts[n] if not words_path(sizes[s]["path"]).exists()}
+        )
+        pool.run(
+            "2/3 count words",
+            count_words,
+            [(sizes[s]["path"], collected[s], self.corpus.sample_bytes) for s in words],
+            sum(sizes[s]["bytes"] for s in words),
+        )
+        pool.run(
+            "2/3 train tokenizers",
+            train_tokenizer,
+            [(self.tokenizers / n, self._resolve(options[n]), texts[n]) for n in todo],
+            sum(source["bytes"] for n in todo for source in texts[n].values()),
+        )
+        tokenizers = {}
+        for name, option in options.items():
+            path = self.tokenizers / name
+            facts = describe_tokenizer(path, option)
+            wanted = option.vocab_size or 0
+            if name in trained and facts["vocab_size"] < wanted:
+                self.console.print(
+                    f"Tokenizer {name} has {facts['vocab_size']} ids instead of {wanted}: "
+                    "its text has no more pieces.",
+                    highlight=False,
+                )
+            relative = path.relative_to(self.root).as_posix()
+            tokenizers[name] = {"path": relative, "hash": tokenizer_hash(path), **facts}
+        self._same_tokenizers(tokenizers)
+        return tokenizers
+
+    def _resolve(self, options: TokenizerOptions) -> TokenizerOptions:
+        """Options with `path` found in one of the folders."""
+        for folder in self.folders:
+            if options.path and (folder / options.path).is_dir():
+                return dataclasses.replace(options, path=str(folder / options.path))
+        return options
+
+    def _same_tokenizers(self, tokenizers: dict[str, dict[str, Any]]) -> None:
+        """Refuses to go on with other tokenizers than those of the shards that are there."""
+        before = read_json(self.data / "tokenizers.json")
+        for name, facts in (before or {}).items():
+            if tokenizers[name] != facts:
+                raise DataError(
+                    f"{self.tokenizers / name} is not the tokenizer that {self.data} was begun "
+                    f"with: put it back, or delete {self.data} to make the data anew."
+                )
+        if not before:
+            write_json(self.data / "tokenizers.json", tokenizers)
+
+    def _shard(
+        self, pool: Workers, collected: dict[str, Any], tokenizers: dict[str, dict[str, Any]]
+    ) -> None:
+        """Stage 3."""
+        todo: list[tuple[int, tuple]] = []
+        pairs: list[tuple[Path, str, dict[str, Any], dict[str, list[str]]]] = []
+        for source in self.sources:
+            for name in self.tokenizers_of(source):
+                directory = self.data / source.name / name
+                facts = {**tokenizers[name], "name": name}
+                if _whole(directory):
+                    continue
+                summary = collected[source.name]
+                # Validation is one part, so that it loses one tail; training is as many as it has.
+                texts = {("val", "00000"): summary["val"]["parts"]}
+                texts |= {("train", f"{n:05}"): [n] for n in summary["train"]["parts"]}
+                parts: dict[str, list[str]] = {split: [] for split in SPLITS}
+                for (split, part), numbers in texts.items():
+                    parts[split].append(part)
+                    if not (directory / split / part).exists():
+                        files = [part_path(self.data / source.name, split, n) for n in numbers]
+                        tokenizer = {**facts, "path": self.root / facts["path"]}
+                        size = summary[split]["bytes"] * len(numbers)
+                        size //= len(summary[split]["parts"])
+                        length = self.corpus.sequence_length
+                        todo.append((size, (files, tokenizer, length, directory / split / part)))
+                pairs.append((directory, source.name, facts, parts))
+        todo.sort(key=lambda task: -task[0])  # long ones first, so that cores end together
+        pool.run("3/3 tokenize", write_part, [t for _, t in todo], sum(s for s, _ in todo))
+        for directory, name, facts, parts in pairs:
+            finish(directory, name, facts, self.corpus.sequence_length, parts)
+
+
+def _whole(directory: Path) -> bool:
+    try:
+        read_source(directory)
+    except DataError:
+        return False
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Text -> tokenizers, MDS shards and statistics; resumable."
+    )
+    parser.add_argument("corpus", type=Path, help="corpus yaml")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
+    parser.add_argument("--root", type=Path, default=Path(), help="where data/ and tokenizers/ go")
+    options = parser.parse_args(arguments)
+    console = Console()
+    start = time.monotonic()
+    try:
+        corpus = load_corpus(options.corpus)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        folders = (options.corpus.resolve().parent, Path.cwd())
+        preparation = Preparation(
+            corpus, folders, options.root, max(options.workers or cores or 1, 1), console
+        )
+        worked = preparation.run()
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"error: {error}; mend it and run the same command again, it goes on.", file=sys.stderr
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; run the same command again, it goes on from here.", file=sys.stderr)
+        return 130
+    if not worked:
+        console.print(
+            f"{preparation.data} is complete, nothing to do ({time.monotonic() - start:.1f} s).",
+            highlight=False,
+        )
+        return 0
+    console.print(summary_table(options.root, corpus.corpus))
+    console.print(
+        f"{preparation.data} is ready ({time.monotonic() - start:.0f} s).", highlight=False
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

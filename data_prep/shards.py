@@ -1,0 +1,218 @@
+"""Stage 3: text parts -> MDS shards of token samples, and their statistics.
+
+A task writes one subdirectory of a split (`train/00007/`: one text part; `val/00000/`: all of
+validation, so that just one tail is dropped) under a temporary name and renames it. `finish` joins
+the subdirectories to data sets; the `index.json` of a split comes last, so a half-written split
+never looks whole.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import itertools
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.files import WORK, publish_directory, read_json, read_texts, write_atomic, write_json
+from data_prep.mds import TokenShards, merge_indexes
+from data_prep.pool import Task
+from dept.corpus import SPLITS, DataError, count_tokens, local_vocabulary, unigram_cross_entropy
+
+BATCH_BYTES = 1 << 20  # text that is tokenized at once
+CACHED_WORDS = 200_000  # the default of `tokenizers`, 10 000, is 1.4 times slower on English
+
+
+def token_dtype(vocab_size: int) -> str:
+    """Smallest unsigned type that holds every id."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def write_part(
+    task: Task,
+    texts: list[Path],
+    tokenizer: dict[str, Any],
+    sequence_length: int,
+    target: Path,
+) -> None:
+    """Tokenizes text parts into one directory of shards with `counts.npy` and `part.json`.
+
+    Args:
+        task: reports progress, in bytes of text.
+        texts: text parts, read one after another.
+        tokenizer: `path`, and what describe_tokenizer says.
+        sequence_length: tokens of a sample.
+        target: directory to make.
+    """
+    work = target.parents[3] / WORK / "-".join(target.parts[-4:])
+    shutil.rmtree(work, ignore_errors=True)
+    packer = Packer(tokenizer, sequence_length, work)
+    for batch in _batches(itertools.chain.from_iterable(map(read_texts, texts))):
+        task.report(packer.add(batch))
+    packer.close()
+    publish_directory(work, target)
+
+
+class Packer:
+    """Concatenates the tokens of documents, an end-of-text token behind each, and cuts them into
+    samples."""
+
+    def __init__(self, tokenizer: dict[str, Any], sequence_length: int, directory: Path):
+        from tokenizers import Tokenizer
+
+        self._encoder = Tokenizer.from_file(str(Path(tokenizer["path"]) / "tokenizer.json"))
+        self._encoder.encode_special_tokens = True  # "</s>" in a text is text
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        if hasattr(self._encoder.model, "_resize_cache"):  # of BPE and unigram models
+            self._encoder.model._resize_cache(CACHED_WORDS)
+        self._eos = tokenizer["eos_id"]
+        self._vocab_size = tokenizer["vocab_size"]
+        self._length = sequence_length
+        self._directory = directory
+        self._shards = TokenShards(directory, sequence_length, token_dtype(self._vocab_size))
+        self._counts = np.zeros(self._vocab_size, np.int64)
+        self._rest = np.zeros(0, np.uint32)  # tokens not yet in a sample
+        # Documents that reach into the rest, with their numbers of tokens: what is dropped in the
+        # end.
+        self._open: collections.deque[tuple[str, int]] = collections.deque()
+        self._open_tokens = 0
+        self._documents = 0
+        self._bytes = 0
+
+    def add(self, texts: list[str]) -> int:
+        """Adds documents; returns their UTF-8 bytes."""
+        ids = [e.ids for e in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
+        for text, document in zip(texts, ids, strict=True):
+            document.append(self._eos)
+            self._open.append((text, len(document)))
+            self._open_tokens += len(document)
+        new = np.fromiter(itertools.chain.from_iterable(ids), np.uint32)
+        tokens = np.concatenate([self._rest, new])
+        whole = len(tokens) // self._length * self._length
+        if whole:
+            self._counts += count_tokens(tokens[:whole], self._vocab_size)
+            self._shards.write(tokens[:whole].reshape(-1, self._length))
+        self._rest = tokens[whole:]
+        while self._open and self._open_tokens - self._open[0][1] >= len(self._rest):
+            self._open_tokens -= self._open.popleft()[1]
+        size = sum(len(text.encode()) for text in texts)
+        self._documents += len(texts)
+        self._bytes += size
+        return size
+
+    def close(self) -> None:
+        """Writes the index, the counts and `part.json`: documents, bytes, tokens, samples,
+        dropped_tokens."""
+        documents, size = self._dropped()
+        self._shards.close()
+        np.save(self._directory / "counts.npy", self._counts)
+        write_json(
+            self._directory / "part.json",
+            {
+                "documents": self._documents - documents,
+                "bytes": self._bytes - size,
+                "tokens": self._shards.samples * self._length,
+                "samples": self._shards.samples,
+                "dropped_tokens": len(self._rest),
+            },
+        )
+
+    def _dropped(self) -> tuple[int, int]:
+        """Documents that have no token in a sample, and the bytes of text that no sample holds."""
+        documents = size = 0
+        missing = len(self._rest)
+        for text, tokens in reversed(self._open):
+            if tokens <= missing:
+                documents, size = documents + 1, size + len(text.encode())
+                missing -= tokens
+            elif missing:
+                kept = bytes_of_tokens(self._encoder, text, tokens - missing)
+                size += len(text.encode()) - kept
+        return documents, size
+
+
+def bytes_of_tokens(encoder: Any, text: str, tokens: int) -> int:
+    """UTF-8 bytes of the text that its first `tokens` tokens stand for.
+
+    A character that goes through several byte tokens counts by the share of them that is in.
+    """
+    offsets = encoder.encode(text, add_special_tokens=False).offsets
+    if tokens >= len(offsets):
+        return len(text.encode())
+    span = offsets[tokens]  # byte tokens of a character share its offsets
+    inside = sum(1 for _ in itertools.takewhile(span.__eq__, offsets[:tokens][::-1]))
+    outside = sum(1 for _ in itertools.takewhile(span.__eq__, offsets[tokens:]))
+    before, shared = text[: span[0]], text[span[0] : span[1]]
+    return len(before.encode()) + len(shared.encode()) * inside // (inside + outside)
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def finish(
+    directory: Path, source: str, tokenizer: dict[str, Any], sequence_length: int, parts: dict
+) -> dict[str, Any]:
+    """Joins the parts of both splits: `counts.npy`, `stats.json`, then each `index.json`.
+
+    Args:
+        directory: `data/<corpus>/<source>/<tokenizer>`.
+        source: name of the source.
+        tokenizer: `name`, `hash`, and what describe_tokenizer says.
+        sequence_length: tokens of a sample.
+        parts: split -> names of its subdirectories.
+
+    Returns:
+        The content of stats.json.
+
+    Raises:
+        DataError: a split has not one sample.
+    """
+    splits: dict[str, dict[str, int]] = {}
+    counts = {}
+    for split in SPLITS:
+        counts[split] = np.zeros(tokenizer["vocab_size"], np.int64)
+        splits[split] = dict.fromkeys(
+            ("documents", "bytes", "tokens", "samples", "dropped_tokens"), 0
+        )
+        for part in parts[split]:
+            for key, value in read_json(directory / split / part / "part.json").items():
+                splits[split][key] += value
+            counts[split] += np.load(directory / split / part / "counts.npy")
+        if not splits[split]["samples"]:
+            raise DataError(
+                f"Source {source}: its {split} text has {splits[split]['dropped_tokens']} tokens "
+                f"({tokenizer['name']} tokenizer) and a sample takes {sequence_length}: bring more "
+                "text, lower sequence_length, or raise split.val_fraction."
+            )
+    stats = {
+        "source": source,
+        "tokenizer": {k: tokenizer[k] for k in ("name", "hash", "special_ids")},
+        "vocab_size": tokenizer["vocab_size"],
+        "local_vocab_size": len(local_vocabulary(counts["train"], tokenizer["special_ids"])),
+        "sequence_length": sequence_length,
+        "dtype": token_dtype(tokenizer["vocab_size"]),
+        "splits": splits,
+        "unigram_ce": unigram_cross_entropy(counts["val"], counts["train"]),
+    }
+    buffer = io.BytesIO()
+    np.save(buffer, counts["train"])
+    write_atomic(directory / "counts.npy", buffer.getvalue())
+    write_json(directory / "stats.json", stats)
+    for split in SPLITS:
+        merge_indexes(directory / split, parts[split])
+    return stats
