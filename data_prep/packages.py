@@ -154,14 +154,12 @@ def main() -> None:
     )
     parser.add_argument("--source", nargs="*", help="only these sources")
     options = parser.parse_args()
-    from data_prep.corpus import PACKAGE_ONLY_OURS
-
     corpus = yaml.safe_load(options.corpus.read_text(encoding="utf-8"))
     print(f"{'source':<12} {'documents':>9} {'bytes':>10} {'zlib':>5}  sha256 of the text")
     for name, source in {**corpus["sources"], **corpus.get("held_out", {})}.items():
         if options.source and name not in options.source:
             continue
-        ours = {key: value for key, value in source.items() if key not in PACKAGE_ONLY_OURS}
+        ours = {key: value for key, value in source.items() if key in SOURCE_KEYS}
         texts = list(package_documents(ours, options.cache))
         size = sum(len(text.encode()) for text in texts)
         data = "\0".join(texts).encode()

@@ -132,7 +132,7 @@ def test_a_run_goes_on_only_with_its_own_settings(prepared, capsys, monkeypatch)
     changed = ["run_name=settings", "model.n_heads=2", "model.n_layers=2", "optimizer.lr=1.0"]
     small = ["algorithms.dept.local_steps=3", "global_train_batch_size=4"]
     said = refusal(prepared, capsys, monkeypatch, "dept_trim", *changed, *small)
-    assert "optimizer.lr = 0.002, the yaml says 1.0" in said and "run_name" in said
+    assert "optimizer.lr = 0.008, the yaml says 1.0" in said and "run_name" in said
 
 
 @pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if e not in ("base", "dept")])
