@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from tokenizers import Tokenizer
 
 from data_prep.collect import document_draw
 from data_prep.corpus import TokenizerOptions
@@ -21,7 +22,6 @@ from data_prep.pool import Task
 from data_prep.shards import Packer, bytes_of_tokens, token_dtype
 from data_prep.train_tokenizer import count_words, describe_tokenizer, train_tokenizer
 from dept.corpus import DataError, read_corpus, unigram_cross_entropy
-from tokenizers import Tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 NASTY = "</s><s> <0x41>\t▁▁ \u2028 é e\u0301 漢字🎉\r\n  \n x  y \ue00a \u0663\u0664 \u017f"
