@@ -1,23 +1,31 @@
-"""Pre-train from a yaml: `composer train.py yamls/dept_spec.yaml [key=value ...]`.
+"""Pre-train from a yaml: `composer -n 2 train.py yamls/dept_spec.yaml [key=value ...]`.
 
-One process: the same with `python train.py`. Every yaml is an llm-foundry yaml; `extends: FILE`
-merges it over another, and `algorithms.dept` and `train_loader: {name: sources}` are ours.
+`-n W` trains W sources side by side, each process one worker; one process alone trains them in
+turn, to the same numbers: `python train.py`. Several machines: docs/workers.md.
+
+Every yaml is an llm-foundry yaml; `extends: FILE` merges it over another, and `algorithms.dept` and
+`train_loader: {name: sources}` are ours.
 """
 
 import os
 import sys
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 # Before torch is imported: threads that wait by spinning make a CPU that other work shares up to
 # eight times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# One thread for each process, as torchrun has it: sums in torch depend on the number of threads,
+# and a run must give the same numbers on any number of workers and of cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from omegaconf import OmegaConf
 
 from callbacks.summary import read_summary, show
 from dept import config as configs
-from dept import run_folder
+from dept import run_folder, workers
+from dept.place import Place
 
 # What the pinned libraries say of themselves at import, or of each other, on every run.
 NOISE = (
@@ -33,33 +41,50 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(__doc__)
         return 0 if arguments else 2
+    workers.die_with_launcher()
+    is_first = os.environ.get("RANK", "0") == "0"
     try:
         config = configs.load(arguments[0], arguments[1:])
         plain = OmegaConf.to_container(config, resolve=True)
         configs.check(plain)
         folder = run_folder.folder_of(plain)
-        finished = prepare_folder(plain, folder)
+        finished = look_into(folder, plain, is_first)
     except ValueError as error:
-        print(f"{arguments[0]}: {error}", file=sys.stderr)
+        # Every process comes to the same end; one says so.
+        if is_first:
+            print(f"{arguments[0]}: {error}", file=sys.stderr)
         return 2
-    if finished is not None:
-        print(f"{folder} is finished; another run_name trains anew", file=sys.stderr)
-        show(finished, folder)
-        return 0
-    pretrain(config)
+    try:
+        everyone = meet(plain)
+        if everyone.value_of_first(finished is not None, stage="the start"):
+            if is_first:
+                print(f"{folder} is finished; another run_name trains anew", file=sys.stderr)
+                show(finished, folder)
+            return 0
+        pretrain(config)
+    except workers.WorkerLost as error:
+        print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # an orderly end would wait for the lost worker too
     return 0
 
 
-def prepare_folder(config: dict, folder: Path) -> dict | None:
-    """Look at what an earlier process left; the summary if the run is finished."""
+def look_into(folder: Path, config: dict, is_first: bool) -> dict | None:
+    """Look at what an earlier job left; the summary if the run is finished."""
     if not config.get("autoresume") or "://" in str(config.get("save_folder")):
         return None
-    run_folder.refuse_other_settings(configs.complete(dict(config)), folder / "config.yaml")
-    if os.environ.get("RANK", "0") == "0":
-        for path in run_folder.recover(config["save_folder"]):
-            print(f"{path} was cut short by a kill and is left aside", file=sys.stderr)
+    run_folder.refuse_other_settings(configs.complete(deepcopy(config)), folder / "config.yaml")
+    for path in run_folder.recover(config["save_folder"]) if is_first else ():
+        print(f"{path} was cut short by a kill and is left aside", file=sys.stderr)
     summary = read_summary(folder / "summary.json")
     return summary if summary and f"{summary['rounds']}ep" == str(config["max_duration"]) else None
+
+
+def meet(config: dict) -> workers.Workers:
+    """Join the other workers, if this is a job of DEPT; else its processes are Composer's."""
+    dept, _ = configs.options_of(config)
+    if dept is None:
+        return workers.current()
+    return workers.join(Place.of(os.environ, dept.ranks_per_worker), dept.worker_timeout)
 
 
 def pretrain(config) -> None:

@@ -28,6 +28,7 @@ class JsonlLogger(LoggerDestination):
         self.path = Path(path)
         self._buffer: dict[str, Any] = {}
         self._resumed_at = 0
+        self._now: dict[str, int] = {}
 
     def init(self, state: State, logger: Logger) -> None:
         self.path = Path(str(self.path).format(run_name=state.run_name))
@@ -51,11 +52,15 @@ class JsonlLogger(LoggerDestination):
     def epoch_end(self, state: State, logger: Logger) -> None:
         self._flush(state)
 
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        self._flush(state)
+
     def fit_end(self, state: State, logger: Logger) -> None:
         self._flush(state)
 
     def state_dict(self) -> dict[str, Any]:
         """The length of the file when the checkpoint was taken."""
+        self._write()  # what callbacks logged since, at the same moment of training
         written = self.path.is_file() and dist.get_global_rank() == 0
         return {"path": str(self.path), "bytes": os.path.getsize(self.path) if written else 0}
 
@@ -64,11 +69,15 @@ class JsonlLogger(LoggerDestination):
             self._resumed_at = state["bytes"]
 
     def _flush(self, state: State) -> None:
+        time = state.timestamp
+        self._now = {"epoch": time.epoch.value, "batch": time.batch.value}
+        self._write()
+
+    def _write(self) -> None:
         buffer, self._buffer = self._buffer, {}
         if buffer and dist.get_global_rank() == 0:
-            time = {"epoch": state.timestamp.epoch.value, "batch": state.timestamp.batch.value}
             with open(self.path, "a") as file:
-                file.write(json.dumps(time | buffer) + "\n")
+                file.write(json.dumps(self._now | buffer) + "\n")
 
 
 def _plain(value: Any) -> Any:

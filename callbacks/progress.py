@@ -11,6 +11,8 @@ from composer.utils import dist
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dept import workers
+
 
 class RunProgress(Callback):
     """A progress bar on a terminal; a line for each round where there is none.
@@ -65,7 +67,10 @@ class RunProgress(Callback):
             self._bar.update(self._bar.task_ids[0], description=f"evaluating {label}")
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        losses, self._losses = self._losses, {}
+        # Of the sources that other workers trained too, once they have met
+        dept = next((a for a in state.algorithms if hasattr(a, "slots")), None)
+        losses = {s: values[-1] for s, values in dept.losses.items()} if dept else self._losses
+        self._losses = {}
         if self._bar is None and dist.get_global_rank() == 0:
             seconds, batches, _ = self._began
             done = state.timestamp.batch.value - batches
@@ -89,7 +94,8 @@ class RunProgress(Callback):
 
     def _rate(self, state: State) -> float:
         seconds, _, tokens = self._began
-        return (state.timestamp.token.value - tokens) / max(time.monotonic() - seconds, 1e-9)
+        done = (state.timestamp.token.value - tokens) * workers.current().count
+        return done / max(time.monotonic() - seconds, 1e-9)
 
 
 def _batches(state: State) -> int:

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from callbacks.source_metrics import SourceMetrics, average
 from callbacks.summary import show, write_atomically
 from dept.algorithm import Dept
+from dept.costs import every_step_bytes
 
 SUMMARY, CONFIG = "summary.json", "config.yaml"
 
@@ -53,12 +54,9 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
     """Everything a comparison of runs needs, in the keys of ``summary.json``."""
     metrics = next(c for c in state.callbacks if isinstance(c, SourceMetrics))
     dept = next((a for a in state.algorithms if isinstance(a, Dept)), None)
-    loaders = {
-        e.dataloader.dataloader.prepared.name: e.dataloader.dataloader for e in state.evaluators
-    }
     entries: dict[str, Any] = {"sources": {}, "held_out": {}}
     for name, result in metrics.latest.items():
-        entry = {"vocab_size": loaders[name].prepared.vocab_size}
+        entry = {"vocab_size": metrics.vocab_sizes[name]}
         if dept is not None and name not in metrics.held_out:
             entry |= {
                 "vocab_size": dept.slots.vocabularies[name].rows,
@@ -69,7 +67,7 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
         entries[kind][name] = entry | {"eval": asdict(result)}
     trained = [r for name, r in metrics.latest.items() if name not in metrics.held_out]
     seconds = state.timestamp.total_wct.total_seconds()
-    tokens = state.timestamp.token.value
+    tokens = sum(dept.totals["tokens"].values()) if dept else state.timestamp.token.value
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_allocated()
@@ -80,10 +78,11 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
         "seed": config["seed"],
         "rounds": state.timestamp.epoch.value,
         "local_steps": dept.options.local_steps if dept else int(state.dataloader_len or 0),
-        "workers": dist.get_world_size(),
+        "workers": dept.workers.count if dept else dist.get_world_size(),
+        "ranks_per_worker": dept.workers.place.ranks if dept else 1,
         "sources_per_round": dept.schedule.sources_per_round if dept else len(entries["sources"]),
         "tokens": tokens,
-        "steps": state.timestamp.batch.value,
+        "steps": state.timestamp.batch.value * (dept.workers.count if dept else 1),
         **entries,
         "average": asdict(average(trained)) if trained else None,
         "communication": _communication(dept, state),
@@ -92,33 +91,45 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
             "tokens_per_second": tokens / max(seconds, 1e-9),
             "swap_seconds": dept.totals["swap_seconds"] if dept else 0.0,
             "outer_step_seconds": dept.totals["outer_step_seconds"] if dept else 0.0,
+            "wait_seconds": dept.totals["wait_seconds"] if dept else [],
         },
         "peak_memory_bytes": memory,
     }
 
 
 def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
-    """Bytes that the sources, as workers of their own, sent; and those of a gradient every step.
+    """What workers sent, and what each source handed over to the average.
 
-    Without DEPT, the one process of this run sends nothing; what its workers would send is
-    the model, every step.
+    ``sent_bytes`` were handed to the transport at outer steps, by all workers together;
+    ``other_bytes`` for the start and for figures. ``parameters_per_step`` is the paper's figure:
+    what a source gives to the average, spread over its local steps, whoever trains it;
+    ``reduction`` how many times that goes into the whole model, which exchanging gradients would
+    take; ``every_step_bytes`` what that would send in the same steps, if every worker trained the
+    model with all tokens of the global tokenizer (a ring all-reduce in float32).
     """
     if dept is None:
         parameters = sum(p.numel() for p in state.model.parameters())
+        ranks = dist.get_world_size()
         return {
-            "sent_bytes": 0,
-            "sent_bytes_per_round": 0,
+            "sent_bytes": 0 if ranks == 1 else None,  # DDP does not tell
+            "other_bytes": 0,
+            "sent_bytes_per_round": 0 if ranks == 1 else None,
             "parameters_per_step": parameters,
-            "every_step_bytes": 4 * parameters * state.timestamp.batch.value,
+            "every_step_bytes": every_step_bytes(parameters, ranks, state.timestamp.batch.value),
             "reduction": None,
         }
-    sent = dept.totals["sent_bytes"]
-    slots = sum(dept.totals["rounds_trained"].values())
-    every_step = 4 * dept.slots.built_parameters * slots * dept.options.local_steps
+    sent, rounds = dept.totals["sent_bytes"], max(state.timestamp.epoch.value, 1)
+    trained = dept.totals["rounds_trained"]
+    handed = sum(count * dept.slots.handed_over(source) for source, count in trained.items())
+    per_step = handed / max(sum(trained.values()), 1) / dept.options.local_steps
+    built = dept.slots.built_parameters
     return {
         "sent_bytes": sent,
-        "sent_bytes_per_round": sent / max(state.timestamp.epoch.value, 1),
-        "parameters_per_step": sent / 4 / max(slots, 1) / dept.options.local_steps,
-        "every_step_bytes": every_step,
-        "reduction": every_step / sent if sent else None,
+        "other_bytes": dept.totals["other_bytes"],
+        "sent_bytes_per_round": sent / rounds,
+        "parameters_per_step": per_step,
+        "every_step_bytes": every_step_bytes(
+            built, dept.workers.count, rounds * dept.schedule.batches_per_round
+        ),
+        "reduction": built / per_step if per_step else None,
     }

@@ -9,6 +9,7 @@ from typing import Any
 from composer.core import Callback, State
 from composer.loggers import Logger
 
+from dept import workers
 from dept.corpus import PreparedSplit
 
 
@@ -53,16 +54,21 @@ def average(evaluations: list[SourceEvaluation]) -> SourceEvaluation:
 class SourceMetrics(Callback):
     """Logs ``eval/<source>/{loss,perplexity,bits_per_byte,unigram_ce}`` after each evaluation.
 
-    Works with any evaluator whose loader is a validation loader of a prepared source.
+    Works with any evaluator whose loader is a validation loader of a prepared source. Where
+    workers evaluate a part of the sources each, the first one logs those of all, at the end of an
+    epoch.
 
     Attributes:
         latest: the last evaluation of each source, by name.
         held_out: names of those among them that the run does not train on.
+        vocab_sizes: of the tokenizers that their text is read in.
     """
 
     def __init__(self) -> None:
         self.latest: dict[str, SourceEvaluation] = {}
         self.held_out: set[str] = set()
+        self.vocab_sizes: dict[str, int] = {}
+        self._new: dict[str, dict[str, float]] = {}
 
     def eval_end(self, state: State, logger: Logger) -> None:
         label, loader = state.dataloader_label or "", state.dataloader
@@ -72,21 +78,42 @@ class SourceMetrics(Callback):
             return
         loss = float(metric.compute())
         result = evaluation(loss, prepared.splits["val"], prepared.unigram_ce)
-        self.latest[prepared.name] = result
         if loader.held_out:
             self.held_out.add(prepared.name)
-        logger.log_metrics({f"eval/{prepared.name}/{k}": v for k, v in asdict(result).items()})
+        self.vocab_sizes[prepared.name] = prepared.vocab_size
+        self._take(prepared.name, result, logger)
+        self._new[prepared.name] = asdict(result)
 
-    def eval_after_all(self, state: State, logger: Logger) -> None:
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        everyone = workers.current()
+        new, self._new = self._new, {}
+        here = {"latest": new, "held_out": sorted(self.held_out), "sizes": self.vocab_sizes}
+        stage = f"the evaluation after epoch {state.timestamp.epoch.value}"
+        for worker, given in enumerate(everyone.gather(here, stage=stage)):
+            self.held_out |= set(given["held_out"])
+            self.vocab_sizes |= given["sizes"]
+            if worker != everyone.place.worker:
+                for name, result in given["latest"].items():
+                    new[name] = result
+                    self._take(name, SourceEvaluation(**result), logger)
         trained = [result for name, result in self.latest.items() if name not in self.held_out]
-        if trained:
+        if new and trained:
             mean = average(trained)
             logger.log_metrics({f"eval/average/{k}": v for k, v in asdict(mean).items()})
 
+    def _take(self, name: str, result: SourceEvaluation, logger: Logger) -> None:
+        self.latest[name] = result
+        logger.log_metrics({f"eval/{name}/{k}": v for k, v in asdict(result).items()})
+
     def state_dict(self) -> dict[str, Any]:
         latest = {name: asdict(result) for name, result in self.latest.items()}
-        return {"latest": latest, "held_out": sorted(self.held_out)}
+        return {
+            "latest": latest,
+            "held_out": sorted(self.held_out),
+            "vocab_sizes": self.vocab_sizes,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.latest = {name: SourceEvaluation(**r) for name, r in state["latest"].items()}
         self.held_out = set(state["held_out"])
+        self.vocab_sizes = dict(state["vocab_sizes"])

@@ -69,7 +69,12 @@ def show(summary: Mapping[str, Any], folder: Path) -> None:
     sent = summary["communication"]
     if sent["reduction"]:
         console.print(
-            f"A worker for each source would send {sent['parameters_per_step']:,.0f} parameters a "
-            f"step, {sent['reduction']:.0f} times fewer than exchanging every gradient."
+            f"A source hands over {sent['parameters_per_step']:,.0f} parameters a step, "
+            f"{sent['reduction']:.0f} times fewer than exchanging every gradient."
+        )
+    if sent["sent_bytes"]:
+        console.print(
+            f"{summary['workers']} workers sent {sent['sent_bytes_per_round'] / 1e6:,.1f} MB a "
+            f"round, {sent['every_step_bytes'] / sent['sent_bytes']:.0f} times less than that."
         )
     console.print(f"{folder}: summary.json, metrics.jsonl, config.yaml, checkpoints", style="dim")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dept import workers
 from dept.corpus import GLOBAL, DataError, PreparedCorpus, read_corpus, tokenizer_hash
 from dept.options import ConfigError, DeptOptions, MixtureOptions, SourcesOptions, parse
 from dept.outer_optimizer import OuterOptimizer
+from dept.place import Place
 from dept.schedule import RoundSchedule
+from dept.source_files import FOLDER
 from dept.variants import Vocabulary
 
 
@@ -105,11 +109,13 @@ def check(config: Mapping[str, Any]) -> None:
             raise DataError(f"source {source.name} has an empty split: give it more text")
     if dept is None:
         return
+    place = Place.of(os.environ, dept.ranks_per_worker)
     RoundSchedule(
         sources=tuple(names),
         sources_per_round=dept.sources_per_round or len(names),
         local_steps=dept.local_steps,
         seed=int(config.get("seed", 17)),
+        workers=place.workers,
     )
     OuterOptimizer(**dept.outer_optimizer)
     duration = str(config.get("max_duration"))
@@ -117,8 +123,17 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"max_duration is {duration!r}: give DEPT a whole number of rounds, such as 10ep"
         )
-    if not isinstance(batch, int) or batch < 1:
-        raise ConfigError(f"global_train_batch_size is {batch!r}: set it to 1 or more")
+    if not isinstance(batch, int) or batch < 1 or batch % dept.ranks_per_worker:
+        raise ConfigError(
+            f"global_train_batch_size, the batch of one worker, is {batch!r}: set it to a multiple "
+            f"of ranks_per_worker = {dept.ranks_per_worker}"
+        )
+    if config.get("fsdp_config") or config.get("parallelism_config"):
+        raise ConfigError(
+            "fsdp_config is set, but FSDP flattens parameters into shards of fixed size, and DEPT "
+            "exchanges embeddings of other sizes in the same model: remove it, the ranks of a "
+            "worker average gradients by DDP"
+        )
     if config.get("spin_dataloaders"):
         raise ConfigError("spin_dataloaders: true skips batches on resume: set it to false")
 
@@ -129,7 +144,8 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     * schedulers run on sequential steps (``dept/learning_rate.py``);
     * a model without a vocabulary size gets that of the global tokenizer;
     * an evaluator for every source, and for held-out ones where there is a global embedding;
-    * a loader resumes by itself, and inner optimizer state is DEPT's to save, by source.
+    * a loader resumes by itself, and what belongs to a source is DEPT's to save;
+    * workers beside the first write nothing but the files of their sources.
     """
     dept, loader = options_of(config)
     if loader is None:
@@ -161,10 +177,39 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
         "name": "sequential_steps",
         "scheduler": config["scheduler"],
         "local_steps": dept.local_steps,
-        "sources_per_round": dept.sources_per_round or len(names),
     }
     config["save_ignore_keys"] = [*(config.get("save_ignore_keys") or []), "state/optimizers"]
-    return config
+    if config.get("save_folder") and config.get("save_interval", "1ep"):
+        _add_source_checkpoints(config)
+    return config if workers.current().place.worker == 0 else _quiet(config)
+
+
+def _add_source_checkpoints(config: dict[str, Any]) -> None:
+    """Files of sources beside the checkpoints; on this machine where those are remote."""
+    folder = str(config["save_folder"])
+    remote = "://" in folder
+    options = (config.get("callbacks") or {}).get("run_files") or {}
+    beside = options.get("folder", "runs/{run_name}") if remote else folder
+    config["callbacks"] = {
+        **(config.get("callbacks") or {}),
+        "source_checkpoints": {
+            "folder": f"{beside}/{FOLDER}",
+            "save_interval": config.get("save_interval", "1ep"),
+            "save_num_checkpoints_to_keep": config.get("save_num_checkpoints_to_keep", -1),
+            "checkpoints": None if remote else folder,
+        },
+    }
+
+
+# Callbacks that write files or speak to the terminal, for the whole job.
+_FOR_ALL = ("progress", "run_files", "hf_checkpointer")
+
+
+def _quiet(config: dict[str, Any]) -> dict[str, Any]:
+    """What a worker other than the first runs: that one speaks, logs, saves and loads for all."""
+    callbacks = {k: v for k, v in (config.get("callbacks") or {}).items() if k not in _FOR_ALL}
+    quiet = {"loggers": {}, "save_folder": None, "load_path": None, "autoresume": False}
+    return config | quiet | {"callbacks": callbacks}
 
 
 def _corpus_and_sources(loader: SourcesOptions) -> tuple[PreparedCorpus, tuple[str, ...]]:

@@ -9,8 +9,6 @@ from composer.core import State, Time, Timestamp, TimeUnit
 from composer.optim import ComposerScheduler
 from llmfoundry.utils.builders import build_scheduler
 
-from dept.schedule import sequential_step
-
 
 class SequentialStepsScheduler(ComposerScheduler):
     """Runs a scheduler of the yaml on the time that one source's training sees.
@@ -23,22 +21,19 @@ class SequentialStepsScheduler(ComposerScheduler):
     Args:
         scheduler: an ordinary llm-foundry scheduler, ``{name: cosine_with_warmup, ...}``.
         local_steps: ``N_local``.
-        sources_per_round: slots of a round on one worker.
     """
 
-    def __init__(self, scheduler: dict[str, Any], local_steps: int, sources_per_round: int) -> None:
+    def __init__(self, scheduler: dict[str, Any], local_steps: int) -> None:
         options = dict(scheduler)
         self.scheduler = build_scheduler(options.pop("name"), options)
         self.local_steps = local_steps
-        self.sources_per_round = sources_per_round
 
     def __call__(self, state: State, ssr: float = 1.0) -> float:
         assert state.max_duration is not None
         # Composer asks before it counts the batch just trained, for the rate of the one to come,
         # and so gives step n the rate of step n - 1. To be the same as plain training, and the
         # same in each slot of a round, that holds for local steps too.
-        coming = state.timestamp.batch.value + 1
-        step = max(sequential_step(coming, self.local_steps, self.sources_per_round) - 1, 0)
+        step = max(state.train_dataloader.coming_step - 1, 0)
         round_index, step_in_round = divmod(step, self.local_steps)
         batches = max(state.timestamp.batch.value, 1)
         sequential = SimpleNamespace(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from dept.corpus import DataError, PreparedSource
 from dept.order import SampleOrder
+from dept.place import Place
 from dept.schedule import RoundSchedule
 
 Batch = dict[str, Tensor]
@@ -65,34 +65,63 @@ def collate(samples: list[np.ndarray]) -> Batch:
 
 
 class SourceLoader:
-    """Batches of one round after another, the slots of a round in turn.
+    """Batches of one round after another, the slots of this worker in turn.
 
     One pass over the loader is one round, which makes a Composer epoch a round. The loader knows
     sources and positions in them; which source comes when is the schedule's, set by the algorithm.
 
     Args:
         prepared: the sources, by name, in the order of the corpus.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch of this rank.
         seed: of the order of samples.
+        place: of this rank; the ranks of a worker read parts of the same batch.
+
+    Attributes:
+        plan: source and local step of each batch of the pass.
+        current: those of the batch that was given last.
+        coming_step: the sequential step (of one source's training) of the batch to come.
     """
 
     def __init__(
-        self, prepared: Mapping[str, PreparedSource], *, batch_size: int, seed: int
+        self,
+        prepared: Mapping[str, PreparedSource],
+        *,
+        batch_size: int,
+        seed: int,
+        place: Place | None = None,
     ) -> None:
         self.prepared = dict(prepared)
         self.batch_size = batch_size
+        self.place = place or Place()
         self.schedule: RoundSchedule | None = None
         self.positions = dict.fromkeys(prepared, 0)
-        self._start = (0, 0)
+        self.plan: list[tuple[str, int]] = []
+        self.current = ("", 0)
+        self.coming_step = 0
+        self._round = 0
         self._readers = {name: TokenReader(source.train) for name, source in prepared.items()}
         self._orders = {
             name: SampleOrder(reader.shard_samples, seed=seed, source=name)
             for name, reader in self._readers.items()
         }
 
-    def start(self, round_index: int, batch_in_round: int) -> None:
-        """Let the next pass be round ``round_index``, from its batch ``batch_in_round`` on."""
-        self._start = (round_index, batch_in_round)
+    def start(self, round_index: int, done: Mapping[str, int]) -> None:
+        """Let the next pass be what is left of a round.
+
+        Args:
+            round_index: from 0.
+            done: local steps that a source has already taken in it.
+        """
+        assert self.schedule is not None
+        self._round = round_index
+        self.plan = self.schedule.remaining(self.place.worker, round_index, done)
+        self.coming_step = self._sequential_step(0)
+
+    def _sequential_step(self, batch: int) -> int:
+        assert self.schedule is not None
+        steps = self.schedule.local_steps
+        step = self.plan[batch][1] if batch < len(self.plan) else steps
+        return self._round * steps + step
 
     def __len__(self) -> int:
         if self.schedule is None:
@@ -102,27 +131,15 @@ class SourceLoader:
     def __iter__(self) -> Iterator[Batch]:
         if self.schedule is None:
             raise ValueError("train_loader.name: sources needs the algorithm: add algorithms.dept")
-        round_index, first = self._start
-        drawn = self.schedule.drawn(round_index)
-        for batch_in_round in range(first, len(self)):
-            yield self._next_batch(drawn[self.schedule.slot_of_batch(batch_in_round)])
+        for batch, current in enumerate(self.plan):
+            self.current, self.coming_step = current, self._sequential_step(batch + 1)
+            yield self._next_batch(current[0])
 
     def _next_batch(self, source: str) -> Batch:
-        reader, order, position = (
-            self._readers[source],
-            self._orders[source],
-            self.positions[source],
-        )
-        self.positions[source] += self.batch_size
-        return collate([reader[order.sample_at(position + i)] for i in range(self.batch_size)])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Samples read of each source so far."""
-        return {"positions": dict(self.positions)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken."""
-        self.positions.update(state["positions"])
+        reader, order = self._readers[source], self._orders[source]
+        first = self.positions[source] + self.place.rank * self.batch_size
+        self.positions[source] += self.place.ranks * self.batch_size
+        return collate([reader[order.sample_at(first + i)] for i in range(self.batch_size)])
 
 
 class ValidationLoader:

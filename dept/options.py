@@ -40,12 +40,26 @@ class DeptOptions:
     weighting: str = "uniform"
     """Weight of a source in the average: ``uniform``, or ``tokens`` of its training split."""
 
+    ranks_per_worker: int = 1
+    """Processes that train a source together, each on a part of its batch, averaging gradients at
+    every step (DDP). A job of ``P`` processes has ``P / ranks_per_worker`` workers, whose number
+    must divide ``sources_per_round``."""
+
+    worker_timeout: float = 3600.0
+    """Seconds that a worker waits for the slowest one where all meet: at the start and at the
+    outer step. Workers that die are noticed at once."""
+
     def __post_init__(self) -> None:
         where = "algorithms.dept"
         _one_of(f"{where}.variant", self.variant, tuple(VARIANTS))
         _positive(f"{where}.local_steps", self.local_steps)
         if self.sources_per_round is not None:
             _positive(f"{where}.sources_per_round", self.sources_per_round)
+        _positive(f"{where}.ranks_per_worker", self.ranks_per_worker)
+        if isinstance(self.worker_timeout, bool) or not self.worker_timeout > 0:
+            raise ConfigError(
+                f"{where}.worker_timeout is {self.worker_timeout!r}: set it to seconds above 0"
+            )
         if not isinstance(self.outer_optimizer, Mapping) or "name" not in self.outer_optimizer:
             raise ConfigError(
                 f"{where}.outer_optimizer is {self.outer_optimizer!r}: write {{name: fedavg}} or "

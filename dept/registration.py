@@ -11,13 +11,14 @@ from llmfoundry.data.dataloader import build_dataloader
 from llmfoundry.data.utils import get_tokens_per_batch_func
 from transformers import PreTrainedTokenizerBase
 
-from dept import config
+from dept import config, workers
 from dept.algorithm import Dept
 from dept.corpus import GLOBAL, PreparedSource, read_corpus
 from dept.learning_rate import SequentialStepsScheduler
 from dept.loader import SourceLoader, ValidationLoader
 from dept.options import MixtureOptions, SourcesOptions, parse
 from dept.outer_optimizer import TORCH_OPTIMIZERS
+from dept.source_checkpoints import SourceCheckpoints
 
 
 def build_sources(
@@ -37,7 +38,8 @@ def build_sources(
     """
     chosen = parse(SourcesOptions, "train_loader", options)
     prepared = _prepared(chosen, own_tokenizers=own_tokenizers)
-    loader = SourceLoader(prepared, batch_size=device_batch_size, seed=chosen.seed)
+    place = workers.current().place
+    loader = SourceLoader(prepared, batch_size=device_batch_size, seed=chosen.seed, place=place)
     return DataSpec(loader, get_num_tokens_in_batch=get_tokens_per_batch_func())
 
 
@@ -111,6 +113,7 @@ def register() -> None:
     registry.dataloaders.register("sources", func=build_sources)
     registry.dataloaders.register("validation", func=build_validation)
     registry.dataloaders.register("mixture", func=build_mixture)
+    registry.callbacks.register("source_checkpoints", func=SourceCheckpoints)
     registry.config_transforms.register("dept", func=config.complete)
     for name, optimizer in TORCH_OPTIMIZERS.items():
         if name not in registry.optimizers:

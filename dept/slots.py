@@ -35,6 +35,8 @@ class Slots:
         private: private parameters, by source and name, on the CPU.
         inner: inner optimizer state kept between slots, by source and name, on the CPU.
         active: the source whose slot the model is in.
+        suspended: local models of slots that were left in mid-way, with their optimizer's state,
+            by source.
         parked: whether the model holds the global parameters.
         built_parameters: size of the model as built, with all tokens of the global tokenizer.
     """
@@ -58,7 +60,7 @@ class Slots:
         self._evaluating = False
         self.private: dict[str, dict[str, Tensor]] = {}
         self.inner: dict[str, States] = {}
-        self._suspended: dict[str, Any] | None = None
+        self.suspended: dict[str, dict[str, Any]] = {}
         sharing = {name: variant.sharing(role) for name, role in live.roles.items()}
         self.shared_names = [n for n, s in sharing.items() if s is not Sharing.PRIVATE]
         self.private_names = [n for n, s in sharing.items() if s is Sharing.PRIVATE]
@@ -83,9 +85,9 @@ class Slots:
 
     def begin(self, source: str) -> None:
         """Make the model that of ``source``, at the start of its slot or where it was suspended."""
-        if self._suspended is not None and self._suspended["source"] == source:
-            values, states = self._suspended["values"], self._suspended["states"]
-            self._suspended = None
+        if source in self.suspended:
+            left = self.suspended.pop(source)
+            values, states = left["values"], left["states"]
         else:
             rows = self.rows(source)
             values = {
@@ -123,7 +125,7 @@ class Slots:
             source = self._leave()
             values = {name: value.clone() for name, value in self.live.values().items()}
             states = self.live.take_states()
-            self._suspended = {"source": source, "values": values, "states": states}
+            self.suspended[source] = {"values": values, "states": states}
         if not self.parked:
             body = {} if self._evaluating else self.start
             self.live.load({**body, **self._placeholders}, {})
@@ -140,19 +142,36 @@ class Slots:
         """For each parameter averaged by token row, the global rows that ``source`` holds."""
         return {name: self.vocabularies[source].token_ids for name in self.by_row_names}
 
+    def handed_over(self, source: str) -> int:
+        """Parameters of the local model of ``source`` that go into the average."""
+        rows = {name: len(self.vocabularies[source].token_ids) for name in self.by_row_names}
+        return sum(
+            rows[name] * value[0].numel() if name in rows else value.numel()
+            for name, value in self.start.items()
+        )
+
     def update(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """How far a slot moved the body, local - start, by name."""
         return {name: local[name] - self.start[name] for name in self.body_names}
 
-    def state_dict(self) -> dict[str, Any]:
-        """All but the global parameters, which are the parked model's."""
-        return {"private": self.private, "inner": self.inner, "suspended": self._suspended}
+    def state_of(self, source: str) -> dict[str, Any]:
+        """All there is of one source beside the global parameters; no slot of it may run."""
+        return {
+            "private": self.private.get(source),
+            "inner": self.inner.get(source),
+            "suspended": self.suspended.get(source),
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave; the global parameters must be in the model."""
-        self.private = {source: dict(values) for source, values in state["private"].items()}
-        self.inner = {source: dict(states) for source, states in state["inner"].items()}
-        self._suspended = state["suspended"]
+    def load_state_of(self, source: str, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_of`` gave."""
+        for name, kept in (
+            ("private", self.private),
+            ("inner", self.inner),
+            ("suspended", self.suspended),
+        ):
+            kept.pop(source, None)
+            if state[name] is not None:
+                kept[source] = state[name]
 
     def _leave(self) -> str:
         if self.active is None:

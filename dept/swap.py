@@ -189,9 +189,8 @@ def random_embedding(model: nn.Module, names: list[str], rows: int, seed: str) -
     by_token = vocabulary_modules(model)
     wanted = {id(model.get_parameter(name)): name for name in names}
     result: dict[str, Tensor] = {}
-    digest = hashlib.sha256(seed.encode()).digest()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        torch.manual_seed(seed_of(seed))
         for module in model.modules():
             held = {k: p for k, p in module.named_parameters(recurse=False) if id(p) in wanted}
             if not held or all(wanted[id(p)] in result for p in held.values()):
@@ -203,6 +202,11 @@ def random_embedding(model: nn.Module, names: list[str], rows: int, seed: str) -
                 value = getattr(fresh, attribute).detach()
                 result[wanted[id(parameter)]] = value.to(parameter.device, parameter.dtype)
     return result
+
+
+def seed_of(text: str) -> int:
+    """A seed for torch from any text; the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def _same_kind(module: nn.Module, rows: int) -> nn.Module:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-SKETCH_SIZE = 65_536
+SKETCH_SIZE = 8_192
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def sketch(update: Mapping[str, Tensor], seed: int = 0, size: int = SKETCH_SIZE)
     Keeping whole updates until the round ends would take a copy of the model for every source.
     Each coordinate is given a random sign and added to the bucket (its index modulo ``size``)
     (Charikar et al. 2002, count sketch); the same ``seed`` gives the same signs. Inner products
-    are unbiased, the cosine of two updates has a standard error of about ``size ** -0.5`` (0.4 %),
+    are unbiased, the cosine of two updates has a standard error of about ``size ** -0.5`` (1 %),
     and none where the update has no more than ``size`` coordinates.
 
     Args:

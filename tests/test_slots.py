@@ -8,7 +8,7 @@ from tiny import TinyLM
 from torch.nn.functional import cross_entropy
 
 from dept.outer_optimizer import OuterOptimizer
-from dept.reduction import Reduction
+from dept.reduction import Reduction, Share
 from dept.slots import Slots
 from dept.swap import LiveModel
 from dept.variants import VARIANTS, Vocabulary
@@ -56,7 +56,7 @@ def run_ours(variant, *, tied, positions, inner_state, rounds, outer="fedavg", i
     live = LiveModel(model, optimizer_of(model))
     slots = Slots(live, variant, maps, inner_state=inner_state, seed=3)
     outer_optimizer = OuterOptimizer(outer)
-    sent = 0
+    handed = 0
     for t, drawn in enumerate(rounds):
         reduction = Reduction(slots.start)
         for source in drawn:
@@ -69,11 +69,11 @@ def run_ours(variant, *, tied, positions, inner_state, rounds, outer="fedavg", i
                 live.optimizer.step()
                 if interrupt and i == 1:
                     slots.park()
-            reduction.add(slots.finish(), 1.0, slots.rows(source))
+            reduction.add(slots.finish(), Share(1.0, slots.rows(source)))
+            handed += slots.handed_over(source)
         slots.start |= outer_optimizer.step(slots.start, reduction.averages())
         slots.park()
-        sent += reduction.sent_bytes
-    return slots, sent
+    return slots, handed
 
 
 def run_reference(variant_name, private, *, tied, positions, inner_state, rounds):
@@ -190,13 +190,13 @@ def test_trim_with_every_token_is_glob(outer, monkeypatch):
     assert all(torch.equal(glob.start[n], trim.start[n]) for n in glob.start)
 
 
-def test_what_a_source_sends_is_what_the_variant_shares():
+def test_what_a_source_hands_over_is_what_the_variant_shares():
     body, phi, psi, width = 4 * 4 + 4, V * 4, 16 * 4, 4
-    sent = {}
+    handed = {}
     for name, variant in VARIANTS.items():
         options = {"tied": True, "positions": True, "inner_state": "reset"}
-        _, sent[name] = run_ours(variant, **options, rounds=[tuple(HOLDS)])
+        _, handed[name] = run_ours(variant, **options, rounds=[tuple(HOLDS)])
     trimmed = sum(len(ids) for ids in HOLDS.values()) * width
-    assert sent["glob"] == 4 * 3 * (body + phi + psi)
-    assert sent["trim"] == 4 * (3 * (body + psi) + trimmed)
-    assert sent["spec"] == sent["spec_opt"] == 4 * 3 * body
+    assert handed["glob"] == 3 * (body + phi + psi)
+    assert handed["trim"] == 3 * (body + psi) + trimmed
+    assert handed["spec"] == handed["spec_opt"] == 3 * body

@@ -1,0 +1,56 @@
+"""What a run sends, as formulas; tests hold them against what is counted at the transport."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def every_step_bytes(parameters: int, workers: int, steps: int) -> int:
+    """Bytes that all workers send if they average gradients at every step, ring all-reduce.
+
+    Args:
+        parameters: of the model, float32.
+        workers: that each hold it.
+        steps: of training.
+    """
+    return 2 * (workers - 1) * 4 * parameters * steps
+
+
+def outer_step_bytes(
+    averaged: Shapes,
+    by_row: Shapes,
+    held: Sequence[np.ndarray],
+    *,
+    slots_per_worker: int,
+) -> int:
+    """Bytes of model state that all workers send in one outer step.
+
+    Of ``n`` averaged numbers, worker w averages ``n / W``: it receives that part of each other
+    worker, in float32 if they trained one source each and else in float64, and sends its mean,
+    in float32, to each of them. Of rows, only those that a worker holds go to who averages them,
+    and those that any holds come back.
+
+    Args:
+        averaged: shapes of the parameters that are averaged, by name.
+        by_row: shapes of those averaged by token row.
+        held: for each worker, int64[rows]: the rows that its sources of this round hold, distinct.
+        slots_per_worker: sources that each of them trained.
+    """
+    workers, word = len(held), 4 if slots_per_worker == 1 else 8
+    numbers = sum(math.prod(shape) for shape in averaged.values())
+    total = (workers - 1) * numbers * (word + 4)
+    if not by_row:
+        return total
+    width = sum(math.prod(shape[1:]) for shape in by_row.values())
+    anyone = np.unique(np.concatenate(held))
+    ends = [len(anyone) * i // workers for i in range(workers + 1)]
+    away = sum(
+        len(np.setdiff1d(rows, anyone[ends[worker] : ends[worker + 1]]))
+        for worker, rows in enumerate(held)
+    )
+    return total + width * (word * away + 4 * (workers - 1) * len(anyone))

@@ -1,0 +1,70 @@
+"""What a launcher tells a process, and what Composer is told instead."""
+
+import pytest
+
+from dept.options import ConfigError
+from dept.place import Place
+
+
+def launched(rank, world, machine):
+    """The environment of one of ``world`` processes, ``machine`` of them on each machine."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank % machine),
+        "LOCAL_WORLD_SIZE": str(machine),
+    }
+
+
+def told(rank, world, machine, ranks_per_worker, **more):
+    environment = {**launched(rank, world, machine), **more}
+    place = Place.of(environment, ranks_per_worker)
+    return place, place.environment(environment)
+
+
+def test_a_process_without_a_launcher_is_the_only_worker():
+    assert Place.of({}, 1) == Place()
+
+
+def test_each_process_is_a_worker_and_a_world_of_its_own():
+    place, environment = told(rank=5, world=8, machine=4, ranks_per_worker=1)
+    assert (place.worker, place.workers, place.rank, place.ranks) == (5, 8, 0, 1)
+    assert (place.global_rank, place.world) == (5, 8)
+    assert environment == {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "NODE_RANK": "0",
+        "CUDA_VISIBLE_DEVICES": "1",
+    }
+
+
+def test_neighbours_make_a_worker():
+    place, environment = told(rank=7, world=8, machine=4, ranks_per_worker=2)
+    assert (place.worker, place.workers, place.rank, place.ranks) == (3, 4, 1, 2)
+    assert environment["RANK"] == environment["LOCAL_RANK"] == "1"
+    assert environment["WORLD_SIZE"] == environment["LOCAL_WORLD_SIZE"] == "2"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
+def test_a_worker_may_be_several_machines():
+    place, environment = told(rank=13, world=16, machine=4, ranks_per_worker=8)
+    assert (place.worker, place.rank) == (1, 5)
+    assert (environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"]) == ("1", "4")
+    assert environment["NODE_RANK"] == "1"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+
+
+def test_devices_are_chosen_from_those_given():
+    _, environment = told(3, 4, 4, 1, CUDA_VISIBLE_DEVICES="4,5,6,7")
+    assert environment["CUDA_VISIBLE_DEVICES"] == "7"
+    _, environment = told(3, 4, 4, 1, CUDA_VISIBLE_DEVICES="7")  # srun --gpus-per-task=1
+    assert "CUDA_VISIBLE_DEVICES" not in environment
+
+
+def test_ranks_that_make_no_whole_workers_are_refused():
+    with pytest.raises(ConfigError, match=r"does not divide the 4 processes.* 1, 2, 4"):
+        Place.of(launched(0, 4, 4), 3)
+    with pytest.raises(ConfigError, match="a machine runs 3 processes"):
+        Place.of(launched(0, 6, 3), 2)

@@ -1,0 +1,67 @@
+"""Files of sources: which one fits a checkpoint, and which are still needed."""
+
+import os
+
+import pytest
+import torch
+
+from dept.source_files import SourceFiles
+
+
+@pytest.fixture
+def files(tmp_path):
+    return SourceFiles(tmp_path / "sources")
+
+
+def write(files, *states, source="en"):
+    for r, s in states:
+        files.write(source, r, s, {"at": (r, s), "value": torch.full((2,), r + s / 100)})
+
+
+def test_a_state_comes_back_as_it_was(files):
+    write(files, (3, 7))
+    assert files.read("en", 3)["at"] == (3, 7)
+    assert torch.equal(files.read("en", 3)["value"], torch.full((2,), 3.07))
+    assert files.read("it", 3) is None
+
+
+def test_the_newest_state_that_is_not_after_the_checkpoint_is_taken(files):
+    write(files, (1, 0), (3, 0), (3, 5), (3, 20), (4, 0))
+    taken = {r: files.read("en", r) for r in range(5)}
+    assert taken[0] is None
+    assert [taken[r]["at"] for r in (1, 2, 3, 4)] == [(1, 0), (1, 0), (3, 20), (4, 0)]
+    assert [files.read("en", 3, step)["at"] for step in (4, 5, 19)] == [(3, 0), (3, 5), (3, 5)]
+
+
+def test_states_that_a_kept_checkpoint_may_need_stay(files):
+    write(files, (1, 0), (2, 0), (4, 0), (4, 2), (4, 4), (4, 6), (4, 8))
+    files.prune("en", oldest_round=3, steps_to_keep=2)
+    assert files.states("en") == [(2, 0), (4, 0), (4, 6), (4, 8)]
+    files.prune("en", oldest_round=4, steps_to_keep=2)
+    assert files.states("en") == [(4, 0), (4, 6), (4, 8)]
+    files.prune("en", oldest_round=9, steps_to_keep=1)
+    assert files.states("en") == [(4, 8)]
+
+
+def test_what_a_kill_left_of_a_file_is_swept_away_and_never_read(files):
+    write(files, (1, 0))
+    torn = files.folder / "en" / f".round2-step0.pt.{os.getpid()}"
+    torn.write_bytes(b"PK")
+    (files.folder / "en" / "notes.txt").write_text("mine")
+    write(files, (1, 0), source="it")
+    other = files.folder / "it" / ".round2-step0.pt.1"
+    other.write_bytes(b"PK")
+    assert files.states("en") == [(1, 0)]
+    files.sweep(["en"])
+    assert not torn.exists() and other.exists() and (files.folder / "en" / "notes.txt").exists()
+
+
+def test_a_state_cannot_run_code(files):
+    class Hostile:
+        def __reduce__(self):
+            return (os.mkdir, (str(files.folder / "owned"),))
+
+    files.write("en", 1, 0, {"private": Hostile()})
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
+        files.read("en", 1)
+    assert not (files.folder / "owned").exists()

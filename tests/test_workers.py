@@ -1,0 +1,158 @@
+"""Workers in processes of their own: what they send, the mean they come to, and how one dies."""
+
+import os
+import socket
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import torch
+
+from dept.costs import every_step_bytes, outer_step_bytes
+from dept.place import Place
+from dept.reduction import Reduction, Share
+from dept.workers import WorkerLost, Workers, join
+
+V, WIDTH, SOURCES = 50, 4, 4
+SHAPES = {"theta": (7, 5), "bias": (3,), "phi": (V, WIDTH)}
+
+
+def port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def in_workers(function, count):
+    """Runs ``function(workers)`` in ``count`` processes; what each returned."""
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        at = port()
+        return list(pool.map(_in_worker, [(function, w, count, at) for w in range(count)]))
+
+
+def _in_worker(given):
+    function, worker, count, at = given
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(at))
+    place = Place(worker=worker, workers=count, local_rank=worker, local_world=count)
+    return function(join(place, timeout=60))
+
+
+def local_models(by_row):
+    """A start, and for each source its local model and its share."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    start = {name: draw(*shape) for name, shape in SHAPES.items()}
+    given = []
+    for source in range(SOURCES):
+        rows = torch.randperm(V, generator=generator)[: 10 + 5 * source].sort().values
+        phi = draw(len(rows), WIDTH) if by_row else draw(V, WIDTH)
+        local = {"theta": draw(7, 5), "bias": draw(3), "phi": phi}
+        given.append((local, Share(1.0 + source, {"phi": rows} if by_row else {})))
+    return start, given
+
+
+CASES = [(by_row, bucket) for by_row in (False, True) for bucket in (1 << 24, 16)]
+
+
+def reduce(workers):
+    """Averages of every case: by row or not, in one bucket or in many; and the bytes sent."""
+    results = {}
+    for by_row, bucket in CASES:
+        start, given = local_models(by_row)
+        each = SOURCES // workers.count
+        reduction = Reduction(start, bucket)
+        for local, share in given[workers.place.worker * each :][:each]:
+            reduction.add(local, share)
+        shares = [[s for _, s in given[w * each :][:each]] for w in range(workers.count)]
+        workers.sent.clear()
+        averages = reduction.averages(workers, shares)
+        values = {name: average.value.numpy() for name, average in averages.items()}
+        results[by_row, bucket] = values, workers.sent["model"]
+    here = {"worker": workers.place.worker, "odd": ["x"] * workers.place.worker}
+    return results, workers.gather(here, stage="here")
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_number_of_workers_comes_to_the_same_bits_for_the_stated_cost(count):
+    alone, _ = reduce(Workers(Place()))
+    everyone = in_workers(reduce, count)
+    each = SOURCES // count
+    for by_row, bucket in CASES:
+        expected, sent = alone[by_row, bucket]
+        assert sent == 0
+        for results, _ in everyone:
+            values, _ = results[by_row, bucket]
+            assert all(np.array_equal(values[name], expected[name]) for name in SHAPES)
+        _, given = local_models(by_row)
+        held = [
+            np.unique(np.concatenate([share.rows["phi"] for _, share in given[w * each :][:each]]))
+            if by_row
+            else np.arange(V)
+            for w in range(count)
+        ]
+        averaged = {name: SHAPES[name] for name in SHAPES if name != "phi" or not by_row}
+        rows = {"phi": SHAPES["phi"]} if by_row else {}
+        cost = outer_step_bytes(averaged, rows, held, slots_per_worker=each)
+        assert sum(results[by_row, bucket][1] for results, _ in everyone) == cost
+    figures = [{"worker": w, "odd": ["x"] * w} for w in range(count)]
+    assert all(gathered == figures for _, gathered in everyone)
+
+
+def test_costs_by_hand():
+    # Two workers, ten numbers: each sends five and gets five back, once as sums, once as means.
+    assert outer_step_bytes({"w": (10,)}, {}, [np.arange(0)] * 2, slots_per_worker=1) == 2 * 40
+    assert outer_step_bytes({"w": (10,)}, {}, [np.arange(0)] * 2, slots_per_worker=2) == 2 * 60
+    # Rows 0 1 2 of one, 2 3 of the other: the first averages 0 1, the second 2 3.
+    held = [np.array([0, 1, 2]), np.array([2, 3])]
+    rows = outer_step_bytes({}, {"phi": (9, 5)}, held, slots_per_worker=1)
+    assert rows == 4 * 5 * (1 + 0) + 4 * 5 * 4
+    assert every_step_bytes(10, workers=4, steps=3) == 2 * 3 * 40 * 3
+
+
+def share_start(workers):
+    tensors = [torch.full((3,), float(workers.place.worker + 5)), torch.arange(2)]
+    workers.from_first(tensors, kind="start", stage="the start")
+    value = workers.value_of_first({"round": workers.place.worker + 3}, stage="the start")
+    return [t.tolist() for t in tensors], value, dict(workers.sent)
+
+
+def test_all_start_where_the_first_one_does():
+    results = in_workers(share_start, 3)
+    assert all(r[0] == [[5.0] * 3, [0, 1]] and r[1] == {"round": 3} for r in results)
+    assert [r[2].get("start", 0) for r in results] == [2 * (12 + 16), 0, 0]
+
+
+def die(workers):
+    workers.wait_for_all("the start")
+    if workers.place.worker == 1:
+        time.sleep(0.5)
+        return "left"
+    try:
+        workers.gather(1, stage="the outer step of round 7")
+    except WorkerLost as error:
+        return str(error)
+
+
+def test_a_lost_worker_is_named():
+    context = get_context("spawn")
+    answers, at = context.Queue(), port()
+    processes = [context.Process(target=_report, args=(w, at, answers)) for w in range(3)]
+    for process in processes:
+        process.start()
+    told = [answers.get(timeout=120) for _ in range(2)]
+    for process in processes:
+        process.join()
+    expected = "worker 1 did not come to the outer step of round 7 and is gone"
+    assert all(message.startswith(expected) for message in told), told
+
+
+def _report(worker, at, answers):
+    message = _in_worker((die, worker, 3, at))
+    if worker == 1:
+        os._exit(9)
+    answers.put(message)
