@@ -316,6 +316,7 @@ class Dept(Algorithm):
             self.totals["wait_seconds"][worker] += given["waited"]
         self._log_round(logger, slots, {"sent_bytes": sent, "update_norm": moved})
         self.losses = {source: slot["losses"] for source, slot in slots.items()}
+        self.changed |= self.round.keys()  # they are between rounds now
         self.reduction, self.round, self.local_models = Reduction(self.slots.start), {}, {}
 
     def _log_round(

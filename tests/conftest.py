@@ -17,7 +17,7 @@ SEQUENCE_LENGTH = 32
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Path:
-    """Root of a prepared corpus ``tiny``: sources manual, code and mail, and held held out."""
+    """Root of a prepared corpus ``tiny``: manual, code, mail and tools, and ``held`` held out."""
     root = tmp_path_factory.mktemp("prepared")
     library = Path(os.__file__).parent
     manual = "\n\n".join(pydoc_data.topics.topics.values())[:150_000]
@@ -26,6 +26,8 @@ def prepared(tmp_path_factory) -> Path:
         "manual": manual,
         "code": (library / "argparse.py").read_text(),
         "mail": mail,
+        "tools": "\n\n".join(p.read_text() for p in sorted((library / "json").glob("*.py")))
+        + (library / "difflib.py").read_text(),
         "held": (library / "ast.py").read_text()[:40_000],
     }
     for name, text in texts.items():
@@ -36,6 +38,7 @@ def prepared(tmp_path_factory) -> Path:
         "tokenizers: {global: {vocab_size: 1200}, own: {vocab_size: 700}}\n"
         "sources:\n  manual: {files: manual.txt}\n  code: {files: code.txt}\n"
         "  mail: {files: mail.txt, tokenizer: {vocab_size: 600}}\n"
+        "  tools: {files: tools.txt}\n"
         "held_out:\n  held: {files: held.txt}\n"
     )
     command = [sys.executable, "data_prep/prepare.py", str(root / "tiny.yaml"), "--root", str(root)]

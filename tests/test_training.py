@@ -14,7 +14,7 @@ from dept.loader import ValidationLoader, collate
 
 pytestmark = pytest.mark.end_to_end
 
-SOURCES = ("manual", "code", "mail")
+SOURCES = ("manual", "code", "mail", "tools")
 RATE, WARMUP = 2e-3, 4
 PLAIN = [  # nothing that a few lines of torch would not do
     "optimizer={name: adamw, lr: 2.0e-3, betas: [0.9, 0.95], weight_decay: 0.0}",
@@ -335,7 +335,7 @@ def test_mixture_is_llm_foundrys_and_evaluates_every_source(prepared):
     assert summary["tokens"] == 3 * 24 * 32
     assert set(summary["sources"]) == set(SOURCES) and set(summary["held_out"]) == {"held"}
     proportions = [stream.proportion for stream in trainer.state.train_dataloader.dataset.streams]
-    assert proportions == pytest.approx([1 / 3] * 3)
+    assert proportions == pytest.approx([1 / 4] * 4)
     trainer = run(prepared, "std", "std-tau", *options, "train_loader.tau=1.0", "max_duration=1ep")
     proportions = [stream.proportion for stream in trainer.state.train_dataloader.dataset.streams]
     corpus = read_corpus(prepared, "tiny")

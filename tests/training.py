@@ -29,17 +29,18 @@ MPT = ["model.d_model=32", "model.n_heads=2", "model.n_layers=2"]
 DEPT = [f"algorithms.dept.local_steps={LOCAL_STEPS}", f"global_train_batch_size={BATCH}"]
 
 
-def load(root: Path, experiment: str, *more: str) -> dict:
-    """The config of a small run, checked as train.py checks it."""
+def load(root: Path, experiment: str, *more: str, checked: bool = False) -> dict:
+    """The config of a small run, checked as train.py checks it, unless it has been."""
     small = MPT if "llama" not in experiment else ["model.config_overrides.hidden_size=32"]
     small = [*small, *(DEPT if experiment.startswith("dept") else [])]
     path = REPOSITORY / "yamls" / f"{experiment}.yaml"
     config = configs.load(path, [*overrides(root), *small, *more])
-    configs.check(OmegaConf.to_container(config, resolve=True))
+    if not checked:  # once workers have joined, the environment is that of one of them
+        configs.check(OmegaConf.to_container(config, resolve=True))
     return config
 
 
-def train(root: Path, experiment: str, *more: str):
+def train(root: Path, experiment: str, *more: str, checked: bool = False):
     """Train, as train.py does after its checks; returns Composer's trainer."""
     from llmfoundry.command_utils import train as llmfoundry_train
 
@@ -50,7 +51,7 @@ def train(root: Path, experiment: str, *more: str):
     dept.registration.register()
 
     os.chdir(REPOSITORY)
-    return llmfoundry_train(load(root, experiment, *more))
+    return llmfoundry_train(load(root, experiment, *more, checked=checked))
 
 
 def dept_of(trainer):

@@ -1,0 +1,86 @@
+"""Processes that stay, and train together as often as asked: imports are paid for once."""
+
+import os
+import socket
+import traceback
+from multiprocessing import get_context
+from pathlib import Path
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Fleet:
+    """``size`` processes, of which a run takes the first ones as its job."""
+
+    def __init__(self, size: int) -> None:
+        context = get_context("spawn")
+        self.members = []
+        for _ in range(size):
+            here, there = context.Pipe()
+            context.Process(target=_serve, args=(there,), daemon=True).start()
+            self.members.append(here)
+
+    def train(self, root: Path, experiment: str, *overrides: str, processes: int) -> list[dict]:
+        """Trains as `composer -n processes train.py` would; what each process ended with.
+
+        Returns:
+            For each process its tensors by name, positions, and the error it ended with if any.
+        """
+        job = {"root": root, "experiment": experiment, "overrides": overrides}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        for rank, member in enumerate(self.members[:processes]):
+            place = {"RANK": rank, "LOCAL_RANK": rank}
+            place |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            environment = {key: str(value) for key, value in place.items()} | address
+            member.send(job | {"environment": environment})
+        results = [member.recv() for member in self.members[:processes]]
+        for result in results:
+            assert result.get("error") is None, result["error"]
+        return results
+
+    def close(self) -> None:
+        for member in self.members:
+            member.send(None)
+
+
+def _serve(connection) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    given = dict(os.environ)
+    while (job := connection.recv()) is not None:
+        os.environ.clear()
+        os.environ.update(given | job["environment"])
+        try:
+            connection.send(_train(job))
+        except BaseException:
+            connection.send({"error": traceback.format_exc()})
+
+
+def _train(job) -> dict:
+    import torch.distributed
+    from training import dept_of, load, tensors_of, train
+
+    from dept import config as configs
+    from dept import workers
+    from dept.place import Place
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    config = load(job["root"], job["experiment"], *job["overrides"])
+    dept, _ = configs.options_of(config)
+    workers.join(Place.of(os.environ, dept.ranks_per_worker), dept.worker_timeout)
+    trainer = train(job["root"], job["experiment"], *job["overrides"], checked=True)
+    dept = dept_of(trainer)
+    body = {name: value.detach().clone() for name, value in dept.slots.live.values().items()}
+    return {
+        "tensors": {name: value.numpy() for name, value in tensors_of(trainer).items()},
+        "parked": {name: value.numpy() for name, value in body.items()},
+        "positions": dict(dept.loader.positions),
+        "batches": trainer.state.timestamp.batch.value,
+        "totals": dept.totals,
+        "slots_per_worker": dept.schedule.slots_per_worker,
+    }

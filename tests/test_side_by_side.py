@@ -1,0 +1,189 @@
+"""The real trainer in several processes: any number of workers, the same numbers."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from fleet import Fleet
+from training import BATCH, LOCAL_STEPS, ROUNDS
+
+from dept.corpus import read_corpus
+from dept.costs import outer_step_bytes
+from dept.schedule import RoundSchedule
+from dept.source_files import SourceFiles
+
+pytestmark = pytest.mark.end_to_end
+
+SOURCES = ("manual", "code", "mail", "tools")
+LEARNED = ["model.attn_config.alibi=false", "model.learned_pos_emb=true"]
+UNTIED = ["model.tie_word_embeddings=false"]
+NESTEROV = ["algorithms.dept.outer_optimizer.name=nesterov"]
+HALF = ["algorithms.dept.sources_per_round=2"]
+
+
+@pytest.fixture(scope="module")
+def fleet():
+    fleet = Fleet(4)
+    yield fleet
+    fleet.close()
+
+
+def learned(results):
+    """What a job has learned: the global parameters of every process, private ones of the owner."""
+    tensors = {}
+    for result in results:
+        for name, value in result["tensors"].items():
+            if name in tensors:
+                assert np.array_equal(tensors[name], value), f"processes differ in {name}"
+            tensors[name] = value
+    return tensors
+
+
+def summary(root, name):
+    """What a summary says of the training; not how long it took, nor who did it."""
+    found = json.loads((root / "runs" / name / "summary.json").read_text())
+    outside = ("timing", "peak_memory_bytes", "workers", "ranks_per_worker", "communication")
+    return {key: value for key, value in found.items() if key not in outside}
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert np.array_equal(ours[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("experiment", "options", "processes"),
+    [
+        ("dept_spec", NESTEROV + LEARNED + UNTIED, (1, 2, 4)),
+        ("dept_spec_opt", [], (1, 2)),
+        ("dept_trim", UNTIED + HALF, (1, 2)),
+        ("dept_trim", [*LEARNED, "algorithms.dept.inner_state=reset"], (1, 4)),
+        ("dept_glob", ["algorithms.dept.weighting=tokens"], (1, 2)),
+        ("dept_spec_llama", ["model.config_overrides.attention_dropout=0.1"], (1, 2)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_any_number_of_workers_learns_the_same_bits(
+    prepared, fleet, experiment, options, processes
+):
+    results, summaries = {}, {}
+    for count in processes:
+        name = f"{count}-{experiment}-{len(options)}"
+        results[count] = fleet.train(
+            prepared, experiment, f"run_name={name}", *options, processes=count
+        )
+        summaries[count] = summary(prepared, name)
+        assert_same(learned(results[count]), learned(results[processes[0]]))
+        assert summaries[count] == summaries[processes[0]]
+        found = json.loads((prepared / "runs" / name / "summary.json").read_text())
+        assert found["workers"] == count and len(found["timing"]["wait_seconds"]) == count
+        sent = found["communication"]["sent_bytes"]
+        assert sent == cost(prepared, results[count], experiment, count)
+
+
+def cost(root, results, experiment, count):
+    """Bytes of all outer steps, by the formula."""
+    corpus = read_corpus(root, "tiny")
+    totals, slots = results[0]["totals"], results[0]["slots_per_worker"]
+    schedule = RoundSchedule(SOURCES, count * slots, LOCAL_STEPS, 17, count)
+    assert sum(totals["rounds_trained"].values()) == ROUNDS * schedule.sources_per_round
+    shared = {
+        name.removeprefix("global/"): value.shape
+        for name, value in results[0]["tensors"].items()
+        if name.startswith("global/")
+    }
+    rows = {
+        name: shape
+        for name, shape in shared.items()
+        if experiment == "dept_trim" and shape[0] == 1200
+    }
+    averaged = {name: shape for name, shape in shared.items() if name not in rows}
+    return sum(
+        outer_step_bytes(
+            averaged,
+            rows,
+            [
+                np.unique(
+                    np.concatenate(
+                        [corpus.source(s).local_vocabulary() for s in schedule.slots_of(w, t)]
+                    )
+                )
+                for w in range(count)
+            ],
+            slots_per_worker=slots,
+        )
+        for t in range(ROUNDS)
+    )
+
+
+@pytest.mark.parametrize("experiment", ["dept_spec", "dept_trim"])
+def test_a_checkpoint_of_two_workers_goes_on_with_any_number(prepared, fleet, experiment):
+    """In mid-round too, where one worker is further on than the other."""
+    options = [*NESTEROV, "save_interval=1ba", "save_num_checkpoints_to_keep=-1"]
+    name = f"two-{experiment}"
+    whole = fleet.train(prepared, experiment, f"run_name={name}", *options, processes=2)
+    folder = prepared / "runs" / name / "checkpoints"
+    per_round = 2 * LOCAL_STEPS
+    for batch_in_round, other_is_at in ((LOCAL_STEPS + 1, ("mail", 2)), (1, ("tools", 1))):
+        batch = per_round + batch_in_round
+        cut = prepared / "runs" / f"cut-{experiment}-{batch}"
+        shutil.copytree(folder / "sources", cut / "sources")
+        shutil.copy(folder / f"ep1-ba{batch}-rank0.pt", cut)
+        forget(SourceFiles(cut / "sources"), 1, other_is_at)
+        for count in (1, 2, 4):
+            again = f"from-two-{experiment}-{batch}-{count}"
+            load = ["autoresume=false", f"load_path={cut}/ep1-ba{batch}-rank0.pt"]
+            resumed = fleet.train(
+                prepared, experiment, f"run_name={again}", *options, *load, processes=count
+            )
+            assert_same(learned(resumed), learned(whole))
+            assert summary(prepared, again) == summary(prepared, name)
+            per_worker = ROUNDS * LOCAL_STEPS * len(SOURCES) // count
+            assert {result["batches"] for result in resumed} == {per_worker}
+
+
+def forget(files, round_index, newest):
+    """Let the second worker have died at a local step of one of its sources."""
+    source, step = newest
+    for name in ("mail", "tools"):
+        for r, s in files.states(name):
+            is_later = (name, s) > (source, step) if r == round_index else r > round_index
+            if is_later and (r, s) != (round_index, 0):
+                (files.folder / name / f"round{r}-step{s}.pt").unlink()
+
+
+def test_ranks_of_a_worker_share_its_batch_and_average_gradients(prepared, fleet):
+    """Two workers of two ranks against two of one: the same but for the order of two sums."""
+    options = [*NESTEROV, *UNTIED, "save_interval=2ba"]
+    single = fleet.train(prepared, "dept_spec", "run_name=ranks-1", *options, processes=2)
+    options += ["algorithms.dept.ranks_per_worker=2"]
+    double = fleet.train(prepared, "dept_spec", "run_name=ranks-2", *options, processes=4)
+    ours, theirs = learned(double), learned(single)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, atol=2e-4, rtol=0, err_msg=name)
+    for first, second in (double[:2], double[2:]):
+        assert_same(first["tensors"], second["tensors"])
+    positions = ROUNDS * LOCAL_STEPS * BATCH
+    assert all(r["positions"]["manual"] in (0, positions) for r in double)
+    found, expected = (summary(prepared, f"ranks-{n}") for n in (2, 1))
+    assert found["tokens"] == expected["tokens"] and found["steps"] == expected["steps"]
+    assert found["average"]["loss"] == pytest.approx(expected["average"]["loss"], abs=1e-4)
+
+    folder = prepared / "runs" / "ranks-2" / "checkpoints"
+    newest = max(folder.glob("ep2-ba*.pt"), key=lambda path: path.stat().st_mtime)
+    load = ["autoresume=false", f"load_path={newest}", "run_name=ranks-2-again"]
+    resumed = fleet.train(prepared, "dept_spec", *options, *load, processes=4)
+    assert_same(learned(resumed), ours)
+
+
+def test_dropout_does_not_depend_on_who_trains_what(prepared, fleet):
+    options = ["model.resid_pdrop=0.2", "model.emb_pdrop=0.1"]
+    one = fleet.train(prepared, "dept_glob", "run_name=dropout-1", *options, processes=1)
+    four = fleet.train(prepared, "dept_glob", "run_name=dropout-4", *options, processes=4)
+    plain = fleet.train(prepared, "dept_glob", "run_name=dropout-0", processes=1)
+    assert_same(learned(four), learned(one))
+    name = "global/model.transformer.wte.weight"
+    assert not np.array_equal(learned(one)[name], learned(plain)[name])
