@@ -8,6 +8,7 @@ Every yaml is an llm-foundry yaml; `extends: FILE` merges it over another, and `
 """
 
 import os
+import signal
 import sys
 import warnings
 from copy import deepcopy
@@ -62,6 +63,15 @@ def main(arguments: list[str]) -> int:
                 show(finished, folder)
             return 0
         pretrain(config)
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGTERM:  # by Composer's handler: let its user know
+            print(
+                f"{arguments[0]}: ended by SIGTERM, as a scheduler or the launcher sends it when "
+                f"another process died; the same command goes on from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise
     except workers.WorkerLost as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # an orderly end would wait for the lost worker too

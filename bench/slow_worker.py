@@ -43,8 +43,9 @@ def main() -> None:
                 pipe.send((rank, own_worlds, slow * rank, port))
             fast, _ = [pipe.recv() for pipe in pipes]
             results.setdefault((own_worlds, slow), []).append(fast)
-    for pipe in pipes:
+    for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(None)
+        process.join()
     report(results, options.slow)
 
 
@@ -103,7 +104,7 @@ def train(rank: int, own_worlds: bool, slow: float, port: int, steps: int):
 
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ.update({key: str(value) for key, value in place.items()})
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if dist.is_initialized():
         dist.destroy_process_group()
     # In one world, nobody joins: each rank takes itself for the only worker, and trains all
@@ -115,8 +116,6 @@ def train(rank: int, own_worlds: bool, slow: float, port: int, steps: int):
             "train_loader.sources=[en,it]",
             "max_duration=1ep",
             f"algorithms.dept.local_steps={steps}",
-            f"callbacks={{sleep: {{seconds: {slow}}}}}",
-            "loggers={}",
             "eval_interval=0",
             "save_folder=null",
             "autoresume=false",
@@ -124,6 +123,7 @@ def train(rank: int, own_worlds: bool, slow: float, port: int, steps: int):
             "device_train_microbatch_size=8",
         ],
     )
+    config.callbacks, config.loggers = {"sleep": {"seconds": slow}}, {}
     counted = [0, 0]
     originals = {name: getattr(dist, name) for name in ("all_reduce", "broadcast", "barrier")}
     for name, original in originals.items():

@@ -53,8 +53,9 @@ def table(summary: Mapping[str, Any]) -> Table:
 
     for name, entry in summary["sources"].items():
         add(name, entry, entry["eval"])
-    rows.add_section()
-    add("average", {}, summary["average"])
+    if summary["average"]:  # None where nothing was evaluated
+        rows.add_section()
+        add("average", {}, summary["average"])
     if summary["held_out"]:
         rows.add_section()
         for name, entry in summary["held_out"].items():

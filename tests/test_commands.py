@@ -1,5 +1,6 @@
 """Commands as a user types them, in processes that really die."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from fleet import free_port
 from training import DEPT, MPT, REPOSITORY, overrides
 
 pytestmark = pytest.mark.end_to_end
@@ -16,9 +19,9 @@ pytestmark = pytest.mark.end_to_end
 COMPOSER = Path(sys.executable).parent / "composer"
 
 
-def arguments(root, name):
+def arguments(root, name, *more):
     # Checkpoints in mid-round, and after each round
-    more = ["save_interval=2ba", "algorithms.dept.outer_optimizer.name=nesterov"]
+    more = ["save_interval=2ba", "algorithms.dept.outer_optimizer.name=nesterov", *more]
     return [
         "train.py",
         str(REPOSITORY / "yamls" / "dept_spec.yaml"),
@@ -30,13 +33,13 @@ def arguments(root, name):
     ]
 
 
-def start(root, name, *launcher):
+def start(root, name, *launcher, more=()):
     """Starts a run as it would be from the root of the repository, its files below ``root``."""
     for entry in ("train.py", "dept", "callbacks", "yamls"):
         if not (root / entry).exists():
             (root / entry).symlink_to(REPOSITORY / entry)
     return subprocess.Popen(
-        [*launcher, *arguments(root, name)],
+        [*launcher, *arguments(root, name, *more)],
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -53,7 +56,8 @@ def lines_of(root, name):
 
 def summary_of(root, name):
     summary = json.loads((root / "runs" / name / "summary.json").read_text())
-    return {k: v for k, v in summary.items() if k not in ("timing", "peak_memory_bytes")}
+    outside = ("timing", "peak_memory_bytes", "workers", "communication")
+    return {k: v for k, v in summary.items() if k not in outside}
 
 
 def test_a_killed_run_goes_on_with_the_same_command_to_the_same_numbers(prepared):
@@ -80,3 +84,86 @@ def test_a_killed_run_goes_on_with_the_same_command_to_the_same_numbers(prepared
     again = start(prepared, "killed", sys.executable)
     output, _ = again.communicate()
     assert again.returncode == 0 and "is finished" in output and "bits per byte" in output
+
+
+# Long enough to be killed in mid-round
+LONG = ["algorithms.dept.local_steps=60", "save_interval=7ba", "max_duration=2ep"]
+
+
+def ranks_of(launcher):
+    """The processes that a launcher has started, by rank."""
+    return psutil.Process(launcher.pid).children()
+
+
+def kill_in_mid_round(root, name, victim, after):
+    """Kills ``victim()`` once ``after`` more lines of metrics are there."""
+    lines = len(lines_of(root, name)) + after
+    while len(lines_of(root, name)) < lines:
+        time.sleep(0.01)
+    victim = victim()
+    os.kill(victim.pid, signal.SIGKILL)
+
+
+def test_workers_that_die_in_mid_round_end_the_job_which_goes_on_to_the_same_numbers(prepared):
+    alone = start(prepared, "alone", sys.executable, more=LONG)
+    output, _ = alone.communicate()
+    assert alone.returncode == 0, output
+
+    # One of two workers on this machine
+    job = start(prepared, "two", str(COMPOSER), "-n", "2", more=LONG)
+    kill_in_mid_round(prepared, "two", lambda: ranks_of(job)[1], after=40)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert "Rank 1 crashed with exit code -9" in output
+    assert "the same command goes on from the last checkpoint" in output
+    assert_nothing_left(prepared)
+
+    # One of two "machines", whose launcher is killed: its rank ends with it
+    first, second = start_two_machines(prepared, "two")
+    ranks = []
+    while not ranks:
+        ranks = ranks_of(second)
+        time.sleep(0.01)
+    kill_in_mid_round(prepared, "two", lambda: second, after=30)
+    second.communicate(timeout=60)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode != 0
+    assert "worker 1 did not come to the outer step of round" in output
+    assert_nothing_left(prepared)
+
+    # Two machines to the end
+    first, second = start_two_machines(prepared, "two")
+    outputs = [machine.communicate()[0] for machine in (first, second)]
+    assert first.returncode == second.returncode == 0, outputs
+    assert "bits per byte" in outputs[0] and "bits per byte" not in outputs[1]
+    assert "round 2/2" in outputs[0] and "round 2/2" not in outputs[1]
+    assert summary_of(prepared, "two") == summary_of(prepared, "alone")
+    folder = prepared / "runs" / "two" / "checkpoints"
+    assert not list(folder.rglob(".*")), "beginnings of files are left"
+
+
+def start_two_machines(root, name):
+    """Two launchers of one process each that meet on loopback."""
+    address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    size = ["-n", "1", "--world_size", "2"]
+    return [
+        start(
+            root,
+            name,
+            str(COMPOSER),
+            *size,
+            "--node_rank",
+            str(n),
+            "--base_rank",
+            str(n),
+            *address,
+            more=LONG,
+        )
+        for n in range(2)
+    ]
+
+
+def assert_nothing_left(root):
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            assert str(root) not in " ".join(process.cmdline()), process
