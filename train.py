@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 from callbacks.summary import read_summary, show
 from dept import config as configs
-from dept import run_folder, workers
+from dept import run_folder, scratch, workers
 from dept.place import Place
 
 # What the pinned libraries say of themselves at import, or of each other, on every run.
@@ -100,6 +100,7 @@ def meet(config: dict) -> workers.Workers:
 def pretrain(config) -> None:
     """Train with llm-foundry, with our names in its registries."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    scratch.enter()
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}")
     from llmfoundry.command_utils import train

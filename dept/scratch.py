@@ -1,0 +1,69 @@
+"""A temporary folder for each job, so that what a killed one leaves can be told from others'.
+
+StreamingDataset, which the baselines read with, keeps lock files in the temporary folder and
+segments of shared memory by the same numbers. Neither says whose it is, and SIGKILL leaves both.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_LOCK = re.compile(r"(\d{6})_.*_filelock")
+
+
+def enter() -> Path:
+    """Make and use this job's folder, and remove what jobs that are gone have left.
+
+    The processes of a launcher share one. It is removed when the first of them ends.
+    """
+    base = Path(tempfile.gettempdir())
+    launched = "LOCAL_RANK" in os.environ
+    job = os.getppid() if launched else os.getpid()
+    folder = base / f"dept-{job}"
+    folder.mkdir(exist_ok=True)
+    if not launched or os.environ["LOCAL_RANK"] == "0":
+        for left in _left(base, job):
+            _remove_segments(left)
+            shutil.rmtree(left, ignore_errors=True)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["TMPDIR"] = str(folder)
+    tempfile.tempdir = None  # to be read from there again
+    return folder
+
+
+def _left(base: Path, job: int) -> Iterator[Path]:
+    """Folders of jobs of this user whose process is gone."""
+    for folder in base.glob("dept-*"):
+        number = folder.name.removeprefix("dept-")
+        is_ours = number.isdigit() and int(number) != job and folder.stat().st_uid == os.getuid()
+        if is_ours and not Path("/proc", number).exists() and Path("/proc/self").exists():
+            yield folder
+
+
+def _remove_segments(folder: Path, memory: Path = Path("/dev/shm")) -> None:
+    """Remove shared memory by the numbers of locks in ``folder`` that no process has mapped."""
+    locks = (_LOCK.fullmatch(path.name) for path in folder.iterdir())
+    numbers = {match[1] for match in locks if match}
+    segments = [path for number in numbers for path in memory.glob(f"{number}_*")]
+    if segments:
+        used = _mapped()
+        for path in segments:
+            if str(path) not in used:
+                path.unlink(missing_ok=True)
+
+
+def _mapped() -> str:
+    """The files that any process has mapped or open, as one text."""
+    texts = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            texts.append((process / "maps").read_text())
+        except OSError:  # it has ended, or is not ours
+            continue
+    return "\n".join(texts)
