@@ -2,6 +2,7 @@
 PYTHON ?= python3
 CORPUS ?= multilingual
 YAML ?= yamls/dept_spec.yaml
+WORKERS ?= 2
 ARGS ?=
 
 BIN := .venv/bin
@@ -9,7 +10,7 @@ READY := .venv/.ready
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock data demo test unit lint clean
+.PHONY: help setup lock data demo test unit bench lint clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -31,14 +32,17 @@ lock:  ## compile requirements.txt from requirements.in
 data: $(READY)  ## tokenizers and MDS shards of CORPUS=multilingual or multidomain
 	$(BIN)/python data_prep/prepare.py data_prep/corpora/$(CORPUS).yaml
 
-demo: data  ## pre-train SPEC on eight languages; YAML=... for another experiment
-	$(BIN)/composer train.py $(YAML) $(ARGS)
+demo: data  ## pre-train SPEC on eight languages; YAML=... for another experiment, WORKERS=1, 2, 4 or 8
+	$(BIN)/composer -n $(WORKERS) train.py $(YAML) $(ARGS)
 
 test: $(READY)  ## every test
 	$(BIN)/python -m pytest -q tests
 
 unit: $(READY)  ## the tests that launch nothing
 	$(BIN)/python -m pytest -q tests -m 'not end_to_end'
+
+bench: data  ## what a slow worker costs another, and what an outer step sends
+	$(BIN)/python bench/workers.py
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .

@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> int:
         if is_first:
             print(f"{arguments[0]}: {error}", file=sys.stderr)
         return 2
+    scratch.enter()  # while LOCAL_RANK is still that of the machine, not of the worker
     try:
         everyone = meet(plain)
         if everyone.value_of_first(finished is not None, stage="the start"):
@@ -100,7 +101,6 @@ def meet(config: dict) -> workers.Workers:
 def pretrain(config) -> None:
     """Train with llm-foundry, with our names in its registries."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    scratch.enter()
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}")
     from llmfoundry.command_utils import train

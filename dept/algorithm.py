@@ -5,26 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from composer.core import Algorithm, Event, State, Timestamp
+from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dept import updates, workers
-from dept.evaluation import restrict_to_vocabulary, score_unseen_uniformly
+from dept import resume, updates, workers
+from dept.evaluation import Evaluation, own_evaluators
 from dept.loader import SourceLoader
 from dept.options import DeptOptions, parse
 from dept.outer_optimizer import OuterOptimizer
 from dept.reduction import Reduction, Share
 from dept.schedule import RoundSchedule
 from dept.slots import Slots
-from dept.source_files import FOLDER, SourceFiles
+from dept.source_files import SourceFiles
 from dept.swap import LiveModel, seed_of
-from dept.variants import Sharing, Vocabulary
+from dept.variants import Vocabulary
 from dept.vocabulary import VocabularyMap
 
 
@@ -69,10 +68,7 @@ class Dept(Algorithm):
         self.keep_local_models = False
         self.local_models: dict[str, dict[str, Tensor]] = {}
         self.changed: set[str] = set()
-        self._loaded: dict[str, Any] | None = None
-        self.evaluating: str | None = None
-        self.unseen: Tensor | None = None
-        self.unseen_tokens = 0
+        self.loaded: dict[str, Any] | None = None  # what the checkpoint gave, until all agree
         self._handlers = {
             Event.BEFORE_LOAD: self._bind,
             Event.AFTER_LOAD: self._agree,
@@ -83,9 +79,10 @@ class Dept(Algorithm):
             Event.BATCH_CHECKPOINT: self._before_checkpoint,
             Event.EPOCH_END: self._outer_step,
             Event.EVAL_START: self._enter_evaluation,
-            Event.EVAL_BATCH_START: self._translate_evaluation,
-            Event.EVAL_AFTER_FORWARD: self._score,
+            Event.EVAL_BATCH_START: lambda state, logger: self.evaluation.translate(state.batch),
+            Event.EVAL_AFTER_FORWARD: lambda state, logger: self.evaluation.score(state.outputs),
             Event.EVAL_END: self._leave_evaluation,
+            Event.EPOCH_CHECKPOINT: self._tell_unseen,
         }
 
     def match(self, event: Event, state: State) -> bool:
@@ -121,22 +118,11 @@ class Dept(Algorithm):
             seed=state.rank_zero_seed,
         )
         self.reduction = Reduction(self.slots.start)
-        self._keep_own_evaluators(state)
-
-    def _keep_own_evaluators(self, state: State) -> None:
-        """Each worker evaluates its own sources; text of no source is spread over all."""
-        mine = self.schedule.sources_of(self.workers.place.worker)
-        others = 0
-        evaluators = []
-        for evaluator in state.evaluators:
-            if evaluator.label.removeprefix("eval/") in self.schedule.sources:
-                keep = evaluator.label.removeprefix("eval/") in mine
-            else:
-                keep = others % self.workers.count == self.workers.place.worker
-                others += 1
-            if keep:
-                evaluators.append(evaluator)
-        state.evaluators = evaluators
+        self.evaluation = Evaluation(self.slots)
+        place = self.workers.place
+        state.evaluators = own_evaluators(
+            state.evaluators, names, self.schedule.sources_of(place.worker), place
+        )
 
     def _vocabulary(self, source: str, state: State) -> VocabularyMap:
         prepared = self.loader.prepared[source]
@@ -152,72 +138,8 @@ class Dept(Algorithm):
         return VocabularyMap.build(every_id, vocab_size=prepared.vocab_size, unknown_id=0)
 
     def _agree(self, state: State, logger: Logger) -> None:
-        """Let all workers stand where the first does, which alone loads a checkpoint."""
         self.slots.take_start()
-        here = {"round": state.timestamp.epoch.value, "from": state.load_path}
-        first = self.workers.value_of_first(here | {"loaded": self._loaded}, stage="the start")
-        start = [self.slots.start[name] for name in sorted(self.slots.start)]
-        self.workers.from_first(start, kind="start", stage="the start")
-        if first["loaded"] is None:
-            return
-        loaded, round_index = first["loaded"], first["round"]
-        self.outer_optimizer.load_state_dict(loaded["outer_optimizer"], device=state.device._device)
-        self.totals |= loaded["totals"]
-        self.totals["wait_seconds"] = [0.0] * self.workers.count
-        remote = "://" in first["from"]
-        files = self.files if remote else SourceFiles(Path(first["from"]).parent / FOLDER)
-        for source in self.schedule.sources_of(self.workers.place.worker):
-            self._restore(source, files, round_index, loaded["steps"].get(source))
-        done = {source: len(slot["losses"]) for source, slot in self.round.items()}
-        self.loader.start(round_index, done)
-        state.timestamp = self._timestamp(state, round_index, sum(done.values()))
-        for optimizer, scheduler in zip(state.optimizers, state.schedulers, strict=True):
-            # The optimizer's own state is not in the checkpoint, so neither is the learning rate.
-            rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-            for group, (base, factor) in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = base * factor(scheduler.last_epoch)
-
-    def _restore(self, source: str, files: SourceFiles, round_index: int, step: int | None) -> None:
-        """Take what is left of a source from its file, for a checkpoint in ``round_index``."""
-        trained = self.totals["rounds_trained"].get(source, 0)
-        state = files.read(source, round_index, step)
-        if state is None and trained == 0:
-            return
-        where = files.folder / source
-        if state is None or state["rounds_trained"] != trained:
-            raise ValueError(
-                f"{where} lacks the state of {source} that the checkpoint of round {round_index} "
-                f"belongs to: bring the folder to where the checkpoint is"
-            )
-        if state["tokenizer"] != self.loader.prepared[source].tokenizer_hash:
-            raise ValueError(f"{where} is of another tokenizer than corpus: prepare it as it was")
-        self.slots.load_state_of(source, state["slots"])
-        self.loader.positions[source] = state["position"]
-        if state["round"] != round_index or state["slot"] is None:
-            return
-        self.round[source] = state["slot"]
-        if state["local_model"] is not None:
-            self.reduction.add(
-                {n: v.to(self.slots.start[n].device) for n, v in state["local_model"].items()},
-                self._share(source),
-            )
-
-    def _timestamp(self, state: State, round_index: int, batch_in_round: int) -> Timestamp:
-        """Composer's clock of this worker, who may have had no part in the checkpoint."""
-        batch = round_index * self.schedule.batches_per_round + batch_in_round
-        samples = self.loader.batch_size * self.workers.place.ranks
-        tokens = samples * next(iter(self.loader.prepared.values())).sequence_length
-        return state.timestamp.copy(
-            epoch=round_index,
-            epoch_in_iteration=round_index,
-            batch=batch,
-            batch_in_epoch=batch_in_round,
-            sample=batch * samples,
-            sample_in_epoch=batch_in_round * samples,
-            token=batch * tokens,
-            token_in_iteration=batch * tokens,
-            token_in_epoch=batch_in_round * tokens,
-        )
+        resume.agree(self, state)
 
     # --- a round --------------------------------------------------------------------------------
 
@@ -243,7 +165,7 @@ class Dept(Algorithm):
                 f"/{self.workers.place.rank}"
             )
         )
-        self._translate(state, source)
+        self.slots.vocabularies[source].translate_batch(state.batch)
 
     def _set_synchronised(self, state: State, on: bool) -> None:
         """Ranks of one worker average their gradients while the model is one source's.
@@ -276,13 +198,14 @@ class Dept(Algorithm):
 
     def _finish_slot(self, source: str) -> None:
         local = self.slots.finish()
-        self.reduction.add(local, self._share(source))
+        self.reduction.add(local, self.share(source))
         update = self.slots.update(local)
         self.round[source] |= {"norm": updates.norm(update), "sketch": updates.sketch(update)}
         if self.keep_local_models:
             self.local_models[source] = {n: v.to("cpu", copy=True) for n, v in local.items()}
 
-    def _share(self, source: str) -> Share:
+    def share(self, source: str) -> Share:
+        """How a source weighs in the average, and which rows it holds."""
         train = self.loader.prepared[source].splits["train"]
         weight = 1.0 if self.options.weighting == "uniform" else float(train.tokens)
         return Share(weight, self.slots.rows(source))
@@ -292,7 +215,7 @@ class Dept(Algorithm):
         round_index = state.timestamp.epoch.value - 1  # Composer has counted it already
         stage = f"the outer step of round {round_index + 1}"
         shares = [
-            [self._share(source) for source in self.schedule.slots_of(worker, round_index)]
+            [self.share(source) for source in self.schedule.slots_of(worker, round_index)]
             for worker in range(self.workers.count)
         ]
         with self._timed("outer_step_seconds"):
@@ -334,59 +257,25 @@ class Dept(Algorithm):
     # --- evaluation and checkpoints ---------------------------------------------------------------
 
     def _enter_evaluation(self, state: State, logger: Logger) -> None:
-        """Evaluate the global model, with the embedding of the source that the text is from."""
         self._park(state)
-        self.unseen_tokens = 0
-        label = (state.dataloader_label or "").removeprefix("eval/")
-        self.evaluating = label if label in self.slots.vocabularies else None
-        if self.evaluating is not None:
-            self.slots.evaluate_as(self.evaluating)
-        elif not self.variant.has_global_embedding:
-            raise ValueError(
-                f"evaluator {label!r} is not a source, and variant {self.options.variant} has an "
-                f"embedding for its sources only: remove it"
-            )
-
-    def _translate_evaluation(self, state: State, logger: Logger) -> None:
-        if self.evaluating is not None and self.variant.phi is Sharing.PRIVATE:
-            self._translate(state, self.evaluating)
-
-    def _score(self, state: State, logger: Logger) -> None:
-        if self.evaluating is None or self.variant.vocabulary is not Vocabulary.TRIMMED:
-            return
-        vocabulary, targets = self.slots.vocabularies[self.evaluating], self.slots.live.model.labels
-        if vocabulary.is_identity:
-            return
-        if self.variant.phi is Sharing.PRIVATE:
-            assert self.unseen is not None
-            # Labels are those of the next token here; what was marked must move along.
-            unseen = torch.nn.functional.pad(self.unseen[:, 1:], (0, 1))
-            score_unseen_uniformly(state.outputs, targets, unseen, vocabulary.vocab_size)
-        else:
-            holds = vocabulary.holds().to(targets.device)
-            unseen = (targets >= 0) & ~holds[targets.clamp(min=0)]
-            restrict_to_vocabulary(state.outputs, targets, holds)
-        self.unseen_tokens += int(unseen.sum())
+        self.evaluation.enter((state.dataloader_label or "").removeprefix("eval/"))
 
     def _leave_evaluation(self, state: State, logger: Logger) -> None:
-        if self.evaluating is not None and self.variant.vocabulary is Vocabulary.TRIMMED:
-            logger.log_metrics({f"eval/{self.evaluating}/unseen_tokens": self.unseen_tokens})
-        self.evaluating = None
+        self.evaluation.leave()
         self._park(state)
+
+    def _tell_unseen(self, state: State, logger: Logger) -> None:
+        """Log what the evaluations of all workers counted since they last met."""
+        counted, self.evaluation.unseen_tokens = self.evaluation.unseen_tokens, {}
+        stage = f"the evaluation of round {state.timestamp.epoch.value}"
+        for given in self.workers.gather(counted, stage=stage):
+            logger.log_metrics({f"eval/{name}/unseen_tokens": n for name, n in given.items()})
 
     def _before_checkpoint(self, state: State, logger: Logger) -> None:
         """A checkpoint in mid-round holds the global model; slots are in files of their own."""
         self._park(state)
 
-    # --- shared -----------------------------------------------------------------------------------
-
-    def _translate(self, state: State, source: str) -> None:
-        vocabulary = self.slots.vocabularies[source]
-        if not vocabulary.is_identity:
-            batch = state.batch
-            batch["input_ids"], batch["labels"], self.unseen = vocabulary.translate(
-                batch["input_ids"], batch["labels"]
-            )
+    # --- state -----------------------------------------------------------------------------------
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -435,7 +324,7 @@ class Dept(Algorithm):
                     f"{value}: {mend}"
                 )
         self.outer_optimizer.load_state_dict(state["outer_optimizer"])
-        self._loaded = state
+        self.loaded = state
 
     def _identity(self) -> dict[str, Any]:
         return {

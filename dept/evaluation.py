@@ -1,11 +1,99 @@
-"""Scoring text in a source's vocabulary: what counts when a token has no row of its own."""
+"""Evaluating a source's text: who does it, with which embedding, and tokens that have no row."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from dept.place import Place
+from dept.slots import Slots
+from dept.variants import Sharing, Vocabulary
+
+
+class Evaluation:
+    """Makes the global model that of the source whose text is evaluated.
+
+    Args:
+        slots: of this worker.
+
+    Attributes:
+        unseen_tokens: of each source evaluated, how many of its tokens had no row.
+    """
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.unseen_tokens: dict[str, int] = {}
+        self._source: str | None = None
+        self._unseen: Tensor | None = None
+
+    def enter(self, label: str) -> None:
+        """Begin with the text named ``label``; the model must be parked.
+
+        Raises:
+            ValueError: it is no source's, and there is no embedding but those of sources.
+        """
+        self._source = label if label in self.slots.vocabularies else None
+        variant = self.slots.variant
+        if self._source is None:
+            if not variant.has_global_embedding:
+                raise ValueError(
+                    f"evaluator {label!r} is not a source, and this variant has an embedding for "
+                    f"its sources only: remove it"
+                )
+            return
+        self.slots.evaluate_as(self._source)
+        if variant.vocabulary is Vocabulary.TRIMMED:
+            self.unseen_tokens[self._source] = 0
+
+    def translate(self, batch: dict[str, Tensor]) -> None:
+        """Before a batch: its ids become rows, if the source has its own."""
+        if self._source is not None and self.slots.variant.phi is Sharing.PRIVATE:
+            self._unseen = self.slots.vocabularies[self._source].translate_batch(batch)
+
+    def score(self, logits: Tensor) -> None:
+        """After the forward pass of a batch: let tokens without a row cost what they should."""
+        variant = self.slots.variant
+        if self._source is None or variant.vocabulary is not Vocabulary.TRIMMED:
+            return
+        vocabulary = self.slots.vocabularies[self._source]
+        targets = self.slots.live.model.labels
+        if vocabulary.is_identity:
+            return
+        if variant.phi is Sharing.PRIVATE:
+            assert self._unseen is not None
+            # Labels are those of the next token here; what was marked must move along.
+            unseen = torch.nn.functional.pad(self._unseen[:, 1:], (0, 1))
+            score_unseen_uniformly(logits, targets, unseen, vocabulary.vocab_size)
+        else:
+            holds = vocabulary.holds().to(targets.device)
+            unseen = (targets >= 0) & ~holds[targets.clamp(min=0)]
+            restrict_to_vocabulary(logits, targets, holds)
+        self.unseen_tokens[self._source] += int(unseen.sum())
+
+    def leave(self) -> None:
+        """The text is evaluated."""
+        self._source = self._unseen = None
+
+
+def own_evaluators(
+    evaluators: Sequence[Any], sources: Sequence[str], mine: Sequence[str], place: Place
+) -> list[Any]:
+    """The evaluators that a worker runs: of its own sources, and a share of all other text.
+
+    Args:
+        evaluators: of Composer.
+        sources: names of all sources.
+        mine: those that belong to the worker.
+        place: of the worker.
+    """
+    labels = [evaluator.label.removeprefix("eval/") for evaluator in evaluators]
+    others = [label for label in labels if label not in sources]
+    mine = {*mine, *others[place.worker :: place.workers]}
+    return [e for e, label in zip(evaluators, labels, strict=True) if label in mine]
 
 
 @torch.no_grad()

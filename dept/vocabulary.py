@@ -67,6 +67,18 @@ class VocabularyMap:
         """bool[vocab_size]: which ids have a row."""
         return self.row_of_id >= 0
 
+    def translate_batch(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Let ``input_ids`` and ``labels`` of a batch be rows; returns the unseen, if there can be.
+
+        See :meth:`translate`.
+        """
+        if self.is_identity:
+            return None
+        batch["input_ids"], batch["labels"], unseen = self.translate(
+            batch["input_ids"], batch["labels"]
+        )
+        return unseen
+
     def translate(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Ids of the tokenizer to rows of the local matrix.
 

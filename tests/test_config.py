@@ -80,7 +80,11 @@ def refusal(root, capsys, monkeypatch, experiment, *more):
         ("dept_spec", "algorithms.dept.locl_steps=3", "'locl_steps': did you mean local_steps?"),
         ("dept_spec", "algorithms.dept.variant=spec2", "glob, trim, spec, spec_opt"),
         ("dept_spec", "algorithms.dept.local_steps=0", "local_steps is 0: set it to a whole"),
-        ("dept_spec", "algorithms.dept.sources_per_round=4", "a value from 1 to 3"),
+        ("dept_spec", "algorithms.dept.sources_per_round=5", "a value from 1 to 4"),
+        ("dept_spec", "algorithms.dept.ranks_per_worker=0", "ranks_per_worker is 0: set it to a"),
+        ("dept_spec", "algorithms.dept.ranks_per_worker=2", "does not divide the 1 processes"),
+        ("dept_spec", "algorithms.dept.worker_timeout=0", "set it to seconds above 0"),
+        ("dept_spec", "fsdp_config={sharding_strategy: FULL_SHARD}", "average gradients by DDP"),
         ("dept_spec", "algorithms.dept.inner_state=drop", "inner_state is 'drop': .* reset, keep"),
         ("dept_spec", "algorithms.dept.weighting=size", "weighting is 'size'"),
         ("dept_spec", "algorithms.dept.outer_optimizer.name=fedprox", "one of fedavg"),
@@ -100,6 +104,27 @@ def refusal(root, capsys, monkeypatch, experiment, *more):
 def test_what_cannot_run_is_refused(prepared, capsys, monkeypatch, experiment, override, message):
     said = refusal(prepared, capsys, monkeypatch, experiment, override)
     assert re.search(message, said), said
+
+
+@pytest.mark.parametrize(
+    ("processes", "override", "message"),
+    [
+        (3, "seed=1", "3 workers cannot share .* = 4 equally: start 1, 2 or 4 workers, or set"),
+        (4, "algorithms.dept.sources_per_round=2", "start 1 or 2 workers, or set .* to 4"),
+        (6, "algorithms.dept.ranks_per_worker=4", "does not divide the 6 processes"),
+        (8, "global_train_batch_size=3", "set it to a multiple of ranks_per_worker = 2"),
+    ],
+)
+def test_processes_that_cannot_share_the_work_are_refused(
+    prepared, capsys, monkeypatch, processes, override, message
+):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    more = ["algorithms.dept.ranks_per_worker=2"] if "batch" in override else []
+    said = refusal(prepared, capsys, monkeypatch, "dept_spec", *more, override)
+    assert re.search(message, said), said
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(AssertionError):  # one process speaks for all
+        refusal(prepared, capsys, monkeypatch, "dept_spec", *more, override)
 
 
 def test_damaged_data_is_refused(prepared, capsys, monkeypatch, tmp_path):
