@@ -3,59 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from streaming import Stream
-from streaming.base.world import World
 from torch import Tensor
 
-from dept.corpus import DataError, PreparedSource
+from dept.corpus import PreparedSource
 from dept.order import SampleOrder
+from dept.remote import address_of
 from dept.schedule import RoundSchedule
+from dept.shard_cache import ShardCache
+from dept.shards import TokenReader
 
 Batch = dict[str, Tensor]
-
-
-class TokenReader:
-    """Random access to the token samples of one split.
-
-    Uses the readers beneath ``StreamingDataset``, not the dataset: that one shares memory and
-    barriers between ranks, which ranks that read different sources would wait at for ever.
-
-    Args:
-        directory: the split, with its ``index.json``.
-
-    Raises:
-        DataError: the index names a shard that is not there.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        stream = Stream(local=str(directory), keep_zip=True)
-        defaults = {"split": "", "download_retry": 2, "download_timeout": 60.0}
-        stream.apply_default({**defaults, "validate_hash": None, "keep_zip": True})
-        self._shards = stream.get_shards(World.detect(), allow_unsafe_types=False)
-        for shard in self._shards:
-            for part in shard.file_pairs:
-                path = directory / part[0].basename
-                if not path.is_file() or path.stat().st_size != part[0].bytes:
-                    raise DataError(
-                        f"{path} is missing or cut short: remove {directory.parent} and prepare "
-                        f"the corpus again"
-                    )
-        self.shard_samples = [len(shard) for shard in self._shards]
-        self._ends = np.cumsum(self.shard_samples)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """The tokens of sample ``index``: uint16 or uint32 [sequence_length]."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        first = self._ends[shard] - self.shard_samples[shard]
-        return self._shards[shard].get_item(int(index - first))["tokens"]
 
 
 def collate(samples: list[np.ndarray]) -> Batch:
@@ -74,19 +35,38 @@ class SourceLoader:
         prepared: the sources, by name, in the order of the corpus.
         batch_size: samples in a batch.
         seed: of the order of samples.
+        block_shards: shards whose samples are mixed.
+        remote: where ``data/`` is that missing shards are fetched from, ahead of their need.
+        cache_limit: the most bytes of remote shards to keep on disk; all by default.
     """
 
     def __init__(
-        self, prepared: Mapping[str, PreparedSource], *, batch_size: int, seed: int
+        self,
+        prepared: Mapping[str, PreparedSource],
+        *,
+        batch_size: int,
+        seed: int,
+        block_shards: int = 16,
+        remote: str | None = None,
+        cache_limit: int | None = None,
     ) -> None:
         self.prepared = dict(prepared)
         self.batch_size = batch_size
         self.schedule: RoundSchedule | None = None
         self.positions = dict.fromkeys(prepared, 0)
         self._start = (0, 0)
-        self._readers = {name: TokenReader(source.train) for name, source in prepared.items()}
+        self._cache = None if remote is None else ShardCache(cache_limit)
+        self._ahead: tuple[str, int, str | None] | None = None
+        self._readers = {
+            name: TokenReader(
+                source.train, remote=remote and address_of(remote, source.train), cache=self._cache
+            )
+            for name, source in prepared.items()
+        }
         self._orders = {
-            name: SampleOrder(reader.shard_samples, seed=seed, source=name)
+            name: SampleOrder(
+                reader.shard_samples, seed=seed, source=name, block_shards=block_shards
+            )
             for name, reader in self._readers.items()
         }
 
@@ -103,9 +83,40 @@ class SourceLoader:
         if self.schedule is None:
             raise ValueError("train_loader.name: sources needs the algorithm: add algorithms.dept")
         round_index, first = self._start
-        drawn = self.schedule.drawn(round_index)
+        drawn, steps = self.schedule.drawn(round_index), self.schedule.local_steps
+        following = [*drawn[1:], self.schedule.drawn(round_index + 1)[0]]
         for batch_in_round in range(first, len(self)):
-            yield self._next_batch(drawn[self.schedule.slot_of_batch(batch_in_round)])
+            slot = self.schedule.slot_of_batch(batch_in_round)
+            self._look_ahead(drawn[slot], steps - batch_in_round % steps, following[slot])
+            yield self._next_batch(drawn[slot])
+
+    def _look_ahead(self, source: str, batches: int, next_source: str | None) -> None:
+        """Let the shards that come next be fetched; does nothing but when a block or slot begins.
+
+        Args:
+            source: the source of the next batch.
+            batches: how many batches in a row are its own, the next one included.
+            next_source: the source after them; ``None`` if there is none.
+        """
+        if self._cache is None:
+            return
+        position = self.positions[source]
+        end = self._orders[source].block_end(position)
+        if self._ahead == (source, end, next_source):
+            return
+        self._ahead = (source, end, next_source)
+        plan = [(source, position), (source, end)]
+        if next_source is not None and next_source != source:
+            # Its block is needed first, or that after this one, whichever the slot comes to.
+            ends_first = position + batches * self.batch_size <= end
+            plan.insert(1 if ends_first else 2, (next_source, self.positions[next_source]))
+        self._cache.want(
+            [
+                shard
+                for name, at in plan
+                for shard in self._readers[name].shards(self._orders[name].shards_at(at))
+            ]
+        )
 
     def _next_batch(self, source: str) -> Batch:
         reader, order, position = (
@@ -132,20 +143,28 @@ class ValidationLoader:
         prepared: the source.
         batch_size: samples in a batch.
         held_out: whether the run does not train on this source; for who reads the results.
+        remote: where ``data/`` is that missing shards are fetched from, when they are first read.
+            They stay: every evaluation reads them all.
     """
 
     def __init__(
-        self, prepared: PreparedSource, *, batch_size: int, held_out: bool = False
+        self,
+        prepared: PreparedSource,
+        *,
+        batch_size: int,
+        held_out: bool = False,
+        remote: str | None = None,
     ) -> None:
         self.prepared = prepared
         self.held_out = held_out
         self.batch_size = batch_size
-        self._reader = TokenReader(prepared.val)
+        self._reader = TokenReader(prepared.val, remote=remote and address_of(remote, prepared.val))
 
     def __len__(self) -> int:
         return -(-len(self._reader) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        self._reader.prefetch(range(len(self._reader.shard_samples)))
         for first in range(0, len(self._reader), self.batch_size):
             last = min(first + self.batch_size, len(self._reader))
             yield collate([self._reader[i] for i in range(first, last)])
