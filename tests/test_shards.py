@@ -192,19 +192,44 @@ def loader_of(splits, block, remote, limit=None):
     return loader
 
 
+def test_what_comes_is_said_when_a_block_or_slot_begins_only(tmp_path, monkeypatch):
+    splits = {"en": Split(tmp_path, "en"), "it": Split(tmp_path, "it", first=1000)}
+    loader = loader_of(splits, 3, remote=str(tmp_path / "remote"))
+    said, orders = [], loader._orders
+    monkeypatch.setattr(loader._cache, "want", said.append)
+    end = orders["en"].block_end(0)
+
+    def shards(source, position):
+        return loader._readers[source].shards(orders[source].shards_at(position))
+
+    now, then, next_slot = shards("en", 0), shards("en", end), shards("it", 0)
+    loader._look_ahead("en", end // 4, "it")  # batches of 4
+    assert said.pop() == [*now, *next_slot, *then]
+    loader._look_ahead("en", end // 4 - 1, "it")
+    assert said == []
+    loader._look_ahead("en", end // 4 + 1, None)
+    assert said.pop() == [*now, *then]
+    loader._ahead = None
+    loader._look_ahead("en", end // 4 + 1, "it")
+    assert said.pop() == [*now, *then, *next_slot]
+    loader.positions["en"] = end
+    loader._look_ahead("en", 1, "it")
+    assert said.pop()[: len(then)] == then
+
+
 def test_what_is_wanted_first_keeps_its_room(split, fetched):
     room = split.bytes(0, 1, 2)
     reader, cache = split.reader(room, fetchers=1)
     reader.prefetch([0, 1, 2, 4, 5])
     settled(cache)
     assert split.here() == [0, 1, 2]  # the others wait for room
-    reader[0], reader[int(STARTS[1])]
+    reader[int(STARTS[1])], reader[0]
     reader.prefetch([1, 6, 0, 2])
     settled(cache)
     assert 6 in split.here() and 2 not in split.here()  # what is wanted last gave its room
     reader.prefetch([9])  # of those not wanted, that needed longest ago goes
     settled(cache)
-    assert split.here() == [1, 6, 9]
+    assert split.here() == [0, 6, 9]
     assert split.bytes(*split.here()) <= room
 
 
