@@ -108,7 +108,7 @@ class Dept(Algorithm):
             seed=state.rank_zero_seed,
             workers=self.workers.count,
         )
-        self.loader.schedule = self.schedule
+        self.loader.bind(self.schedule)
         state.dataloader_len = self.schedule.batches_per_round
         self.slots = Slots(
             LiveModel(state.model, state.optimizers[0]),

@@ -10,11 +10,27 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dept import workers
-from dept.corpus import GLOBAL, DataError, PreparedCorpus, read_corpus, tokenizer_hash
-from dept.options import ConfigError, DeptOptions, MixtureOptions, SourcesOptions, parse
+from dept.corpus import (
+    GLOBAL,
+    DataError,
+    PreparedCorpus,
+    PreparedSource,
+    read_corpus,
+    tokenizer_hash,
+)
+from dept.options import (
+    ConfigError,
+    CorpusOptions,
+    DeptOptions,
+    MixtureOptions,
+    SourcesOptions,
+    parse,
+)
 from dept.outer_optimizer import OuterOptimizer
 from dept.place import Place
+from dept.remote import fetch_corpus
 from dept.schedule import RoundSchedule
+from dept.shard_cache import block_bytes, too_small
 from dept.source_files import FOLDER
 from dept.variants import Vocabulary
 
@@ -57,7 +73,7 @@ def _load_file(path: Path, extended_by: tuple[Path, ...]) -> DictConfig:
     return merged
 
 
-def options_of(config: Mapping[str, Any]) -> tuple[DeptOptions | None, SourcesOptions | None]:
+def options_of(config: Mapping[str, Any]) -> tuple[DeptOptions | None, CorpusOptions | None]:
     """The options of ``algorithms.dept`` and of a loader over sources; ``None`` if there is none.
 
     Raises:
@@ -91,7 +107,7 @@ def check(config: Mapping[str, Any]) -> None:
     dept, loader = options_of(config)
     if loader is None:
         return
-    corpus, names = _corpus_and_sources(loader)
+    corpus, names = _corpus_and_sources(loader, dept)
     own = dept is not None and dept.sharing.vocabulary is Vocabulary.OWN
     prepared = [corpus.source(name, name if own else GLOBAL) for name in names]
     _check_tokenizer(config, corpus)
@@ -104,6 +120,8 @@ def check(config: Mapping[str, Any]) -> None:
     if not own:
         _check_vocabulary_size(config, corpus)
     batch = config.get("global_train_batch_size", 1)
+    if isinstance(loader, SourcesOptions):
+        _check_cache_limit(loader, prepared)
     for source in prepared:
         if source.splits["val"].samples < 1 or source.splits["train"].samples < 1:
             raise DataError(f"source {source.name} has an empty split: give it more text")
@@ -150,19 +168,20 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     dept, loader = options_of(config)
     if loader is None:
         return config
-    corpus, names = _corpus_and_sources(loader)
+    corpus, names = _corpus_and_sources(loader, dept)
     own = dept is not None and dept.sharing.vocabulary is Vocabulary.OWN
     model = config["model"]
     sizes = model.setdefault("config_overrides", {}) if model["name"].startswith("hf_") else model
     sizes.setdefault("vocab_size", corpus.tokenizers[GLOBAL].vocab_size)
     if not config.get("eval_loader") and not config.get("eval_loaders"):
-        held_out = corpus.held_out if dept is None or dept.sharing.has_global_embedding else ()
+        held_out = corpus.held_out if _evaluates_held_out(dept) else ()
         config["eval_loaders"] = [  # what llm-foundry calls a list of eval_loader
             {
                 "name": "validation",
                 "label": name,
                 "corpus": corpus.name,
                 "root": loader.root,
+                "remote": loader.remote,
                 "source": name,
                 "written_with": name if own else GLOBAL,
                 "held_out": name not in names,
@@ -212,7 +231,22 @@ def _quiet(config: dict[str, Any]) -> dict[str, Any]:
     return config | quiet | {"callbacks": callbacks}
 
 
-def _corpus_and_sources(loader: SourcesOptions) -> tuple[PreparedCorpus, tuple[str, ...]]:
+def _evaluates_held_out(dept: DeptOptions | None) -> bool:
+    return dept is None or dept.sharing.has_global_embedding
+
+
+def _corpus_and_sources(
+    loader: CorpusOptions, dept: DeptOptions | None
+) -> tuple[PreparedCorpus, tuple[str, ...]]:
+    if loader.remote is not None:
+        fetch_corpus(
+            loader.remote,
+            loader.root,
+            loader.corpus,
+            loader.sources,
+            own_tokenizers=dept is not None and dept.sharing.vocabulary is Vocabulary.OWN,
+            held_out=_evaluates_held_out(dept),
+        )
     corpus = read_corpus(loader.root, loader.corpus)
     names = corpus.sources if loader.sources is None else tuple(loader.sources)
     for name in names:
@@ -222,6 +256,13 @@ def _corpus_and_sources(loader: SourcesOptions) -> tuple[PreparedCorpus, tuple[s
                 f"choose from {', '.join(corpus.sources)}"
             )
     return corpus, names
+
+
+def _check_cache_limit(loader: SourcesOptions, prepared: Sequence[PreparedSource]) -> None:
+    limit = loader.cache_bytes
+    needed = max(block_bytes(source.train, loader.block_shards) for source in prepared)
+    if limit is not None and limit < needed:
+        raise too_small(limit, needed)
 
 
 def _check_tokenizer(config: Mapping[str, Any], corpus: PreparedCorpus) -> None:

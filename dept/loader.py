@@ -3,59 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
-from streaming import Stream
-from streaming.base.world import World
 from torch import Tensor
 
-from dept.corpus import DataError, PreparedSource
+from dept.corpus import PreparedSource
 from dept.order import SampleOrder
 from dept.place import Place
+from dept.remote import address_of
 from dept.schedule import RoundSchedule
+from dept.shard_cache import ShardCache
+from dept.shards import TokenReader
 
 Batch = dict[str, Tensor]
-
-
-class TokenReader:
-    """Random access to the token samples of one split.
-
-    Uses the readers beneath ``StreamingDataset``, not the dataset: that one shares memory and
-    barriers between ranks, which ranks that read different sources would wait at for ever.
-
-    Args:
-        directory: the split, with its ``index.json``.
-
-    Raises:
-        DataError: the index names a shard that is not there.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        stream = Stream(local=str(directory), keep_zip=True)
-        defaults = {"split": "", "download_retry": 2, "download_timeout": 60.0}
-        stream.apply_default({**defaults, "validate_hash": None, "keep_zip": True})
-        self._shards = stream.get_shards(World.detect(), allow_unsafe_types=False)
-        for shard in self._shards:
-            for part in shard.file_pairs:
-                path = directory / part[0].basename
-                if not path.is_file() or path.stat().st_size != part[0].bytes:
-                    raise DataError(
-                        f"{path} is missing or cut short: remove {directory.parent} and prepare "
-                        f"the corpus again"
-                    )
-        self.shard_samples = [len(shard) for shard in self._shards]
-        self._ends = np.cumsum(self.shard_samples)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """The tokens of sample ``index``: uint16 or uint32 [sequence_length]."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        first = self._ends[shard] - self.shard_samples[shard]
-        return self._shards[shard].get_item(int(index - first))["tokens"]
 
 
 def collate(samples: list[np.ndarray]) -> Batch:
@@ -68,15 +29,20 @@ class SourceLoader:
     """Batches of one round after another, the slots of this worker in turn.
 
     One pass over the loader is one round, which makes a Composer epoch a round. The loader knows
-    sources and positions in them; which source comes when is the schedule's, set by the algorithm.
+    sources and positions in them; which source comes when is the schedule's, given by the
+    algorithm. Only the sources that belong to this worker are read, and must be on its machine.
 
     Args:
         prepared: the sources, by name, in the order of the corpus.
         batch_size: samples in a batch of this rank.
         seed: of the order of samples.
         place: of this rank; the ranks of a worker read parts of the same batch.
+        block_shards: shards whose samples are mixed.
+        remote: where ``data/`` is that missing shards are fetched from, ahead of their need.
+        cache_limit: the most bytes of remote shards to keep on disk; all by default.
 
     Attributes:
+        positions: samples read of each source so far.
         plan: source and local step of each batch of the pass.
         current: those of the batch that was given last.
         coming_step: the sequential step (of one source's training) of the batch to come.
@@ -89,21 +55,55 @@ class SourceLoader:
         batch_size: int,
         seed: int,
         place: Place | None = None,
+        block_shards: int = 16,
+        remote: str | None = None,
+        cache_limit: int | None = None,
     ) -> None:
         self.prepared = dict(prepared)
         self.batch_size = batch_size
         self.place = place or Place()
-        self.schedule: RoundSchedule | None = None
         self.positions = dict.fromkeys(prepared, 0)
         self.plan: list[tuple[str, int]] = []
         self.current = ("", 0)
         self.coming_step = 0
+        self._seed = seed
+        self._block_shards = block_shards
+        self._remote = remote
+        self._cache = None if remote is None else ShardCache(cache_limit)
+        self._ahead: tuple[str, int, str] | None = None
         self._round = 0
-        self._readers = {name: TokenReader(source.train) for name, source in prepared.items()}
-        self._orders = {
-            name: SampleOrder(reader.shard_samples, seed=seed, source=name)
-            for name, reader in self._readers.items()
-        }
+        self._schedule: RoundSchedule | None = None
+        self._readers: dict[str, TokenReader] = {}
+        self._orders: dict[str, SampleOrder] = {}
+
+    def bind(self, schedule: RoundSchedule) -> None:
+        """Follow ``schedule``, and open the sources that it gives to this worker.
+
+        Raises:
+            DataError: a shard is missing.
+        """
+        self._schedule = schedule
+        for name in schedule.sources_of(self.place.worker):
+            split = self.prepared[name].train
+            remote = self._remote and address_of(self._remote, split)
+            self._readers[name] = reader = TokenReader(split, remote=remote, cache=self._cache)
+            self._orders[name] = SampleOrder(
+                reader.shard_samples,
+                seed=self._seed,
+                source=name,
+                block_shards=self._block_shards,
+            )
+
+    @property
+    def schedule(self) -> RoundSchedule:
+        """What the loader follows.
+
+        Raises:
+            ValueError: it was given none.
+        """
+        if self._schedule is None:
+            raise ValueError("train_loader.name: sources needs the algorithm: add algorithms.dept")
+        return self._schedule
 
     def start(self, round_index: int, done: Mapping[str, int]) -> None:
         """Let the next pass be what is left of a round.
@@ -112,28 +112,57 @@ class SourceLoader:
             round_index: from 0.
             done: local steps that a source has already taken in it.
         """
-        assert self.schedule is not None
         self._round = round_index
         self.plan = self.schedule.remaining(self.place.worker, round_index, done)
         self.coming_step = self._sequential_step(0)
 
     def _sequential_step(self, batch: int) -> int:
-        assert self.schedule is not None
         steps = self.schedule.local_steps
         step = self.plan[batch][1] if batch < len(self.plan) else steps
         return self._round * steps + step
 
     def __len__(self) -> int:
-        if self.schedule is None:
+        if self._schedule is None:
             raise NotImplementedError("the loader over sources has no length before its schedule")
-        return self.schedule.batches_per_round
+        return self._schedule.batches_per_round
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.schedule is None:
-            raise ValueError("train_loader.name: sources needs the algorithm: add algorithms.dept")
+        next_round = self.schedule.slots_of(self.place.worker, self._round + 1)[0]
+        sources = [*(source for source, _ in self.plan), next_round]
         for batch, current in enumerate(self.plan):
             self.current, self.coming_step = current, self._sequential_step(batch + 1)
-            yield self._next_batch(current[0])
+            source = current[0]
+            left = self.schedule.local_steps - current[1]
+            self._look_ahead(source, left, sources[batch + left])
+            yield self._next_batch(source)
+
+    def _look_ahead(self, source: str, batches: int, next_source: str) -> None:
+        """Let the shards that come next be fetched; does nothing but when a block or slot begins.
+
+        Args:
+            source: the source of the next batch.
+            batches: how many batches in a row are its own, the next one included.
+            next_source: the source after them.
+        """
+        if self._cache is None:
+            return
+        position = self.positions[source]
+        end = self._orders[source].block_end(position)
+        if self._ahead == (source, end, next_source):
+            return
+        self._ahead = (source, end, next_source)
+        plan = [(source, position), (source, end)]
+        if next_source != source:
+            # Its block is needed first, or that after this one, whichever the slot comes to.
+            ends_first = position + batches * self.batch_size * self.place.ranks <= end
+            plan.insert(1 if ends_first else 2, (next_source, self.positions[next_source]))
+        self._cache.want(
+            [
+                shard
+                for name, at in plan
+                for shard in self._readers[name].shards(self._orders[name].shards_at(at))
+            ]
+        )
 
     def _next_batch(self, source: str) -> Batch:
         reader, order = self._readers[source], self._orders[source]
@@ -149,20 +178,28 @@ class ValidationLoader:
         prepared: the source.
         batch_size: samples in a batch.
         held_out: whether the run does not train on this source; for who reads the results.
+        remote: where ``data/`` is that missing shards are fetched from, when they are first read.
+            They stay: every evaluation reads them all.
     """
 
     def __init__(
-        self, prepared: PreparedSource, *, batch_size: int, held_out: bool = False
+        self,
+        prepared: PreparedSource,
+        *,
+        batch_size: int,
+        held_out: bool = False,
+        remote: str | None = None,
     ) -> None:
         self.prepared = prepared
         self.held_out = held_out
         self.batch_size = batch_size
-        self._reader = TokenReader(prepared.val)
+        self._reader = TokenReader(prepared.val, remote=remote and address_of(remote, prepared.val))
 
     def __len__(self) -> int:
         return -(-len(self._reader) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        self._reader.prefetch(range(len(self._reader.shard_samples)))
         for first in range(0, len(self._reader), self.batch_size):
             last = min(first + self.batch_size, len(self._reader))
             yield collate([self._reader[i] for i in range(first, last)])

@@ -75,14 +75,26 @@ class DeptOptions:
 
 
 @dataclass(frozen=True)
-class SourcesOptions:
-    """``train_loader`` with ``name: sources``, the loader of DEPT."""
+class CorpusOptions:
+    """What every ``train_loader`` over a prepared corpus knows."""
 
     corpus: str
-    """Name of a prepared corpus: ``<root>/data/<corpus>/`` must hold it."""
+    """Name of a prepared corpus: ``<root>/data/<corpus>/`` must hold it, or ``remote``."""
 
     root: str = "."
-    """Folder that holds ``data/`` and ``tokenizers/``."""
+    """Folder that holds ``data/`` and ``tokenizers/``; with ``remote``, where they are cached."""
+
+    remote: str | None = None
+    """Folder or address (``s3://bucket/folder``, ``gs://...``) that holds ``data/<corpus>/`` and
+    ``tokenizers/<corpus>/`` as they are below ``root``. What is missing there is fetched from it,
+    shards only when and where they are read."""
+
+    cache_limit: int | str | None = None
+    """The most bytes of training shards that a worker keeps below ``root``: a number, or a string
+    like ``500mb`` or ``20gb``. It removes those needed longest ago, even if they were there before
+    the run. Workers count for themselves: a machine with four of them may hold four times as much,
+    except for ``name: mixture``, where it is Streaming's own limit, of the machine. Validation
+    shards are not counted, and stay. ``null`` keeps all."""
 
     sources: list[str] | None = None
     """Names of the sources to train; all of the corpus, in its order, by default."""
@@ -93,10 +105,50 @@ class SourcesOptions:
     def __post_init__(self) -> None:
         if self.sources is not None and len(set(self.sources)) != len(self.sources):
             raise ConfigError(f"train_loader.sources holds a name twice: {self.sources}")
+        if self.cache_limit is None:
+            return
+        if self.remote is None:
+            raise ConfigError(
+                "train_loader.cache_limit is for shards of train_loader.remote, which is not set: "
+                "set it, or leave cache_limit out"
+            )
+        if not isinstance(self.cache_limit, str):
+            _positive("train_loader.cache_limit", self.cache_limit)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """``cache_limit`` in bytes. A string costs the import of Streaming, which reads it.
+
+        Raises:
+            ConfigError: the string is no size.
+        """
+        if not isinstance(self.cache_limit, str):
+            return self.cache_limit
+        from streaming.base.util import bytes_to_int
+
+        try:
+            return bytes_to_int(self.cache_limit)
+        except ValueError:
+            raise ConfigError(
+                f"train_loader.cache_limit is {self.cache_limit!r}: set it to a number of bytes, "
+                "or a string like 500mb or 20gb"
+            ) from None
 
 
 @dataclass(frozen=True)
-class MixtureOptions(SourcesOptions):
+class SourcesOptions(CorpusOptions):
+    """``train_loader`` with ``name: sources``, the loader of DEPT."""
+
+    block_shards: int = 16
+    """Shards whose samples are mixed: as many of a source are needed at the same time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("train_loader.block_shards", self.block_shards)
+
+
+@dataclass(frozen=True)
+class MixtureOptions(CorpusOptions):
     """``train_loader`` with ``name: mixture``: all sources mixed in every batch (STD)."""
 
     tau: float = 0.0

@@ -46,6 +46,26 @@ class SampleOrder:
         block = int(np.searchsorted(starts, within, side="right")) - 1
         return int(self._permutation(epoch, block, blocks[block])[within - starts[block]])
 
+    def block_end(self, position: int) -> int:
+        """The position behind the block of ``position``; the last block of a pass ends with it."""
+        epoch, within = divmod(position, self.samples)
+        starts = self._blocks(epoch)[1]
+        block = int(np.searchsorted(starts, within, side="right"))
+        return epoch * self.samples + (int(starts[block]) if block < len(starts) else self.samples)
+
+    def shards_at(self, position: int) -> list[int]:
+        """What is still to be read of the block of ``position``: its shards, first needed first.
+
+        ``shards_at(block_end(position))`` are the shards of the block that follows, in the next
+        pass if need be.
+        """
+        epoch, within = divmod(position, self.samples)
+        blocks, starts = self._blocks(epoch)
+        block = int(np.searchsorted(starts, within, side="right")) - 1
+        samples = self._permutation(epoch, block, blocks[block])[within - starts[block] :]
+        shards = np.searchsorted(self._offsets, samples, side="right") - 1
+        return shards[np.sort(np.unique(shards, return_index=True)[1])].tolist()
+
     def _blocks(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
         """The shards of each block of a pass, and the position in the pass at which it starts."""
         if self._pass is None or self._pass[0] != epoch:

@@ -16,8 +16,9 @@ from dept.algorithm import Dept
 from dept.corpus import GLOBAL, PreparedSource, read_corpus
 from dept.learning_rate import SequentialStepsScheduler
 from dept.loader import SourceLoader, ValidationLoader
-from dept.options import MixtureOptions, SourcesOptions, parse
+from dept.options import CorpusOptions, MixtureOptions, SourcesOptions, parse
 from dept.outer_optimizer import TORCH_OPTIMIZERS
+from dept.remote import address_of, fetch_corpus
 from dept.source_checkpoints import SourceCheckpoints
 
 
@@ -39,7 +40,15 @@ def build_sources(
     chosen = parse(SourcesOptions, "train_loader", options)
     prepared = _prepared(chosen, own_tokenizers=own_tokenizers)
     place = workers.current().place
-    loader = SourceLoader(prepared, batch_size=device_batch_size, seed=chosen.seed, place=place)
+    loader = SourceLoader(
+        prepared,
+        batch_size=device_batch_size,
+        seed=chosen.seed,
+        place=place,
+        block_shards=chosen.block_shards,
+        remote=chosen.remote,
+        cache_limit=chosen.cache_bytes,
+    )
     return DataSpec(loader, get_num_tokens_in_batch=get_tokens_per_batch_func())
 
 
@@ -52,6 +61,7 @@ def build_validation(
     written_with: str = GLOBAL,
     held_out: bool = False,
     root: str = ".",
+    remote: str | None = None,
 ) -> DataSpec:
     """``eval_loader: [{label: en, name: validation, ...}]``: the validation split of a source.
 
@@ -63,9 +73,15 @@ def build_validation(
         written_with: ``global``, or the source's name for its own tokenizer.
         held_out: whether the run does not train on it: it is then left out of averages.
         root: folder that holds ``data/`` and ``tokenizers/``.
+        remote: where to fetch the shards from that are not there.
     """
+    if remote is not None:
+        own = written_with != GLOBAL
+        fetch_corpus(remote, root, corpus, [source], own_tokenizers=own, held_out=held_out)
     prepared = read_corpus(Path(root), corpus).source(source, written_with)
-    loader = ValidationLoader(prepared, batch_size=device_batch_size, held_out=held_out)
+    loader = ValidationLoader(
+        prepared, batch_size=device_batch_size, held_out=held_out, remote=remote
+    )
     return DataSpec(loader, get_num_tokens_in_batch=get_tokens_per_batch_func())
 
 
@@ -85,6 +101,7 @@ def build_mixture(
         "streams": {
             name: {
                 "local": str(source.train),
+                "remote": chosen.remote and address_of(chosen.remote, source.train),
                 "proportion": source.splits["train"].tokens ** float(chosen.tau),
             }
             for name, source in prepared.items()
@@ -94,13 +111,14 @@ def build_mixture(
         "shuffle": True,
         "shuffle_seed": chosen.seed,
         "keep_zip": True,
+        "cache_limit": chosen.cache_limit,
     }
     text = {"name": "text", "dataset": dataset, "drop_last": True, "num_workers": 0}
     text |= {"persistent_workers": False, "prefetch_factor": None, "pin_memory": False}
     return build_dataloader(text, tokenizer, device_batch_size)
 
 
-def _prepared(options: SourcesOptions, *, own_tokenizers: bool) -> dict[str, PreparedSource]:
+def _prepared(options: CorpusOptions, *, own_tokenizers: bool) -> dict[str, PreparedSource]:
     corpus = read_corpus(Path(options.root), options.corpus)
     names = corpus.sources if options.sources is None else options.sources
     return {name: corpus.source(name, name if own_tokenizers else GLOBAL) for name in names}

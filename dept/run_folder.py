@@ -27,6 +27,9 @@ SHAPING = (
     "precision",
 )
 
+# Where data comes from and how much of it is kept is a machine's affair.
+_NOT_SHAPING = ("train_loader.remote", "train_loader.cache_limit")
+
 _CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)-rank0\.pt")
 
 
@@ -97,6 +100,8 @@ def refuse_other_settings(config: Mapping[str, Any], stored: Path) -> None:
 
 
 def _first_difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:
+    if key in _NOT_SHAPING:
+        return None
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for name in sorted({*before, *now}):
             found = _first_difference(f"{key}.{name}", before.get(name), now.get(name))

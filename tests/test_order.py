@@ -53,6 +53,20 @@ def _ends(shards):
     return [i for i in range(1, len(shards) + 1) if not set(shards[:i]) & set(shards[i:])]
 
 
+def test_the_shards_of_a_block_are_known_before_it_is_read():
+    shard_of = np.repeat(np.arange(len(SHARDS)), SHARDS)
+    whole, position, ends = order(), 0, []
+    while position < 2 * SAMPLES:
+        end = whole.block_end(position)
+        for first in range(position, end):
+            read = [int(shard_of[order().sample_at(p)]) for p in range(first, end)]
+            assert whole.block_end(first) == end
+            assert whole.shards_at(first) == list(dict.fromkeys(read))
+        position = end
+        ends.append(end)
+    assert len(ends) == 2 * 4 and SAMPLES in ends and ends[-1] == 2 * SAMPLES
+
+
 def test_a_source_without_samples_is_refused():
     with pytest.raises(ValueError, match="source sw holds no samples"):
         SampleOrder([], seed=1, source="sw")

@@ -2,9 +2,12 @@
 
 import os
 
+import pytest
 import torch
+from omegaconf import OmegaConf
 
-from dept.run_folder import recover
+from dept.options import ConfigError
+from dept.run_folder import recover, refuse_other_settings
 
 
 def checkpoint(folder, name, *, torn=False):
@@ -53,3 +56,12 @@ def test_a_link_to_nothing_whole_is_removed(tmp_path):
 def test_a_folder_that_is_not_there_is_left_so(tmp_path):
     assert recover(tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
+
+
+def test_where_data_is_cached_may_change_and_how_it_is_shuffled_may_not(tmp_path):
+    stored = tmp_path / "config.yaml"
+    loader = {"remote": "s3://one", "cache_limit": "1gb", "block_shards": 16}
+    OmegaConf.save(OmegaConf.create({"train_loader": loader}), stored)
+    refuse_other_settings({"train_loader": {"block_shards": 16, "cache_limit": 5}}, stored)
+    with pytest.raises(ConfigError, match=r"train_loader.block_shards = 16, the yaml says 8"):
+        refuse_other_settings({"train_loader": {**loader, "block_shards": 8}}, stored)
