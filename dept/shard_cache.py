@@ -48,6 +48,7 @@ class ShardCache:
         self._needed: Shard | None = None
         self._under_way: set[Shard] = set()
         self._failed: dict[Shard, Exception] = {}
+        self._broken: Exception | None = None
         self._threads = 0
         self._connections: list[Any] = []
         self._changed = threading.Condition()
@@ -76,6 +77,7 @@ class ShardCache:
 
         Raises:
             DataError: it cannot be fetched.
+            OSError: the disk does not let files be locked or removed.
         """
         with self._changed:
             self._needed = shard
@@ -86,6 +88,8 @@ class ShardCache:
                 while self._held.get(shard) is None:
                     if shard in self._failed:
                         raise self._failed.pop(shard)
+                    if self._broken is not None:
+                        raise self._broken
                     self._changed.wait()
             self._held.move_to_end(shard)
 
@@ -120,6 +124,16 @@ class ShardCache:
             self._held[shard] = lock
 
     def _work(self) -> None:
+        """A thread; what ends it early must not leave the reading thread waiting."""
+        try:
+            self._fetch()
+        except Exception as raised:
+            with self._changed:
+                self._broken = raised
+                self._threads -= 1
+                self._changed.notify_all()
+
+    def _fetch(self) -> None:
         """Fetch what is missing, until nothing is or there is no room."""
         while True:
             with self._changed:

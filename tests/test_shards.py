@@ -270,6 +270,18 @@ def test_a_failed_read_ahead_is_said_where_the_shard_is_needed(split, fetched):
     assert np.array_equal(reader[int(STARTS[1])], split.tokens[STARTS[1]])
 
 
+def test_a_file_that_cannot_be_removed_ends_the_wait(split, monkeypatch):
+    def remove(self):
+        raise PermissionError(f"{self.path} is not ours")
+
+    reader, cache = split.reader(split.bytes(0, 1))
+    reader.prefetch([0, 1])
+    settled(cache)
+    monkeypatch.setattr(Shard, "remove", remove)
+    with pytest.raises(PermissionError, match="is not ours"):
+        reader[int(STARTS[2])]
+
+
 def test_a_shard_of_another_version_is_refused(split):
     write_split(split.remote, SIZES, first=5)  # of the same sizes
     reader, _ = split.reader()
