@@ -334,5 +334,6 @@ class Dept(Algorithm):
             "groups": self.schedule.groups,
             "local_steps": self.options.local_steps,
             "inner_state": self.options.inner_state,
+            "block_shards": self.loader.block_shards,
             "tokenizers": {n: p.tokenizer_hash for n, p in self.loader.prepared.items()},
         }

@@ -42,6 +42,7 @@ class SourceLoader:
         cache_limit: the most bytes of remote shards to keep on disk; all by default.
 
     Attributes:
+        block_shards: shards whose samples are mixed.
         positions: samples read of each source so far.
         plan: source and local step of each batch of the pass.
         current: those of the batch that was given last.
@@ -67,7 +68,7 @@ class SourceLoader:
         self.current = ("", 0)
         self.coming_step = 0
         self._seed = seed
-        self._block_shards = block_shards
+        self.block_shards = block_shards
         self._remote = remote
         self._cache = None if remote is None else ShardCache(cache_limit)
         self._ahead: tuple[str, int, str] | None = None
@@ -91,7 +92,7 @@ class SourceLoader:
                 reader.shard_samples,
                 seed=self._seed,
                 source=name,
-                block_shards=self._block_shards,
+                block_shards=self.block_shards,
             )
 
     @property

@@ -179,6 +179,21 @@ def test_ranks_of_a_worker_share_its_batch_and_average_gradients(prepared, fleet
     assert_same(learned(resumed), ours)
 
 
+def test_workers_fetch_what_they_read_from_a_remote_address(prepared, fleet, tmp_path):
+    """Four processes on an empty folder, two to a worker, within a limit that holds a block."""
+    options = ["algorithms.dept.ranks_per_worker=2", "train_loader.block_shards=1"]
+    local = fleet.train(prepared, "dept_trim", "run_name=local", *options, processes=4)
+    remote = [f"train_loader.remote={prepared}", "train_loader.cache_limit=400000"]
+    fetched = fleet.train(tmp_path, "dept_trim", "run_name=remote", *options, *remote, processes=4)
+    assert_same(learned(fetched), learned(local))
+    assert summary(tmp_path, "remote") == summary(prepared, "local")
+    shards = [
+        path.relative_to(tmp_path) for path in tmp_path.glob("data/*/*/global/train/**/*.mds")
+    ]
+    assert {path.parts[2] for path in shards} == {*SOURCES}
+    assert not [path for path in tmp_path.rglob(".fetch*")]
+
+
 def test_dropout_does_not_depend_on_who_trains_what(prepared, fleet):
     options = ["model.resid_pdrop=0.2", "model.emb_pdrop=0.1"]
     one = fleet.train(prepared, "dept_glob", "run_name=dropout-1", *options, processes=1)
