@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from callbacks.summary import read_summary, show
 from dept import config as configs
 from dept import run_folder, scratch, workers
+from dept.launcher import end_with_launcher
 from dept.place import Place
 
 # What the pinned libraries say of themselves at import, or of each other, on every run.
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(__doc__)
         return 0 if arguments else 2
-    workers.die_with_launcher()
+    end_with_launcher()
     is_first = os.environ.get("RANK", "0") == "0"
     try:
         config = configs.load(arguments[0], arguments[1:])

@@ -29,6 +29,7 @@ from dept.options import (
 from dept.outer_optimizer import OuterOptimizer
 from dept.place import Place
 from dept.remote import fetch_corpus
+from dept.run_folder import checkpoint_name
 from dept.schedule import RoundSchedule
 from dept.shard_cache import block_bytes, too_small
 from dept.source_files import FOLDER
@@ -199,6 +200,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     }
     config["save_ignore_keys"] = [*(config.get("save_ignore_keys") or []), "state/optimizers"]
     if config.get("save_folder") and config.get("save_interval", "1ep"):
+        config.setdefault("save_filename", checkpoint_name(workers.current().count))
         _add_source_checkpoints(config)
     return config if workers.current().place.worker == 0 else _quiet(config)
 

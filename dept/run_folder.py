@@ -27,10 +27,20 @@ SHAPING = (
     "precision",
 )
 
-# Where data comes from and how much of it is kept is a machine's affair.
-_NOT_SHAPING = ("train_loader.remote", "train_loader.cache_limit")
+# Where data comes from, how much of it is kept, and how long to wait, are a machine's affair.
+_NOT_SHAPING = (
+    "train_loader.remote",
+    "train_loader.cache_limit",
+    "algorithms.dept.worker_timeout",
+)
 
-_CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)-rank0\.pt")
+# Several workers count other batches than one, and write -w<workers> in the names.
+CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)(?:-w\d+)?-rank\d+\.pt")
+
+
+def checkpoint_name(workers: int) -> str:
+    """``save_filename`` of a job: names of one number of workers never meet those of another."""
+    return "ep{epoch}-ba{batch}" + (f"-w{workers}" if workers > 1 else "") + "-rank{rank}.pt"
 
 
 def folder_of(config: Mapping[str, Any]) -> Path:
@@ -55,12 +65,12 @@ def recover(save_folder: str | Path) -> list[Path]:
     """
     folder, whole, torn = Path(save_folder), {}, []
     for path in sorted(folder.glob("ep*-ba*-rank0.pt")):
-        match = _CHECKPOINT.fullmatch(path.name)
+        match = CHECKPOINT.fullmatch(path.name)
         if match is None:
             continue
         if zipfile.is_zipfile(path):  # the directory of a zip file is at its end
-            epoch, batch = map(int, match.groups())
-            whole[batch, epoch] = path
+            # Within a round, batches of different numbers of workers cannot be compared.
+            whole[int(match[1]), path.stat().st_mtime_ns, int(match[2])] = path
         else:
             torn.append(path.rename(path.with_name(path.name + ".torn")))
     link = folder / "latest-rank0.pt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from composer.core import Callback, Event, State, Time, TimeUnit
@@ -10,9 +9,8 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler
 
 from dept.algorithm import Dept
+from dept.run_folder import CHECKPOINT
 from dept.source_files import SourceFiles
-
-_CHECKPOINT = re.compile(r"ep(\d+)-ba\d+-rank\d+\.pt")
 
 
 class SourceCheckpoints(Callback):
@@ -105,5 +103,5 @@ class SourceCheckpoints(Callback):
     def _oldest_checkpoint(self, round_index: int) -> int:
         """The round of the oldest checkpoint that will be there when this one is."""
         names = [p.name for p in Path(self.checkpoints).glob("ep*.pt")] if self.checkpoints else []
-        rounds = [int(match[1]) for match in map(_CHECKPOINT.fullmatch, names) if match]
+        rounds = [int(match[1]) for match in map(CHECKPOINT.fullmatch, names) if match]
         return min([*rounds, round_index])

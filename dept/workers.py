@@ -8,11 +8,8 @@ at the outer step, and where a checkpoint is made.
 
 from __future__ import annotations
 
-import ctypes
 import io
 import os
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -252,13 +249,6 @@ def join(place: Place, timeout: float) -> Workers:
             )
     _current = Workers(place, store, figures, tensors, timeout)
     return _current
-
-
-def die_with_launcher() -> None:
-    """Let a rank that a launcher started end with it: a launcher killed by SIGKILL ends nobody."""
-    if sys.platform == "linux" and "LOCAL_RANK" in os.environ:
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _pack(value: Any) -> Tensor:

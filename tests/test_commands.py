@@ -109,8 +109,8 @@ def test_workers_that_die_in_mid_round_end_the_job_which_goes_on_to_the_same_num
     output, _ = alone.communicate()
     assert alone.returncode == 0, output
 
-    # One of two workers on this machine
-    job = start(prepared, "two", str(COMPOSER), "-n", "2", more=LONG)
+    # One of four workers on this machine
+    job = start(prepared, "two", str(COMPOSER), "-n", "4", more=LONG)
     kill_in_mid_round(prepared, "two", lambda: ranks_of(job)[1], after=40)
     output, _ = job.communicate(timeout=60)
     assert job.returncode != 0
@@ -118,7 +118,7 @@ def test_workers_that_die_in_mid_round_end_the_job_which_goes_on_to_the_same_num
     assert "the same command goes on from the last checkpoint" in output
     assert_nothing_left(prepared)
 
-    # One of two "machines", whose launcher is killed: its rank ends with it
+    # One of two workers on two "machines", whose launcher is killed: its rank ends with it
     first, second = start_two_machines(prepared, "two")
     ranks = []
     while not ranks:

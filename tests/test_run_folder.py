@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dept.options import ConfigError
-from dept.run_folder import recover, refuse_other_settings
+from dept.run_folder import checkpoint_name, recover, refuse_other_settings
 
 
 def checkpoint(folder, name, *, torn=False):
@@ -44,6 +44,18 @@ def test_a_link_lost_or_behind_is_pointed_at_the_newest(tmp_path):
     checkpoint(tmp_path, "ep1-ba10-rank0.pt")  # the same batch, after the outer step
     recover(tmp_path)
     assert link(tmp_path) == "ep1-ba10-rank0.pt"
+
+
+def test_checkpoints_of_any_number_of_workers_are_told_apart_and_ordered(tmp_path):
+    names = [checkpoint_name(n).format(epoch=1, batch=480 // n, rank=0) for n in (1, 2, 4)]
+    assert names == ["ep1-ba480-rank0.pt", "ep1-ba240-w2-rank0.pt", "ep1-ba120-w4-rank0.pt"]
+    for name in names:
+        checkpoint(tmp_path, name)
+        recover(tmp_path)
+        assert link(tmp_path) == name
+    checkpoint(tmp_path, "ep0-ba960-rank0.pt")
+    recover(tmp_path)
+    assert link(tmp_path) == names[-1]
 
 
 def test_a_link_to_nothing_whole_is_removed(tmp_path):

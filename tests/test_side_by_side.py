@@ -128,15 +128,16 @@ def test_a_checkpoint_of_two_workers_goes_on_with_any_number(prepared, fleet, ex
     per_round = 2 * LOCAL_STEPS
     for batch_in_round, other_is_at in ((LOCAL_STEPS + 1, ("mail", 2)), (1, ("tools", 1))):
         batch = per_round + batch_in_round
-        cut = prepared / "runs" / f"cut-{experiment}-{batch}"
-        shutil.copytree(folder / "sources", cut / "sources")
-        shutil.copy(folder / f"ep1-ba{batch}-rank0.pt", cut)
-        forget(SourceFiles(cut / "sources"), 1, other_is_at)
+        checkpoint = f"ep1-ba{batch}-w2-rank0.pt"
         for count in (1, 2, 4):
             again = f"from-two-{experiment}-{batch}-{count}"
-            load = ["autoresume=false", f"load_path={cut}/ep1-ba{batch}-rank0.pt"]
+            left = prepared / "runs" / again / "checkpoints"
+            shutil.copytree(folder / "sources", left / "sources")
+            shutil.copy(folder / checkpoint, left)
+            (left / "latest-rank0.pt").symlink_to(checkpoint)
+            forget(SourceFiles(left / "sources"), 1, other_is_at)
             resumed = fleet.train(
-                prepared, experiment, f"run_name={again}", *options, *load, processes=count
+                prepared, experiment, f"run_name={again}", *options, processes=count
             )
             assert_same(learned(resumed), learned(whole))
             assert summary(prepared, again) == summary(prepared, name)

@@ -1,11 +1,13 @@
-"""What a killed job leaves in the temporary folder and in shared memory."""
+"""What a killed job leaves: temporary files, shared memory, and processes."""
 
 import mmap
 import os
 import subprocess
+import sys
 import tempfile
 
 import pytest
+from training import REPOSITORY
 
 from dept import scratch
 
@@ -53,3 +55,26 @@ def test_shared_memory_goes_with_its_locks_unless_a_process_has_it(tmp_path):
     with open(memory / "000004_locals", "r+b") as file, mmap.mmap(file.fileno(), 0):
         scratch._remove_segments(folder, memory)
         assert sorted(p.name for p in memory.iterdir()) == ["000004_locals", "000005_locals"]
+
+
+def test_a_process_ends_with_its_launcher():
+    """In order if it can, and where it stands if not."""
+    for handler, code in (("lambda *_: sys.exit(7)", b"in order"), ("signal.SIG_IGN", b"")):
+        child = (
+            "import atexit, os, signal, sys, time; from dept.launcher import end_with_launcher; "
+            f"signal.signal(signal.SIGTERM, {handler}); "
+            "atexit.register(lambda: print('in order', end='', flush=True)); "
+            "os.environ['LOCAL_RANK'] = '0'; end_with_launcher(poll=0.01, grace=0.1); "
+            "print('ready', flush=True); time.sleep(60)"
+        )
+        launcher = (
+            "import subprocess, sys, time; "
+            f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", launcher], stdout=subprocess.PIPE, cwd=REPOSITORY
+        )
+        assert process.stdout.readline() == b"ready\n"
+        process.kill()
+        assert process.stdout.read() == code  # until the child has closed it too
+        process.wait()
