@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from composer.core import Callback, State
+from composer.core import Callback, Event, State
 from composer.loggers import Logger
 
 from dept import workers
 from dept.corpus import PreparedSplit
+
+Interval = Callable[[State, Event], bool]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,19 @@ def average(evaluations: list[SourceEvaluation]) -> SourceEvaluation:
     return SourceEvaluation(**{key: sum(row[key] for row in rows) / len(rows) for key in rows[0]})
 
 
+def _with_the_last_epoch(interval: Interval) -> Interval:
+    """Evaluate at the end of the last epoch what Composer would after the end of training.
+
+    By then the run has been summed up, and workers meet no more.
+    """
+
+    def due(state: State, event: Event) -> bool:
+        at_end = event == Event.EPOCH_END and interval(state, Event.FIT_END)
+        return interval(state, event) or at_end
+
+    return due
+
+
 class SourceMetrics(Callback):
     """Logs ``eval/<source>/{loss,perplexity,bits_per_byte,unigram_ce}`` after each evaluation.
 
@@ -69,6 +85,10 @@ class SourceMetrics(Callback):
         self.held_out: set[str] = set()
         self.vocab_sizes: dict[str, int] = {}
         self._new: dict[str, dict[str, float]] = {}
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        for evaluator in state.evaluators:
+            evaluator.eval_interval = _with_the_last_epoch(evaluator.eval_interval)
 
     def eval_end(self, state: State, logger: Logger) -> None:
         label, loader = state.dataloader_label or "", state.dataloader

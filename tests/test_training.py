@@ -327,6 +327,16 @@ def test_files_and_metrics_of_a_run(prepared):
     assert (folder / "config.yaml").is_file()
 
 
+def test_the_last_round_is_evaluated_whatever_the_interval(prepared):
+    run(prepared, "dept_spec", "interval", "eval_interval=2ep")
+    folder = prepared / "runs" / "interval"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line for line in lines if "eval/average/loss" in line]
+    assert [line["epoch"] for line in evaluated] == [2, 3]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["average"]["loss"] == evaluated[-1]["eval/average/loss"]
+
+
 def test_mixture_is_llm_foundrys_and_evaluates_every_source(prepared):
     options = ["train_loader.epoch_samples=24", "global_train_batch_size=8"]
     trainer = run(prepared, "std", "std", *options)
