@@ -35,7 +35,7 @@ class Fleet:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         for rank, member in enumerate(self.members[:processes]):
             place = {"RANK": rank, "LOCAL_RANK": rank}
-            place |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            place |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "NODE_RANK": 0}
             environment = {key: str(value) for key, value in place.items()} | address
             member.send(job | {"environment": environment})
         results = [member.recv() for member in self.members[:processes]]

@@ -169,6 +169,8 @@ def test_ranks_of_a_worker_share_its_batch_and_average_gradients(prepared, fleet
         assert_same(first["tensors"], second["tensors"])
     positions = ROUNDS * LOCAL_STEPS * BATCH
     assert all(r["positions"]["manual"] in (0, positions) for r in double)
+    alone = fleet.train(prepared, "dept_spec", *options, "run_name=ranks-2-alone", processes=2)
+    assert_same(learned(alone), ours)  # one worker of two ranks
     found, expected = (summary(prepared, f"ranks-{n}") for n in (2, 1))
     assert found["tokens"] == expected["tokens"] and found["steps"] == expected["steps"]
     assert found["average"]["loss"] == pytest.approx(expected["average"]["loss"], abs=1e-4)
