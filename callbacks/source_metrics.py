@@ -60,9 +60,14 @@ def _with_the_last_epoch(interval: Interval) -> Interval:
     By then the run has been summed up, and workers meet no more.
     """
 
+    brought_forward = False
+
     def due(state: State, event: Event) -> bool:
-        at_end = event == Event.EPOCH_END and interval(state, Event.FIT_END)
-        return interval(state, event) or at_end
+        nonlocal brought_forward
+        if interval(state, event):
+            return not brought_forward
+        brought_forward = event == Event.EPOCH_END and interval(state, Event.FIT_END)
+        return brought_forward
 
     return due
 
@@ -104,8 +109,14 @@ class SourceMetrics(Callback):
         self._take(prepared.name, result, logger)
         self._new[prepared.name] = asdict(result)
 
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        if workers.current().count == 1:
+            self._log_average(logger)
+
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         everyone = workers.current()
+        if everyone.count == 1:
+            return
         new, self._new = self._new, {}
         here = {"latest": new, "held_out": sorted(self.held_out), "sizes": self.vocab_sizes}
         stage = f"the evaluation after epoch {state.timestamp.epoch.value}"
@@ -116,8 +127,12 @@ class SourceMetrics(Callback):
                 for name, result in given["latest"].items():
                     new[name] = result
                     self._take(name, SourceEvaluation(**result), logger)
+        if new:
+            self._log_average(logger)
+
+    def _log_average(self, logger: Logger) -> None:
         trained = [result for name, result in self.latest.items() if name not in self.held_out]
-        if new and trained:
+        if trained:
             mean = average(trained)
             logger.log_metrics({f"eval/average/{k}": v for k, v in asdict(mean).items()})
 

@@ -335,6 +335,10 @@ def test_the_last_round_is_evaluated_whatever_the_interval(prepared):
     assert [line["epoch"] for line in evaluated] == [2, 3]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["average"]["loss"] == evaluated[-1]["eval/average/loss"]
+    run(prepared, "dept_spec", "mid-round", "eval_interval=5ba", "max_duration=1ep")
+    path = prepared / "runs" / "mid-round" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [n["batch"] for n in lines if "eval/average/loss" in n] == [5, 10, 12]
 
 
 def test_mixture_is_llm_foundrys_and_evaluates_every_source(prepared):
