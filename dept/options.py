@@ -154,14 +154,16 @@ class MixtureOptions(CorpusOptions):
     tau: float = 0.0
     """A source is drawn with ``p_k ~ tokens_k ** tau``: 0 is uniform, 1 proportional to size."""
 
-    epoch_samples: int | None = None
-    """Samples of an epoch; those of one DEPT round in ``std.yaml``, so that ``1ep`` is as much
-    text. All samples of the sources by default."""
+    epoch_batches: int | None = None
+    """Batches of an epoch; ``local_steps`` in ``std.yaml``, so that an epoch is as many steps as a
+    round. All samples of the sources by default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.tau, bool) or not isinstance(self.tau, (int, float)) or self.tau < 0:
             raise ConfigError(f"train_loader.tau is {self.tau!r}: set it to 0 or more")
+        if self.epoch_batches is not None:
+            _positive("train_loader.epoch_batches", self.epoch_batches)
 
 
 def parse(cls: type[T], section: str, values: Any) -> T:

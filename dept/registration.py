@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from composer.core import DataSpec
+from composer.utils import dist
 from llmfoundry import registry
 from llmfoundry.data.dataloader import build_dataloader
 from llmfoundry.data.utils import get_tokens_per_batch_func
@@ -19,6 +20,7 @@ from dept.loader import SourceLoader, ValidationLoader
 from dept.options import CorpusOptions, MixtureOptions, SourcesOptions, parse
 from dept.outer_optimizer import TORCH_OPTIMIZERS
 from dept.remote import address_of, fetch_corpus
+from dept.scratch import one_at_a_time
 from dept.source_checkpoints import SourceCheckpoints
 
 
@@ -97,6 +99,7 @@ def build_mixture(
     """
     chosen = parse(MixtureOptions, "train_loader", options)
     prepared = _prepared(chosen, own_tokenizers=False)
+    batches = chosen.epoch_batches
     dataset = {
         "streams": {
             name: {
@@ -107,7 +110,7 @@ def build_mixture(
             for name, source in prepared.items()
         },
         "max_seq_len": next(iter(prepared.values())).sequence_length,
-        "epoch_size": chosen.epoch_samples,
+        "epoch_size": batches and batches * device_batch_size * dist.get_world_size(),
         "shuffle": True,
         "shuffle_seed": chosen.seed,
         "keep_zip": True,
@@ -115,7 +118,9 @@ def build_mixture(
     }
     text = {"name": "text", "dataset": dataset, "drop_last": True, "num_workers": 0}
     text |= {"persistent_workers": False, "prefetch_factor": None, "pin_memory": False}
-    return build_dataloader(text, tokenizer, device_batch_size)
+    with one_at_a_time("streaming", leads=dist.get_local_rank() == 0):
+        dist.barrier()  # no rank looks for a number before its job's turn
+        return build_dataloader(text, tokenizer, device_batch_size)
 
 
 def _prepared(options: CorpusOptions, *, own_tokenizers: bool) -> dict[str, PreparedSource]:

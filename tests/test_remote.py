@@ -250,7 +250,7 @@ def test_a_run_on_remote_shards_is_the_run_on_local_ones(s3, bucket, stored, tmp
 
 @pytest.mark.end_to_end
 def test_a_mixture_streams_from_the_bucket(s3, bucket, tmp_path):
-    options = ["train_loader.epoch_samples=24", "global_train_batch_size=8", "max_duration=1ep"]
+    options = ["train_loader.epoch_batches=3", "global_train_batch_size=8", "max_duration=1ep"]
     remote = [f"train_loader.remote={bucket}", "train_loader.cache_limit=10mb"]
     trainer = train(tmp_path, "std", *options, *remote, "run_name=streamed")
     dataset = trainer.state.train_dataloader.dataset

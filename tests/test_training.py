@@ -342,7 +342,7 @@ def test_the_last_round_is_evaluated_whatever_the_interval(prepared):
 
 
 def test_mixture_is_llm_foundrys_and_evaluates_every_source(prepared):
-    options = ["train_loader.epoch_samples=24", "global_train_batch_size=8"]
+    options = ["train_loader.epoch_batches=3", "global_train_batch_size=8"]
     trainer = run(prepared, "std", "std", *options)
     summary = json.loads((prepared / "runs" / "std" / "summary.json").read_text())
     assert summary["variant"] == summary["method"] == "std"
