@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 from callbacks.summary import read_summary, show
 from dept import config as configs
-from dept import run_folder, scratch, workers
+from dept import extends, run_folder, scratch, workers
 from dept.launcher import end_with_launcher
 from dept.place import Place
 
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     end_with_launcher()
     is_first = os.environ.get("RANK", "0") == "0"
     try:
-        config = configs.load(arguments[0], arguments[1:])
+        config = extends.load(arguments[0], arguments[1:])
         plain = OmegaConf.to_container(config, resolve=True)
         configs.check(plain)
         folder = run_folder.folder_of(plain)

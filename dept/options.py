@@ -187,6 +187,27 @@ def parse(cls: type[T], section: str, values: Any) -> T:
         raise ConfigError(f"{section} lacks {missing}: add it to the yaml") from None
 
 
+def options_of(config: Mapping[str, Any]) -> tuple[DeptOptions | None, CorpusOptions | None]:
+    """The options of ``algorithms.dept`` and of a loader over sources; ``None`` if there is none.
+
+    Raises:
+        ConfigError: an option is unknown or has no such value.
+    """
+    algorithms = config.get("algorithms") or {}
+    dept = (
+        parse(DeptOptions, "algorithms.dept", algorithms["dept"]) if "dept" in algorithms else None
+    )
+    loader = dict(config.get("train_loader") or {})
+    kinds = {"sources": SourcesOptions, "mixture": MixtureOptions}
+    kind = kinds.get(loader.pop("name", ""))
+    sources = parse(kind, "train_loader", loader) if kind else None
+    if (dept is not None) != (kind is SourcesOptions):
+        raise ConfigError(
+            "algorithms.dept and train_loader.name: sources need each other: give both, or neither"
+        )
+    return dept, sources
+
+
 def _one_of(option: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{option} is {value!r}: set it to one of {', '.join(choices)}")

@@ -11,6 +11,7 @@ from training import REPOSITORY, load, overrides
 
 import train
 from dept import config as configs
+from dept import extends
 from dept.options import ConfigError
 
 EXPERIMENTS = sorted(p.stem for p in (REPOSITORY / "yamls").glob("*.yaml"))
@@ -34,7 +35,7 @@ def test_a_yaml_goes_over_what_it_extends_and_overrides_over_both(tmp_path):
         other="b: 1\na: {z: 4}\n",
         top="extends: [middle.yaml, other.yaml]\na: {w: 3}\n",
     )
-    config = configs.load(tmp_path / "top.yaml", ["a.x=5"])
+    config = extends.load(tmp_path / "top.yaml", ["a.x=5"])
     assert plain(config) == {"a": {"x": 5, "y": 2, "z": 4, "w": 3}, "b": 1, "seed": 5}
 
 
@@ -58,7 +59,7 @@ def test_a_yaml_that_cannot_be_read_is_refused(tmp_path, start, overrides, messa
         fine="seed: 1",
     )
     with pytest.raises(ConfigError, match=message):
-        configs.load(tmp_path / start, overrides)
+        extends.load(tmp_path / start, overrides)
 
 
 def refusal(root, capsys, monkeypatch, experiment, *more):
