@@ -79,13 +79,18 @@ class SourceMetrics(Callback):
     workers evaluate a part of the sources each, the first one logs those of all, at the end of an
     epoch.
 
+    Args:
+        held_out_interval: how often text that the run does not train on is evaluated, and at the
+            end; with all other text by default.
+
     Attributes:
         latest: the last evaluation of each source, by name.
         held_out: names of those among them that the run does not train on.
         vocab_sizes: of the tokenizers that their text is read in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held_out_interval: str | None = None) -> None:
+        self.held_out_interval = held_out_interval
         self.latest: dict[str, SourceEvaluation] = {}
         self.held_out: set[str] = set()
         self.vocab_sizes: dict[str, int] = {}
@@ -93,6 +98,9 @@ class SourceMetrics(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         for evaluator in state.evaluators:
+            held_out = getattr(evaluator.dataloader.dataloader, "held_out", False)
+            if held_out and self.held_out_interval is not None:
+                evaluator.eval_interval = self.held_out_interval
             evaluator.eval_interval = _with_the_last_epoch(evaluator.eval_interval)
 
     def eval_end(self, state: State, logger: Logger) -> None:

@@ -16,11 +16,19 @@ from dept.corpus import (
     read_corpus,
     tokenizer_hash,
 )
-from dept.options import ConfigError, CorpusOptions, DeptOptions, SourcesOptions, options_of
+from dept.options import (
+    ConfigError,
+    CorpusOptions,
+    DeptOptions,
+    SourcesOptions,
+    StartFromOptions,
+    options_of,
+    parse,
+)
 from dept.outer_optimizer import OuterOptimizer
 from dept.place import Place
 from dept.remote import fetch_corpus
-from dept.run_folder import checkpoint_name
+from dept.run_folder import checkpoint_name, find_checkpoint
 from dept.schedule import RoundSchedule
 from dept.shard_cache import block_bytes, too_small
 from dept.source_files import FOLDER
@@ -38,6 +46,15 @@ def check(config: Mapping[str, Any]) -> None:
         DataError: the corpus is missing, half-written or of another tokenizer.
     """
     dept, loader = options_of(config)
+    start_from = (config.get("callbacks") or {}).get("start_from")
+    if start_from is not None:
+        start_from = parse(StartFromOptions, "callbacks.start_from", start_from)
+        find_checkpoint(start_from.checkpoint)
+        if loader is None or dept is not None:
+            raise ConfigError(
+                "callbacks.start_from goes on with a mixture of sources: set train_loader.name to "
+                "mixture, without algorithms.dept"
+            )
     if loader is None:
         return
     corpus, names = _corpus_and_sources(loader, dept)
@@ -107,7 +124,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     sizes = model.setdefault("config_overrides", {}) if model["name"].startswith("hf_") else model
     sizes.setdefault("vocab_size", corpus.tokenizers[GLOBAL].vocab_size)
     if not config.get("eval_loader") and not config.get("eval_loaders"):
-        held_out = corpus.held_out if _evaluates_held_out(dept) else ()
+        held_out = [n for n in corpus.held_out if n not in names and _evaluates_held_out(dept)]
         config["eval_loaders"] = [  # what llm-foundry calls a list of eval_loader
             {
                 "name": "validation",
@@ -184,10 +201,10 @@ def _corpus_and_sources(
     corpus = read_corpus(loader.root, loader.corpus)
     names = corpus.sources if loader.sources is None else tuple(loader.sources)
     for name in names:
-        if name not in corpus.sources:
+        if name not in corpus.sources + corpus.held_out:
             raise ConfigError(
                 f"train_loader.sources names {name!r}, which corpus {corpus.name} does not have: "
-                f"choose from {', '.join(corpus.sources)}"
+                f"choose from {', '.join(corpus.sources + corpus.held_out)}"
             )
     return corpus, names
 

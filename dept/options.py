@@ -107,7 +107,8 @@ class CorpusOptions:
     shards are not counted, and stay. ``null`` keeps all."""
 
     sources: list[str] | None = None
-    """Names of the sources to train; all of the corpus, in its order, by default."""
+    """Names of the sources to train; all of the corpus, in its order, by default. Held-out ones
+    may be named too, to adapt a model to them."""
 
     seed: int = 17
     """Seed of the order of samples; ``${seed}`` in the yamls of this repository."""
@@ -174,6 +175,40 @@ class MixtureOptions(CorpusOptions):
             raise ConfigError(f"train_loader.tau is {self.tau!r}: set it to 0 or more")
         if self.epoch_batches is not None:
             _positive("train_loader.epoch_batches", self.epoch_batches)
+
+
+@dataclass(frozen=True)
+class StartFromOptions:
+    """``callbacks.start_from``: continued pre-training, of a body that another run has trained."""
+
+    checkpoint: str
+    """A Composer checkpoint, or a folder of them, of which the newest is taken:
+    ``runs/<run_name>/checkpoints``."""
+
+    embedding: str = "random"
+    """``random``: as the model is built; ``pretrained``: the global one of the checkpoint (STD,
+    GLOB, TRIM); ``merged``: made from the private ones of its sources (SPEC, SPEC-OPT);
+    ``mapping``: made from them as ``mapping`` says."""
+
+    mapping: str | None = None
+    """JSON file: for a token of the global tokenizer, by source, tokens of it and their weights."""
+
+    weighting: str = "counts"
+    """Of sources that hold the same token, for ``merged``: ``counts`` of it, or ``uniform``."""
+
+    align: bool = False
+    """Rotate the sources' embedding spaces onto each other first, for ``merged``."""
+
+    def __post_init__(self) -> None:
+        where = "callbacks.start_from"
+        kinds = ("random", "pretrained", "merged", "mapping")
+        _one_of(f"{where}.embedding", self.embedding, kinds)
+        _one_of(f"{where}.weighting", self.weighting, ("counts", "uniform"))
+        if (self.embedding == "mapping") != (self.mapping is not None):
+            raise ConfigError(
+                f"{where}.mapping is {self.mapping!r} and {where}.embedding {self.embedding!r}: "
+                f"embedding: mapping needs a file, and no other does"
+            )
 
 
 def parse(cls: type[T], section: str, values: Any) -> T:

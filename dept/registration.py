@@ -22,6 +22,7 @@ from dept.outer_optimizer import TORCH_OPTIMIZERS
 from dept.remote import address_of, fetch_corpus
 from dept.scratch import one_at_a_time
 from dept.source_checkpoints import SourceCheckpoints
+from dept.start_from import StartFrom
 
 
 def build_sources(
@@ -137,6 +138,7 @@ def register() -> None:
     registry.dataloaders.register("validation", func=build_validation)
     registry.dataloaders.register("mixture", func=build_mixture)
     registry.callbacks.register("source_checkpoints", func=SourceCheckpoints)
+    registry.callbacks_with_config.register("start_from", func=StartFrom)
     registry.config_transforms.register("dept", func=config.complete)
     for name, optimizer in TORCH_OPTIMIZERS.items():
         if name not in registry.optimizers:

@@ -25,6 +25,8 @@ SHAPING = (
     "global_train_batch_size",
     "max_seq_len",
     "precision",
+    "callbacks.start_from",
+    "callbacks.active_forgetting",
 )
 
 # Where data comes from, how much of it is kept, and how long to wait, are a machine's affair.
@@ -47,6 +49,25 @@ def folder_of(config: Mapping[str, Any]) -> Path:
     """Where the callback ``run_files`` writes ``config.yaml`` and ``summary.json`` of a run."""
     options = (config.get("callbacks") or {}).get("run_files") or {}
     return Path(options.get("folder", "runs/{run_name}").format(run_name=config.get("run_name")))
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint: the file itself, or the newest one of a folder of checkpoints.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path.resolve()  # a link to it is not beside the files of its sources
+    matches = [(CHECKPOINT.fullmatch(file.name), file) for file in path.glob("ep*.pt")]
+    numbered = [(int(m[1]), int(m[2]), file) for m, file in matches if m]
+    if not numbered:
+        raise ConfigError(
+            f"{path} is not a checkpoint, nor a folder of them: name runs/<run_name>/checkpoints "
+            f"of a run, or a file in it"
+        )
+    return max(numbered)[2]
 
 
 def recover(save_folder: str | Path) -> list[Path]:
@@ -100,13 +121,19 @@ def refuse_other_settings(config: Mapping[str, Any], stored: Path) -> None:
     before = OmegaConf.to_container(OmegaConf.load(stored))
     assert isinstance(before, dict)
     for section in SHAPING:
-        difference = _first_difference(section, before.get(section), config.get(section))
+        difference = _first_difference(section, _at(before, section), _at(config, section))
         if difference is not None:
             key, old, new = difference
             raise ConfigError(
                 f"{stored.parent} holds a run with {key} = {old}, the yaml says {new}: set it "
                 f"back, choose another run_name, or remove that folder"
             )
+
+
+def _at(config: Mapping[str, Any], section: str) -> Any:
+    for key in section.split("."):
+        config = (config or {}).get(key)  # type: ignore[assignment]
+    return config
 
 
 def _first_difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:

@@ -1,0 +1,72 @@
+"""How large activations and parameters are while a model trains: the first sign of divergence."""
+
+from __future__ import annotations
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dept.swap import parameter_roles
+from dept.variants import Role
+
+
+class Norms(Callback):
+    """Logs L2 norms every few batches (the figures of the paper's section on stability).
+
+    * ``norm/activations``: of the output of a block, for one token; mean over tokens and blocks;
+    * ``norm/body``, ``norm/embedding``: of all parameters of the body, and of token embeddings.
+
+    With DEPT they are those of the local model being trained. Composer's ``ActivationMonitor`` has
+    four figures of every input and output of every module, hundreds a step; add it to look deeper.
+
+    Args:
+        interval: batches between two measurements.
+    """
+
+    def __init__(self, interval: int = 10) -> None:
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ValueError(f"callbacks.norms.interval is {interval!r}: set it to 1 or more")
+        self.interval = interval
+        self._hooks: list[RemovableHandle] = []
+        self._norms: list[Tensor] = []
+
+    def before_forward(self, state: State, logger: Logger) -> None:
+        if (state.timestamp.batch.value + 1) % self.interval == 0:
+            self._norms = []
+            self._hooks = [b.register_forward_hook(self._measure) for b in blocks(state.model)]
+
+    def after_forward(self, state: State, logger: Logger) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if not self._norms:
+            return
+        metrics = {"norm/activations": float(torch.stack(self._norms).mean())}
+        self._norms = []
+        model = getattr(state.model, "module", state.model)  # out of DDP
+        roles = parameter_roles(model)
+        for name, role in (("body", Role.BODY), ("embedding", Role.TOKENS)):
+            every = [p for n, p in model.named_parameters() if roles[n] is role]
+            norms = [torch.linalg.vector_norm(p.detach().float()) for p in every]
+            metrics[f"norm/{name}"] = float(torch.linalg.vector_norm(torch.stack(norms)))
+        logger.log_metrics(metrics)
+
+    def _measure(self, block: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        self._norms.append(torch.linalg.vector_norm(hidden.detach().float(), dim=-1).mean())
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a transformer: the longest list of modules in it.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise ValueError(f"{type(model).__name__} holds no list of blocks to measure: remove norms")
+    return list(max(lists, key=len))

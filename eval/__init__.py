@@ -1,0 +1,1 @@
+"""Evaluation: comparing runs, and what is written of them."""

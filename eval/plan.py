@@ -1,0 +1,226 @@
+"""What a comparison consists of: the runs of a plan, in order, and what each must wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dept.options import ConfigError, parse
+
+STAGES = (
+    "tuning",
+    "pretrain",
+    "cpt_random",
+    "cpt_pretrained",
+    "cpt_merged",
+    "plasticity",
+    "study",
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to pre-train."""
+
+    yaml: str
+    """Its experiment, below ``yamls/``."""
+
+    learning_rate: float
+    """Peak of pre-training; that of continued pre-training is the same for all methods."""
+
+    baseline: bool = False
+    per_source: bool = False
+    """One model for each source, instead of one over all."""
+
+    checkpoint: str = ""
+    """File in the folder of checkpoints to go on from; the newest by default."""
+
+    seeds: list[int] | None = None
+    """Those of the plan by default."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Continued pre-training, or adaptation, of several methods."""
+
+    yaml: str
+    methods: list[str]
+    overrides: list[str] = field(default_factory=list)
+    seeds: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Variations:
+    """Pre-training of some methods with other settings: to tune them, or to learn what matters."""
+
+    corpora: list[str]
+    seeds: list[int]
+    settings: dict[str, dict[str, Any]]
+    """By name: ``method``, and its ``overrides``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole comparison, as its yaml has it."""
+
+    corpora: dict[str, list[str]]
+    """Sources that plasticity is measured on, by corpus."""
+
+    seeds: list[int]
+    methods: dict[str, Method]
+    continued: dict[str, Continuation]
+    """By stage."""
+
+    variations: dict[str, Variations]
+    """By stage."""
+
+    overrides: list[str] = field(default_factory=list)
+    """Of every run."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of ``train.py``."""
+
+    name: str
+    corpus: str
+    stage: str
+    method: str
+    seed: int
+    yaml: str
+    overrides: tuple[str, ...]
+    baseline: bool = False
+    source: str | None = None
+    setting: str | None = None
+    after: str | None = None
+    """Name of the job whose checkpoint it goes on from."""
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        ConfigError: a key is unknown or missing.
+    """
+    given = yaml.safe_load(Path(path).read_text())
+    for section, cls in (
+        ("methods", Method),
+        ("continued", Continuation),
+        ("variations", Variations),
+    ):
+        entries = given.get(section) or {}
+        given[section] = {k: parse(cls, f"{path}: {section}.{k}", v) for k, v in entries.items()}
+    plan = parse(Plan, str(path), given)
+    for stage in (*plan.continued, *plan.variations):
+        if stage not in STAGES:
+            raise ConfigError(f"{path}: {stage!r} is no stage: it may be {', '.join(STAGES)}")
+    return plan
+
+
+def jobs(plan: Plan, sources: Mapping[str, Sequence[str]]) -> list[Job]:
+    """The runs of a plan: seed by seed, what is gone on from before what goes on.
+
+    Args:
+        plan: what to run.
+        sources: names of the sources of each corpus.
+    """
+    result: list[Job] = []
+    for seed in dict.fromkeys(plan.seeds):
+        for corpus in plan.corpora:
+            trained = list(_pretraining(plan, corpus, seed, sources[corpus]))
+            result += trained
+            for stage, continuation in plan.continued.items():
+                if seed in (plan.seeds if continuation.seeds is None else continuation.seeds):
+                    result += _continuations(plan, stage, continuation, trained)
+    for stage, variations in plan.variations.items():
+        result += _variations(plan, stage, variations)
+    return result
+
+
+def _pretraining(plan: Plan, corpus: str, seed: int, sources: Sequence[str]) -> Iterable[Job]:
+    for name, method in plan.methods.items():
+        if seed not in (plan.seeds if method.seeds is None else method.seeds):
+            continue
+        for source in sources if method.per_source else (None,):
+            of_source = () if source is None else (f"variables.source={source}",)
+            yield _job(plan, method, name, corpus, "pretrain", seed, of_source, source=source)
+
+
+def _continuations(
+    plan: Plan, stage: str, continuation: Continuation, trained: Sequence[Job]
+) -> Iterable[Job]:
+    for job in trained:
+        if job.method not in continuation.methods:
+            continue
+        method = plan.methods[job.method]
+        unseen = plan.corpora[job.corpus] if stage == "plasticity" else [None]
+        for source in unseen:
+            own = (
+                f"variables.checkpoint=runs/{job.name}/checkpoints/{method.checkpoint}",
+                *(() if source is None else (f"variables.source={source}",)),
+                *continuation.overrides,
+            )
+            yield _job(
+                plan,
+                Method(yaml=continuation.yaml, learning_rate=0.0, baseline=job.baseline),
+                job.method,
+                job.corpus,
+                stage,
+                job.seed,
+                own,
+                source=source or job.source,
+                after=job.name,
+            )
+
+
+def _variations(plan: Plan, stage: str, variations: Variations) -> Iterable[Job]:
+    for seed in variations.seeds:
+        for corpus in variations.corpora:
+            for setting, values in variations.settings.items():
+                method = plan.methods[values["method"]]
+                yield _job(
+                    plan,
+                    method,
+                    values["method"],
+                    corpus,
+                    stage,
+                    seed,
+                    tuple(values["overrides"]),
+                    setting=setting,
+                )
+
+
+def _job(
+    plan: Plan,
+    method: Method,
+    name: str,
+    corpus: str,
+    stage: str,
+    seed: int,
+    overrides: tuple[str, ...],
+    *,
+    source: str | None = None,
+    setting: str | None = None,
+    after: str | None = None,
+) -> Job:
+    parts = [corpus, stage, name, setting and setting.replace(" ", "_"), source, f"s{seed}"]
+    run_name = "-".join(part for part in parts if part)
+    rate = (f"optimizer.lr={method.learning_rate}",) if method.learning_rate else ()
+    general = (f"run_name={run_name}", f"variables.corpus={corpus}", f"seed={seed}")
+    return Job(
+        name=run_name,
+        corpus=corpus,
+        stage=stage,
+        method=name,
+        seed=seed,
+        yaml=f"yamls/{method.yaml}.yaml",
+        overrides=(*general, *plan.overrides, *rate, *overrides),
+        baseline=method.baseline,
+        source=source,
+        setting=setting,
+        after=after,
+    )

@@ -1,0 +1,92 @@
+"""What a comparison keeps of a finished run: its summary, and how it got there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.plan import Job
+
+FIGURES = ("loss", "perplexity", "bits_per_byte")
+
+
+def record(job: Job, folder: Path) -> dict[str, Any]:
+    """One run, as ``results/runs/<run>.json`` holds it.
+
+    Args:
+        job: what was run.
+        folder: ``runs/<run_name>``, with ``summary.json`` and ``metrics.jsonl``.
+    """
+    summary = json.loads((folder / "summary.json").read_text())
+    config_rate = next(o for o in reversed(job.overrides) if o.startswith("optimizer.lr="))
+    with open(folder / "metrics.jsonl") as file:
+        lines = [json.loads(line) for line in file]
+    kept = ("tokens", "steps", "rounds", "local_steps", "sources", "held_out", "average")
+    return {
+        "run": job.name,
+        "corpus": job.corpus,
+        "stage": job.stage,
+        "method": job.method,
+        "setting": job.setting,
+        "baseline": job.baseline,
+        "seed": job.seed,
+        "source": job.source,
+        "learning_rate": float(config_rate.split("=")[1]),
+        **{key: summary[key] for key in kept},
+        "communication": summary["communication"],
+        "timing": summary["timing"],
+        "curves": curves(lines, summary),
+        "norms": norms(lines, summary),
+    }
+
+
+def curves(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of each evaluation, by tokens and by sequential steps trained before it.
+
+    Args:
+        lines: of ``metrics.jsonl``.
+        summary: of the same run.
+    """
+    batches = max(line["batch"] for line in lines)
+    evaluated = [line for line in lines if "eval/average/loss" in line]
+    done = [line["batch"] / batches for line in evaluated]
+    names = [*summary["sources"], *summary["held_out"]]
+    sequential = summary["rounds"] * summary["local_steps"]
+    return {
+        "tokens": [round(summary["tokens"] * part) for part in done],
+        "steps": [round(sequential * part) for part in done],
+        "average": {key: [line[f"eval/average/{key}"] for line in evaluated] for key in FIGURES},
+        "sources": {
+            name: {"perplexity": [line.get(f"eval/{name}/perplexity") for line in evaluated]}
+            for name in names
+        },
+    }
+
+
+def norms(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Norms by sequential step of one source's training; the mean over sources of a round.
+
+    ``None`` if they were not measured.
+    """
+    steps, batches = summary["local_steps"], max(line["batch"] for line in lines)
+    per_round = batches // summary["rounds"]
+    at: dict[int, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        if "norm/activations" in line:
+            round_index, in_round = divmod(line["batch"] - 1, per_round)
+            at.setdefault(round_index * steps + in_round % steps + 1, []).append(line)
+    if not at:
+        return None
+    return {
+        "steps": sorted(at),
+        **{
+            name: [sum(n[key] for n in at[s]) / len(at[s]) for s in sorted(at)]
+            for name, key in (
+                ("activations", "norm/activations"),
+                ("parameters", "norm/body"),
+                ("embedding", "norm/embedding"),
+            )
+        },
+    }

@@ -1,0 +1,158 @@
+"""The paper's comparison on the embedded corpora: `python -m eval.reproduce [--list]`.
+
+Runs what `eval/reproduce.yaml` plans, several runs at a time, each an ordinary run of `train.py`
+with its files in `runs/`; then writes `results/`. Killed at any moment, the same command goes on
+where it was. Finished runs are not run again.
+"""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing.connection import wait
+from pathlib import Path
+
+# As train.py, and before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from callbacks.summary import read_summary, write_atomically
+from dept.corpus import read_corpus
+from eval.plan import Job, jobs, read_plan
+
+PLAN = Path(__file__).with_name("reproduce.yaml")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the comparison; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", type=Path, default=PLAN, help="yaml of what to run")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    parser.add_argument("--only", default="", help="part of the names of the runs to do")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write")
+    parser.add_argument("--list", action="store_true", help="name the runs, and end")
+    options = parser.parse_args(arguments)
+    plan = read_plan(options.plan)
+    sources = {corpus: read_corpus(Path("."), corpus).sources for corpus in plan.corpora}
+    wanted = [job for job in jobs(plan, sources) if options.only in job.name]
+    if options.list:
+        for job in wanted:
+            print(job.name, "finished" if summary_of(job) else "")
+        return 0
+    failed = run(wanted, options.jobs)
+    write(wanted, options.results)
+    for job in failed:
+        print(f"{job.name} failed: see {log_of(job)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def summary_of(job: Job) -> dict | None:
+    """The summary of a job that has finished."""
+    return read_summary(Path("runs") / job.name / "summary.json")
+
+
+def log_of(job: Job) -> Path:
+    """What a job said."""
+    return Path("runs") / job.name / "log.txt"
+
+
+def run(wanted: list[Job], at_a_time: int) -> list[Job]:
+    """Run all jobs, each when what it goes on from has finished.
+
+    Args:
+        wanted: in the order of their start.
+        at_a_time: how many processes, of one thread each.
+
+    Returns:
+        Those that failed, and those that could not start for it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # Imports take as long as a short run; a fork has them for nothing.
+    context.set_forkserver_preload(["train", "callbacks.registration", "dept.registration"])
+    waiting, failed = [job for job in wanted if not summary_of(job)], []
+    running: dict[int, tuple[Job, multiprocessing.Process]] = {}
+    console = Console(stderr=True)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("runs", total=len(wanted), completed=len(wanted) - len(waiting))
+        while waiting or running:
+            unfinished = {job.name for job in waiting} | {job.name for job, _ in running.values()}
+            lost = {job.name for job in failed}
+            for job in [job for job in waiting if job.after in lost]:
+                waiting.remove(job)
+                failed.append(job)
+            ready = [job for job in waiting if job.after not in unfinished]
+            for job in ready[: at_a_time - len(running)]:
+                waiting.remove(job)
+                process = context.Process(target=_train, args=(job,), name=job.name)
+                process.start()
+                running[process.sentinel] = (job, process)
+            for sentinel in wait(list(running), timeout=1.0):
+                job, process = running.pop(sentinel)
+                process.join()
+                if process.exitcode == 0 and summary_of(job):
+                    progress.advance(task)
+                    _tell(console, job)
+                else:
+                    failed.append(job)
+                    console.print(f"{job.name} failed: see {log_of(job)}", style="red")
+            progress.update(task, description=" ".join(map(_round, running.values())) or "runs")
+    return failed
+
+
+def write(wanted: list[Job], results: Path) -> None:
+    """Write what is known of finished jobs: ``results/runs/*.json``, tables, plots and a page."""
+    import json
+
+    from eval.records import record
+
+    for job in wanted:
+        if summary_of(job):
+            text = json.dumps(record(job, Path("runs") / job.name), indent=1)
+            write_atomically(results / "runs" / f"{job.name}.json", text + "\n")
+
+
+def _tell(console: Console, job: Job) -> None:
+    summary = summary_of(job)
+    figures = (summary or {}).get("average") or next(iter(summary["held_out"].values()))["eval"]
+    console.print(
+        f"{job.name}: {figures['bits_per_byte']:.3f} bits per byte, perplexity "
+        f"{figures['perplexity']:.1f}, {summary['timing']['train_seconds']:.0f} s",
+        highlight=False,
+    )
+
+
+def _round(of: tuple[Job, multiprocessing.Process]) -> str:
+    job, log = of[0], log_of(of[0])
+    lines = log.read_text().splitlines() if log.is_file() else []
+    rounds = [line.split()[1] for line in lines if line.startswith("round ")]
+    return f"{job.name} {rounds[-1] if rounds else ''}".strip()
+
+
+def _train(job: Job) -> None:
+    """In a process of its own: one run of ``train.py``, which ends when its parent does."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    log_of(job).parent.mkdir(parents=True, exist_ok=True)
+    with open(log_of(job), "a") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    import train
+
+    sys.exit(train.main([job.yaml, *job.overrides]))
+
+
+def _end_with_parent(grace: float = 30.0) -> None:
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace)
+    os._exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Baselines and continued pre-training: the real trainer on the small corpus."""
+
+import json
+import os
+
+import pytest
+import torch
+from training import train
+
+from dept.options import ConfigError
+from dept.trained import read_trained
+
+pytestmark = pytest.mark.end_to_end
+
+SMALL = ["variables.mixture_batch=8", "variables.local_steps=3", "variables.worker_batch=4"]
+WTE = "model.transformer.wte.weight"
+
+
+def run(root, experiment, name, *more):
+    return train(root, experiment, f"run_name={name}", *SMALL, *more)
+
+
+def parameters(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
+def lines_of(root, name):
+    path = root / "runs" / name / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def checkpoints(root, name):
+    return root / "runs" / name / "checkpoints"
+
+
+def test_forgetting_resets_the_embedding_and_nothing_else(prepared, monkeypatch):
+    from callbacks.active_forgetting import ActiveForgetting
+
+    forget, start, resets, rates = ActiveForgetting._forget, ActiveForgetting.batch_start, [], []
+
+    def watch_reset(self, state, cycle):
+        before, moments = parameters(state.model), dict(state.optimizers[0].state)
+        forget(self, state, cycle)
+        after = dict(state.model.named_parameters())
+        changed = [name for name in after if not torch.equal(before[name], after[name])]
+        lost = [name for name, p in after.items() if p not in state.optimizers[0].state]
+        assert all(moments[p] is state.optimizers[0].state[p] for p in state.optimizers[0].state)
+        assert float(after[WTE].std()) == pytest.approx(0.02, rel=0.05)  # emb_init_std
+        resets.append((state.timestamp.batch.value, changed, lost))
+
+    def watch_rates(self, state, logger):
+        start(self, state, logger)
+        rates.append([group["lr"] for group in state.optimizers[0].param_groups])
+
+    monkeypatch.setattr(ActiveForgetting, "_forget", watch_reset)
+    monkeypatch.setattr(ActiveForgetting, "batch_start", watch_rates)
+    run(prepared, "act", "act", "variables.forget_every=4", "optimizer.lr=1.0e-2")
+    assert resets == [(batch, [WTE], [WTE]) for batch in (4, 8)]
+    body, embedding = zip(*rates, strict=True)
+    assert embedding[:4] == embedding[4:8] and embedding[0] == embedding[8]
+    assert max(embedding) == pytest.approx(1e-2) and len(set(body)) == 8  # one long schedule
+
+    evaluated = [line for line in lines_of(prepared, "act") if "eval/average/loss" in line]
+    lowest = min(evaluated, key=lambda line: line["eval/average/loss"])
+    best = [line["best/batch"] for line in lines_of(prepared, "act") if "best/batch" in line]
+    assert best[-1] == lowest["batch"]
+    whole = checkpoints(prepared, "act") / f"ep3-ba{9}-rank0.pt"
+    kept = read_trained(checkpoints(prepared, "act") / "best.pt")
+    assert kept.parameters.keys() == read_trained(whole).parameters.keys()
+
+
+def test_a_killed_run_of_act_goes_on_to_the_same_numbers(prepared):
+    options = ["variables.forget_every=4", "save_interval=1ba", "save_num_checkpoints_to_keep=-1"]
+    expected = parameters(run(prepared, "act", "act-whole", *options).state.model)
+    for batch in (4, 5):  # before the embedding is forgotten, and after
+        (checkpoint,) = checkpoints(prepared, "act-whole").glob(f"ep*-ba{batch}-rank0.pt")
+        load_it = ["autoresume=false", f"load_path={checkpoint}"]
+        resumed = run(prepared, "act", f"act-from-{batch}", *options, *load_it).state.model
+        assert all(torch.equal(p, expected[n]) for n, p in parameters(resumed).items())
+
+
+@pytest.fixture(scope="module")
+def trained(prepared):
+    """Runs to go on from, by experiment: the folders of their checkpoints."""
+    for experiment in ("std", "dept_glob", "dept_spec", "dept_spec_opt"):
+        run(prepared, experiment, f"from-{experiment}", "max_duration=1ep")
+    return lambda experiment: checkpoints(prepared, f"from-{experiment}")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Parameters of models as they start, beside those they were built with."""
+    from dept.start_from import StartFrom
+
+    init, seen = StartFrom.init, []
+
+    def watch(self, state, logger):
+        before = parameters(state.model)
+        init(self, state, logger)
+        seen.append((before, parameters(state.model)))
+
+    monkeypatch.setattr(StartFrom, "init", watch)
+    return seen
+
+
+@pytest.mark.parametrize("experiment", ["std", "dept_spec_opt"])
+def test_continued_starts_from_the_body_and_a_random_embedding(
+    prepared, trained, started, experiment
+):
+    name = f"continued-{experiment}"
+    more = [f"variables.checkpoint={trained(experiment)}", "max_duration=1ep"]
+    run(prepared, "continued", name, *more)
+    (built, after), there = started[0], read_trained(trained(experiment)).parameters
+    assert torch.equal(after[WTE], built[WTE])
+    assert all(torch.equal(after[name], there[name]) for name in after if name != WTE)
+    summary = json.loads((prepared / "runs" / name / "summary.json").read_text())
+    assert len(summary["sources"]) == 4 and set(summary["held_out"]) == {"held"}
+
+
+@pytest.mark.parametrize("experiment", ["std", "dept_glob"])
+def test_continued_starts_from_the_pretrained_embedding(prepared, trained, started, experiment):
+    more = [f"variables.checkpoint={trained(experiment)}", "max_duration=1ep"]
+    run(prepared, "continued_pretrained", f"pretrained-{experiment}", *more)
+    there = read_trained(trained(experiment)).parameters
+    assert all(torch.equal(value, there[name]) for name, value in started[0][1].items())
+
+
+def test_plasticity_trains_and_evaluates_one_unseen_source(prepared, trained):
+    more = [f"variables.checkpoint={trained('dept_spec')}", "variables.source=held"]
+    run(prepared, "plasticity", "plasticity", *more, "eval_interval=2ba", "max_duration=1ep")
+    lines = lines_of(prepared, "plasticity")
+    assert [n["batch"] for n in lines if "eval/held/perplexity" in n] == [2, 3]
+    assert not any("eval/code/loss" in line for line in lines)
+
+
+def test_what_cannot_be_gone_on_from_is_refused(prepared, trained, tmp_path):
+    def refuse(message, experiment, *more):
+        with pytest.raises(ConfigError, match=message):
+            run(prepared, experiment, "refused", "autoresume=false", *more)
+
+    spec = f"variables.checkpoint={trained('dept_spec')}"
+    refuse("of spec, which has no global embedding: set", "continued_pretrained", spec)
+    refuse("is not a checkpoint, nor a folder of them", "continued", "variables.checkpoint=none")
+    refuse(r"shape \[64\] in this model and shape \[32\] in", "continued", spec, "model.d_model=64")
+
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "hacked"),)
+
+    file = tmp_path / "ep1-ba1-rank0.pt"
+    torch.save({"state": {"model": Hostile()}}, file)
+    refuse("cannot be read as a checkpoint", "continued", f"variables.checkpoint={file}")
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_norms_are_those_of_the_parameters(prepared):
+    trainer = run(prepared, "dept_glob", "norms", "callbacks.norms.interval=3", "max_duration=1ep")
+    measured = [line for line in lines_of(prepared, "norms") if "norm/body" in line]
+    assert [line["batch"] for line in measured] == [3, 6, 9, 12]  # at the end of each slot
+    assert all(line["norm/activations"] > 0 for line in measured)
+    body = [p for n, p in parameters(trainer.state.model).items() if n != WTE]
+    after = float(torch.linalg.vector_norm(torch.cat([p.flatten() for p in body])))
+    mean = sum(line["norm/body"] for line in measured) / 4
+    assert after == pytest.approx(mean, rel=0.05)  # of the average of the four local models

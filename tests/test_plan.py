@@ -1,0 +1,88 @@
+"""What the comparison runs, and what it keeps of a run."""
+
+import json
+
+import pytest
+
+from dept.options import ConfigError
+from eval.plan import Job, jobs, read_plan
+from eval.records import record
+from eval.reproduce import PLAN
+
+SOURCES = {"multilingual": ("en", "it"), "multidomain": ("python", "bible")}
+
+
+def test_the_plan_of_the_repository_covers_the_protocol():
+    """Every method on both corpora with two seeds, gone on from as the paper does."""
+    plan = read_plan(PLAN)
+    planned = jobs(plan, SOURCES)
+    names = [job.name for job in planned]
+    assert len(set(names)) == len(names)
+    main = {"std_tau0", "std_tau03", "std_tau1", "act", "glob", "trim", "spec", "spec_opt"}
+    for corpus in SOURCES:
+        for seed in (17, 18):
+            here = [job for job in planned if (job.corpus, job.seed) == (corpus, seed)]
+            for stage in ("pretrain", "cpt_random"):
+                assert main <= {job.method for job in here if job.stage == stage}
+            pretrained = {job.method for job in here if job.stage == "cpt_pretrained"}
+            assert pretrained >= {"std_tau0", "std_tau03", "std_tau1", "glob", "trim"}
+            assert not pretrained & {"act", "spec", "spec_opt"}
+    for number, job in enumerate(planned):
+        assert job.after is None or job.after in names[:number]
+        if job.after is not None:
+            assert any(f"runs/{job.after}/checkpoints" in override for override in job.overrides)
+
+
+def test_a_model_for_each_source_is_gone_on_from_for_each():
+    planned = jobs(read_plan(PLAN), SOURCES)
+    isolated = [j for j in planned if j.method == "isolated" and j.corpus == "multilingual"]
+    assert {(j.stage, j.source) for j in isolated} == {
+        (stage, source) for stage in ("pretrain", "cpt_random") for source in ("en", "it")
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("corpora: {}\nsedes: [1]", "no option 'sedes': did you mean seeds"),
+        ("methods: {std: {yml: std}}", "methods.std has no option 'yml'"),
+    ],
+)
+def test_a_wrong_plan_is_refused(tmp_path, text, message):
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_plan(tmp_path / "plan.yaml")
+
+
+def test_a_stage_that_no_table_knows_is_refused(tmp_path):
+    text = PLAN.read_text().replace("cpt_random:", "cpt_radnom:")
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="'cpt_radnom' is no stage"):
+        read_plan(tmp_path / "plan.yaml")
+
+
+def test_a_record_has_curves_and_norms_over_sequential_steps(tmp_path):
+    """Two rounds of two sources of two steps: batches 1 2 | 3 4 of a round are steps 1 2 | 1 2."""
+    evaluation = {"loss": 1.0, "perplexity": 2.0, "bits_per_byte": 3.0, "unigram_ce": 4.0}
+    summary = {
+        "tokens": 800, "steps": 8, "rounds": 2, "local_steps": 2,
+        "sources": {"en": {"eval": evaluation}}, "held_out": {}, "average": evaluation,
+        "communication": {}, "timing": {},
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    lines = [
+        {"batch": batch, "norm/activations": batch, "norm/body": 1.0, "norm/embedding": 1.0}
+        for batch in range(1, 9)
+    ]
+    for batch in (4, 8):
+        figures = {f"eval/{n}/{k}": batch for n in ("average", "en") for k in evaluation}
+        lines.append({"batch": batch} | figures)
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    job = Job("run", "c", "pretrain", "spec", 1, "y", ("optimizer.lr=1", "optimizer.lr=0.5"))
+    kept = record(job, tmp_path)
+    assert kept["learning_rate"] == 0.5
+    assert kept["curves"]["tokens"] == [400, 800] and kept["curves"]["steps"] == [2, 4]
+    assert kept["curves"]["average"]["loss"] == [4, 8]
+    assert kept["curves"]["sources"]["en"]["perplexity"] == [4, 8]
+    assert kept["norms"]["steps"] == [1, 2, 3, 4]
+    assert kept["norms"]["activations"] == [2.0, 3.0, 6.0, 7.0]  # of both sources
