@@ -187,17 +187,16 @@ class StartFromOptions:
 
     embedding: str = "random"
     """``random``: as the model is built; ``pretrained``: the global one of the checkpoint (STD,
-    GLOB, TRIM); ``merged``: made from the private ones of its sources (SPEC, SPEC-OPT);
-    ``mapping``: made from them as ``mapping`` says."""
+    GLOB, TRIM); ``merged``: made from the private ones of its sources (SPEC, SPEC-OPT), by token
+    string (``dept/merged_embedding.py``); ``mapping``: the same, but as a file says for the tokens
+    that are in it."""
 
     mapping: str | None = None
-    """JSON file: for a token of the global tokenizer, by source, tokens of it and their weights."""
+    """That file: ``{token: {source: {token of the source: weight}}}`` in JSON, as
+    trans-tokenization yields (``dept/token_mapping.py``)."""
 
     weighting: str = "counts"
-    """Of sources that hold the same token, for ``merged``: ``counts`` of it, or ``uniform``."""
-
-    align: bool = False
-    """Rotate the sources' embedding spaces onto each other first, for ``merged``."""
+    """Of sources that hold the same token: by ``counts`` of it, or ``uniform``."""
 
     def __post_init__(self) -> None:
         where = "callbacks.start_from"

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from composer.core import State
 from composer.loggers import Logger
+from composer.utils import dist
 from llmfoundry.interfaces import CallbackWithConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from dept.corpus import GLOBAL, PreparedCorpus, read_corpus
+from dept.merged_embedding import Merged, SourceEmbedding, merge
 from dept.options import ConfigError, StartFromOptions, parse
 from dept.swap import parameter_roles
+from dept.token_mapping import from_mapping, read_mapping
+from dept.token_strings import strings_of
 from dept.trained import Trained, read_trained, tokens_of
-from dept.variants import Role
+from dept.variants import VARIANTS, Role, Vocabulary
 
 
 class StartFrom(CallbackWithConfig):
@@ -28,19 +34,48 @@ class StartFrom(CallbackWithConfig):
 
     def __init__(self, train_config: dict[str, Any], **options: Any) -> None:
         self.options = parse(StartFromOptions, "callbacks.start_from", options)
-        loader = train_config.get("train_loader") or {}
+        loader = train_config["train_loader"]
         self.corpus = read_corpus(Path(loader.get("root", ".")), loader["corpus"])
 
     def init(self, state: State, logger: Logger) -> None:
         trained = read_trained(self.options.checkpoint)
         values = body(trained, state.model)
-        values |= embedding(trained, state.model, self.options, self.corpus)
+        if self.options.embedding == "pretrained":
+            values |= pretrained(trained, state.model, self.corpus)
+        elif self.options.embedding in ("merged", "mapping"):
+            values |= self._merged(trained, state.model)
         for name, value in values.items():
-            parameter = state.model.get_parameter(name)
-            parameter.data.copy_(value)
+            state.model.get_parameter(name).data.copy_(value)
+
+    def _merged(self, trained: Trained, model: nn.Module) -> dict[str, Tensor]:
+        private, roles = trained.private(), parameter_roles(model)
+        values = {}
+        for name, role in roles.items():
+            if role is Role.POSITIONS:
+                values[name] = torch.stack([of[name] for of in private.values()]).mean(dim=0)
+            elif role is Role.TOKENS:
+                sources = source_embeddings(trained, private, name, self.corpus)
+                merged = self._rows(sources, model.get_parameter(name).detach().cpu())
+                values[name] = merged.vectors
+                if dist.get_global_rank() == 0:
+                    told = ", ".join(f"{n} {origin}" for origin, n in merged.summary().items())
+                    print(f"{name} from {len(sources)} sources: rows {told}", file=sys.stderr)
+        return values
+
+    def _rows(self, sources: dict[str, SourceEmbedding], built: Tensor) -> Merged:
+        tokenizer = self.corpus.tokenizers[GLOBAL]
+        target = strings_of(tokenizer.path, len(built))
+        merged = merge(sources, target, built, weighting=self.options.weighting)
+        if self.options.mapping is None:
+            return merged
+        mapping = read_mapping(self.options.mapping)
+        try:
+            return from_mapping(sources, target, merged.vectors, mapping)
+        except ValueError as error:
+            raise ConfigError(f"{self.options.mapping}: {error}") from error
 
 
-def body(trained: Trained, model) -> dict[str, Tensor]:
+def body(trained: Trained, model: nn.Module) -> dict[str, Tensor]:
     """The parameters of the body, by name.
 
     Raises:
@@ -62,26 +97,14 @@ def body(trained: Trained, model) -> dict[str, Tensor]:
     return values
 
 
-def embedding(
-    trained: Trained, model, options: StartFromOptions, corpus: PreparedCorpus
-) -> dict[str, Tensor]:
-    """Token matrices and positions to start with, by name; none where the model's own do.
+def pretrained(trained: Trained, model: nn.Module, corpus: PreparedCorpus) -> dict[str, Tensor]:
+    """The global embedding that was trained with the body (of STD, GLOB and TRIM), by name.
 
     Raises:
-        ConfigError: the checkpoint has no such embedding, or of another tokenizer.
+        ConfigError: there is none, or it is of another tokenizer.
     """
-    if options.embedding == "random":
-        return {}
-    names = [n for n, role in parameter_roles(model).items() if role is not Role.BODY]
-    if options.embedding == "pretrained":
-        return pretrained(trained, names, corpus)
-    raise NotImplementedError
-
-
-def pretrained(trained: Trained, names: list[str], corpus: PreparedCorpus) -> dict[str, Tensor]:
-    """The global embedding that was trained with the body (of STD, GLOB and TRIM)."""
     path = corpus.tokenizers[GLOBAL].path / "tokenizer.json"
-    if trained.variant in {"spec", "spec_opt"}:
+    if trained.variant is not None and not VARIANTS[trained.variant].has_global_embedding:
         raise ConfigError(
             f"{trained.path} is of {trained.variant}, which has no global embedding: set "
             f"callbacks.start_from.embedding to random or merged"
@@ -91,4 +114,41 @@ def pretrained(trained: Trained, names: list[str], corpus: PreparedCorpus) -> di
             f"{trained.path} was trained with another tokenizer than {path.parent}: prepare the "
             f"corpus with that one, or set callbacks.start_from.embedding to random"
         )
+    names = [name for name, role in parameter_roles(model).items() if role is not Role.BODY]
     return {name: trained.parameters[name] for name in names}
+
+
+def source_embeddings(
+    trained: Trained, private: dict[str, dict[str, Tensor]], name: str, corpus: PreparedCorpus
+) -> dict[str, SourceEmbedding]:
+    """A private token matrix of each source, with the strings of its rows.
+
+    Args:
+        trained: the checkpoint.
+        private: its private parameters, by source and name.
+        name: of the matrix.
+        corpus: that the sources are of.
+
+    Raises:
+        ConfigError: the corpus was prepared with other tokenizers than the run.
+    """
+    own = VARIANTS[trained.variant].vocabulary is Vocabulary.OWN
+    result = {}
+    for source, values in private.items():
+        prepared = corpus.source(source, source if own else GLOBAL)
+        if prepared.tokenizer_hash != trained.identity["tokenizers"][source]:
+            raise ConfigError(
+                f"{trained.path} was trained on {source} with another tokenizer than corpus "
+                f"{corpus.name} has: prepare the corpus as it was"
+            )
+        rows = range(prepared.vocab_size) if own else prepared.local_vocabulary()
+        strings = strings_of(corpus.tokenizers[prepared.tokenizer].path, prepared.vocab_size)
+        counts = torch.from_numpy(prepared.counts()).double()
+        # What was met, not what there is: sources of different size are trained on alike.
+        counts *= trained.tokens_trained.get(source, 0) / counts.sum()
+        result[source] = SourceEmbedding(
+            tokens=tuple(strings[i] for i in rows),
+            vectors=values[name],
+            counts=counts[torch.as_tensor(rows)],
+        )
+    return result

@@ -45,6 +45,9 @@ class Trained:
     identity: Mapping[str, Any] | None
     """Of a run of DEPT: its variant, sources, hashes of their tokenizers."""
 
+    tokens_trained: Mapping[str, int]
+    """By source, of a run of DEPT."""
+
     round: int
 
     @property
@@ -97,12 +100,13 @@ def read_trained(path: str | Path) -> Trained:
         ) from error
     tokenizer = state.get("integrations", {}).get("huggingface", {}).get("tokenizer") or {}
     content = tokenizer.get("tokenizer.json", {}).get("content")
-    algorithms = dict(state.get("algorithms", ()))
+    dept = dict(state.get("algorithms", ())).get("Dept")
     return Trained(
         path=file,
         parameters=parameters,
         tokens=content and tokens_of(content),
-        identity=algorithms["Dept"]["identity"] if "Dept" in algorithms else None,
+        identity=dept and dept["identity"],
+        tokens_trained=dept["totals"]["tokens"] if dept else {},
         round=_epoch(state.get("timestamp")),
     )
 

@@ -162,3 +162,42 @@ def test_norms_are_those_of_the_parameters(prepared):
     after = float(torch.linalg.vector_norm(torch.cat([p.flatten() for p in body])))
     mean = sum(line["norm/body"] for line in measured) / 4
     assert after == pytest.approx(mean, rel=0.05)  # of the average of the four local models
+
+
+@pytest.mark.parametrize("experiment", ["dept_spec", "dept_spec_opt"])
+def test_continued_starts_from_an_embedding_made_of_private_ones(
+    prepared, trained, started, tmp_path, experiment
+):
+    """A token that one source alone has met is that source's row; a mapped one what is said."""
+    from dept.corpus import GLOBAL, read_corpus
+    from dept.token_strings import strings_of
+
+    corpus, own = read_corpus(prepared, "tiny"), experiment == "dept_spec_opt"
+    target = strings_of(corpus.tokenizers[GLOBAL].path)
+    private, held = read_trained(trained(experiment)).private(), {}
+    for source, values in private.items():
+        of = corpus.source(source, source if own else GLOBAL)
+        strings = strings_of(corpus.tokenizers[source if own else GLOBAL].path)
+        rows = range(of.vocab_size) if own else of.local_vocabulary().tolist()
+        counts = of.counts()
+        for row, token_id in enumerate(rows):
+            if counts[token_id] > 0:
+                held.setdefault(strings[token_id], []).append(values[WTE][row])
+    alone = {token: rows[0] for token, rows in held.items() if len(rows) == 1 and token in target}
+    assert len(alone) > 50
+    more = [f"variables.checkpoint={trained(experiment)}", "max_duration=1ep"]
+    run(prepared, "continued_merged", f"merged-{experiment}", *more)
+    made = started[0][1][WTE]
+    for token, row in alone.items():
+        torch.testing.assert_close(made[target.index(token)], row, msg=token)
+    mapping = ["variables.embedding=mapping", f"callbacks.start_from.mapping={tmp_path}/map.json"]
+    (tmp_path / "map.json").write_text(json.dumps({")": {"code": {"(": 2}}}))
+    run(prepared, "continued_merged", f"mapped-{experiment}", *more, *mapping)
+    of = corpus.source("code", "code" if own else GLOBAL)
+    strings = strings_of(corpus.tokenizers["code" if own else GLOBAL].path)
+    rows = range(of.vocab_size) if own else of.local_vocabulary().tolist()
+    bracket = private["code"][WTE][[strings[i] for i in rows].index("(")]
+    torch.testing.assert_close(started[1][1][WTE][target.index(")")], bracket)
+    (tmp_path / "map.json").write_text(json.dumps({"no such": {"code": {"(": 2}}}))
+    with pytest.raises(ConfigError, match=r"map.json: the mapping names 'no such'"):
+        run(prepared, "continued_merged", "refused", "autoresume=false", *more, *mapping)
