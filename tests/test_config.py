@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 
+import experiments
 import pytest
 from omegaconf import OmegaConf
 from training import REPOSITORY, load, overrides
@@ -14,7 +15,6 @@ from dept import config as configs
 from dept import extends
 from dept.options import ConfigError
 
-EXPERIMENTS = sorted(p.stem for p in (REPOSITORY / "yamls").glob("*.yaml"))
 SIZES = ["model.d_model=32", "algorithms.dept.local_steps=2", "global_train_batch_size=2"]
 
 
@@ -161,17 +161,23 @@ def test_a_run_goes_on_only_with_its_own_settings(prepared, capsys, monkeypatch)
     assert "optimizer.lr = 0.008, the yaml says 1.0" in said and "run_name" in said
 
 
-@pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if e not in ("base", "dept")])
-def test_every_experiment_can_run(prepared, experiment):
-    config = configs.complete(plain(load(prepared, experiment)))
-    labels = [loader["label"] for loader in config["eval_loaders"]]
-    assert labels[:3] == ["manual", "code", "mail"]
-    assert ("held" in labels) == (experiment in ("dept_glob", "dept_trim", "std"))
-    if experiment.startswith("dept"):
+@pytest.mark.parametrize("experiment", experiments.NAMES)
+def test_every_experiment_can_run(prepared, tmp_path, experiment):
+    config = plain(experiments.resolved(experiment, tmp_path, *overrides(prepared)))
+    configs.check(config)
+    variant = config["algorithms"].get("dept", {}).get("variant")
+    one = config["train_loader"].get("sources")
+    config = configs.complete(config)
+    loaders = config.get("eval_loaders") or [config["eval_loader"]]
+    labels = [loader["label"] for loader in loaders]
+    assert labels[: 1 if one else 3] == (one or ["manual", "code", "mail"])
+    if not one:
+        assert ("held" in labels) == (variant in ("glob", "trim", None))
+    if variant:
         assert config["scheduler"]["name"] == "sequential_steps"
         assert config["spin_dataloaders"] is False
-        own = {loader["label"]: loader["written_with"] for loader in config["eval_loaders"]}
-        assert own["code"] == ("code" if experiment == "dept_spec_opt" else "global")
+        own = {loader["label"]: loader["written_with"] for loader in loaders}
+        assert own["code"] == ("code" if variant == "spec_opt" else "global")
 
 
 def test_a_plain_llm_foundry_yaml_is_left_as_it_is():

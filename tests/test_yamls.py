@@ -2,43 +2,14 @@
 
 import pytest
 import yaml
+from experiments import NAMES, resolved
 from omegaconf import OmegaConf
-from training import REPOSITORY
+from training import REPOSITORY, overrides
 
-from dept import config as configs
-from dept import extends
 from dept.costs.parameters import mpt_parameters
 
-YAMLS = REPOSITORY / "yamls"
 PAPER = [f"{corpus}/{size}" for corpus in ("pile", "mc4") for size in ("125m", "350m", "1b")]
 METHODS = ("glob", "trim", "spec", "spec_opt", "std", "act")
-
-
-def experiments():
-    """Yamls that have a model and data, by name; the others are parts of them."""
-    found = {}
-    for path in sorted(YAMLS.rglob("*.yaml")):
-        config = extends.load(path)
-        if "model" in config and "train_loader" in config:
-            found[str(path.relative_to(YAMLS).with_suffix(""))] = path
-    return found
-
-
-EXPERIMENTS = experiments()
-
-
-@pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory):
-    """For what a yaml leaves to the command line."""
-    checkpoint = tmp_path_factory.mktemp("checkpoints") / "ep1-ba1-rank0.pt"
-    checkpoint.touch()
-    return {"variables.checkpoint": str(checkpoint), "variables.source": "code"}
-
-
-def resolved(name, stand_ins, *overrides):
-    config = extends.load(EXPERIMENTS[name], overrides)
-    left = [f"{key}={stand_ins[key]}" for key in OmegaConf.missing_keys(config)]
-    return extends.load(EXPERIMENTS[name], [*left, *overrides])
 
 
 def plain(config):
@@ -46,12 +17,12 @@ def plain(config):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_experiments_are_there_and_fit_their_corpus(name, stand_ins):
+def test_the_papers_experiments_are_there_and_fit_their_corpus(name, tmp_path):
     corpus = name.split("/")[0]
     prepared_by = yaml.safe_load((REPOSITORY / f"data_prep/corpora/{corpus}.yaml").read_text())
     run_names = set()
     for method in METHODS:
-        config = plain(resolved(f"{name}_{method}", stand_ins))
+        config = plain(resolved(f"{name}_{method}", tmp_path))
         run_names.add(config["run_name"])
         loader = config["train_loader"]
         assert loader["corpus"] == prepared_by["corpus"] == corpus
@@ -71,8 +42,8 @@ def test_the_papers_experiments_are_there_and_fit_their_corpus(name, stand_ins):
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_is_one_of_llm_foundrys(prepared, monkeypatch, stand_ins, name):
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_is_one_of_llm_foundrys(prepared, monkeypatch, tmp_path, name):
     """Its keys are known, before and after what DEPT adds, and the builders take its values."""
     from llmfoundry.command_utils.train import validate_config
     from llmfoundry.utils import builders
@@ -90,8 +61,8 @@ def test_an_experiment_is_one_of_llm_foundrys(prepared, monkeypatch, stand_ins, 
     dept.registration.register()
     monkeypatch.chdir(REPOSITORY)
 
-    def validated(*overrides, transforms):
-        config = resolved(name, stand_ins, *overrides)
+    def validated(*more, transforms):
+        config = resolved(name, tmp_path, *more)
         _, result = make_dataclass_and_log_config(
             config, TrainConfig, TRAIN_CONFIG_KEYS, transforms=transforms
         )
@@ -107,14 +78,7 @@ def test_an_experiment_is_one_of_llm_foundrys(prepared, monkeypatch, stand_ins, 
     for algorithm, options in as_written.algorithms.items():
         builders.build_algorithm(algorithm, options)
 
-    on_small_corpus = [
-        "variables.corpus=tiny",
-        f"train_loader.root={prepared}",
-        f"tokenizer.name={prepared}/tokenizers/tiny/global",
-        "max_seq_len=32",
-    ]
-    configs.check(plain(resolved(name, stand_ins, *on_small_corpus)))
-    completed = validated(*on_small_corpus, transforms="all")
+    completed = validated(*overrides(prepared), transforms="all")
     scheduler = dict(completed.scheduler)
     builders.build_scheduler(scheduler.pop("name"), scheduler)
     for callback, options in completed.callbacks.items():
@@ -152,10 +116,10 @@ def test_the_formula_counts_what_llm_foundry_builds(shape):
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("name", ["dept_spec", "pile/125m_std", "pile/350m_glob", "mc4/1b_trim"])
-def test_the_formula_counts_the_bodies_of_the_experiments(name, stand_ins):
+def test_the_formula_counts_the_bodies_of_the_experiments(name, tmp_path):
     from dept.costs.meta_device import built_parameters
 
-    model = plain(resolved(name, stand_ins))["model"]
+    model = plain(resolved(name, tmp_path))["model"]
     assert built_parameters(model, 1000) == mpt_parameters(model)
 
 
