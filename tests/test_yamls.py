@@ -9,6 +9,7 @@ from training import REPOSITORY, overrides
 from dept.costs.parameters import mpt_parameters
 
 PAPER = [f"{corpus}/{size}" for corpus in ("pile", "mc4") for size in ("125m", "350m", "1b")]
+ROUNDS = {"pile/125m": "10ep", "pile/350m": "27ep", "mc4/125m": "10ep", "mc4/1b": "14ep"}
 METHODS = ("glob", "trim", "spec", "spec_opt", "std", "act")
 
 
@@ -36,6 +37,7 @@ def test_the_papers_experiments_are_there_and_fit_their_corpus(name, tmp_path):
         steps = config["algorithms"].get("dept", {}).get("local_steps", loader.get("epoch_batches"))
         assert steps == 500
         assert config["algorithms"]["gradient_clipping"]["clipping_threshold"] == 1.0
+        assert config["max_duration"] == ROUNDS.get(name, config["max_duration"])
         if method == "act":
             assert config["callbacks"]["active_forgetting"]["every"] == 500
     assert len(run_names) == len(METHODS)
