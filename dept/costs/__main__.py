@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -50,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in yamls:
         try:
             config = OmegaConf.to_container(extends.load(path, overrides), resolve=True)
-            every[path] = costs_of(config, slots=chosen.slots, build=chosen.build)
+            with _hushed() if chosen.build else nullcontext():
+                every[path] = costs_of(config, slots=chosen.slots, build=chosen.build)
         except (ValueError, OmegaConfBaseException) as error:
             print(f"{path}: {error}".splitlines()[0], file=sys.stderr)
             return 2
@@ -85,6 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--paper", action="store_true", help="the paper's table beside ours")
     return parser
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Silences what libraries say of each other when a model is built; errors are raised."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _table(every: Mapping[str, Costs]) -> Table:
