@@ -99,6 +99,17 @@ def refusal(root, capsys, monkeypatch, experiment, *more):
         ("dept_glob", "model.vocab_size=100", "go up to 1199: set it to 1200 or more"),
         ("std", "train_loader.tau=-1", "tau is -1: set it to 0 or more"),
         ("std", "train_loader.taau=1", "'taau': did you mean tau?"),
+        ("std", "train_loader.epoch_batches=0", "epoch_batches is 0: set it to a whole number"),
+        ("continued", "seed=1", "variables.checkpoint is not set: add variables.checkpoint=..."),
+        ("std", "max_seq_len=${length}", "Interpolation key 'length' not found"),
+        ("continued", "variables.checkpoint=nowhere", "nowhere is not a checkpoint, nor a folder"),
+        (
+            "continued",
+            "variables={checkpoint: x, embedding: own}",
+            "is 'own': .* random, pretrained",
+        ),
+        ("continued", "variables={checkpoint: x, embedding: mapping}", "mapping needs a file"),
+        ("isolated", "variables.source=latin", "names 'latin', .* tools, held"),
     ],
 )
 def test_what_cannot_run_is_refused(prepared, capsys, monkeypatch, experiment, override, message):
@@ -161,11 +172,20 @@ def test_a_run_goes_on_only_with_its_own_settings(prepared, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if e not in ("base", "dept")])
-def test_every_experiment_can_run(prepared, experiment):
-    config = configs.complete(plain(load(prepared, experiment)))
+def test_every_experiment_can_run(prepared, tmp_path, experiment):
+    (tmp_path / "ep1-ba1-rank0.pt").touch()
+    needs = {
+        "isolated": ["variables.source=code"],
+        "plasticity": ["variables.source=held", f"variables.checkpoint={tmp_path}"],
+    }
+    if experiment.startswith("continued"):
+        needs[experiment] = [f"variables.checkpoint={tmp_path}"]
+    config = configs.complete(plain(load(prepared, experiment, *needs.get(experiment, []))))
     labels = [loader["label"] for loader in config["eval_loaders"]]
-    assert labels[:3] == ["manual", "code", "mail"]
-    assert ("held" in labels) == (experiment in ("dept_glob", "dept_trim", "std"))
+    every = ["manual", "code", "mail", "tools"]
+    has_global_embedding = "spec" not in experiment
+    expected = {"isolated": ["code"], "plasticity": ["held"]}
+    assert labels == expected.get(experiment, [*every, *["held"] * has_global_embedding])
     if experiment.startswith("dept"):
         assert config["scheduler"]["name"] == "sequential_steps"
         assert config["spin_dataloaders"] is False
