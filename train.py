@@ -21,8 +21,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # and a run must give the same numbers on any number of workers and of cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from omegaconf import OmegaConf
-
 from callbacks.summary import read_summary, show
 from dept import config as configs
 from dept import extends, run_folder, scratch, workers
@@ -47,7 +45,7 @@ def main(arguments: list[str]) -> int:
     is_first = os.environ.get("RANK", "0") == "0"
     try:
         config = extends.load(arguments[0], arguments[1:])
-        plain = OmegaConf.to_container(config, resolve=True)
+        plain = extends.resolve(config)
         configs.check(plain)
         folder = run_folder.folder_of(plain)
         finished = look_into(folder, plain, is_first)

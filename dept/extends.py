@@ -1,11 +1,13 @@
-"""Yamls that build on one another: `extends`, and overrides on the command line."""
+"""Yamls that build on one another: `extends`, overrides on the command line, interpolations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dept.options import ConfigError
 
@@ -26,6 +28,25 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     merged = OmegaConf.merge(config, OmegaConf.from_cli(list(overrides)))
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """The config as plain containers, interpolations replaced by what they stand for.
+
+    Raises:
+        ConfigError: a value is missing, or stands for one that is not there.
+    """
+    try:
+        missing = sorted(
+            OmegaConf.missing_keys(config), key=lambda k: not k.startswith("variables")
+        )
+        if missing:  # what refers to a variable is missing too
+            raise ConfigError(f"{missing[0]} is not set: add {missing[0]}=... to the command")
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{str(error).splitlines()[0]}: correct the yaml") from None
+    assert isinstance(plain, dict)
+    return plain
 
 
 def _load_file(path: Path, extended_by: tuple[Path, ...]) -> DictConfig:

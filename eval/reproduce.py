@@ -6,6 +6,7 @@ where it was. Finished runs are not run again.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import signal
@@ -18,13 +19,16 @@ from pathlib import Path
 # As train.py, and before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from callbacks.summary import read_summary, write_atomically
 from dept.corpus import read_corpus
+from eval import report, run_records
 from eval.plan import Job, jobs, read_plan
+from eval.records import record
 
 PLAN = Path(__file__).with_name("reproduce.yaml")
 
@@ -108,14 +112,12 @@ def run(wanted: list[Job], at_a_time: int) -> list[Job]:
 
 def write(wanted: list[Job], results: Path) -> None:
     """Write what is known of finished jobs: ``results/runs/*.json``, tables, plots and a page."""
-    import json
-
-    from eval.records import record
-
     for job in wanted:
         if summary_of(job):
             text = json.dumps(record(job, Path("runs") / job.name), indent=1)
-            write_atomically(results / "runs" / f"{job.name}.json", text + "\n")
+            write_atomically(results / run_records.RUNS / f"{job.name}.json", text + "\n")
+    for path in report.write(run_records.read(results), results):
+        print(path)
 
 
 def _tell(console: Console, job: Job) -> None:

@@ -32,7 +32,8 @@ def stand_ins(name: str, folder: Path) -> list[str]:
     """
     checkpoint = folder / "ep1-ba1-rank0.pt"
     checkpoint.touch()
-    known = {"variables.checkpoint": checkpoint, "variables.source": "code"}
+    source = "held" if name == "plasticity" else "code"
+    known = {"variables.checkpoint": checkpoint, "variables.source": source}
     missing = OmegaConf.missing_keys(extends.load(YAMLS / f"{name}.yaml"))
     return [f"{key}={value}" for key, value in known.items() if key in missing]
 

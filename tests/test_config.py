@@ -100,6 +100,17 @@ def refusal(root, capsys, monkeypatch, experiment, *more):
         ("dept_glob", "model.vocab_size=100", "go up to 1199: set it to 1200 or more"),
         ("std", "train_loader.tau=-1", "tau is -1: set it to 0 or more"),
         ("std", "train_loader.taau=1", "'taau': did you mean tau?"),
+        ("std", "train_loader.epoch_batches=0", "epoch_batches is 0: set it to a whole number"),
+        ("continued", "seed=1", "variables.checkpoint is not set: add variables.checkpoint=..."),
+        ("std", "max_seq_len=${length}", "Interpolation key 'length' not found"),
+        ("continued", "variables.checkpoint=nowhere", "nowhere is not a checkpoint, nor a folder"),
+        (
+            "continued",
+            "variables={checkpoint: x, embedding: own}",
+            "is 'own': .* random, pretrained",
+        ),
+        ("continued", "variables={checkpoint: x, embedding: mapping}", "mapping needs a file"),
+        ("isolated", "variables.source=latin", "names 'latin', .* tools, held"),
     ],
 )
 def test_what_cannot_run_is_refused(prepared, capsys, monkeypatch, experiment, override, message):
@@ -166,17 +177,15 @@ def test_every_experiment_can_run(prepared, tmp_path, experiment):
     config = plain(experiments.resolved(experiment, tmp_path, *overrides(prepared)))
     configs.check(config)
     variant = config["algorithms"].get("dept", {}).get("variant")
-    one = config["train_loader"].get("sources")
+    only = config["train_loader"].get("sources")
     config = configs.complete(config)
-    loaders = config.get("eval_loaders") or [config["eval_loader"]]
-    labels = [loader["label"] for loader in loaders]
-    assert labels[: 1 if one else 3] == (one or ["manual", "code", "mail"])
-    if not one:
-        assert ("held" in labels) == (variant in ("glob", "trim", None))
+    labels = [loader["label"] for loader in config["eval_loaders"]]
+    has_global_embedding = variant in ("glob", "trim", None)
+    assert labels == (only or ["manual", "code", "mail", "tools", *["held"] * has_global_embedding])
     if variant:
         assert config["scheduler"]["name"] == "sequential_steps"
         assert config["spin_dataloaders"] is False
-        own = {loader["label"]: loader["written_with"] for loader in loaders}
+        own = {loader["label"]: loader["written_with"] for loader in config["eval_loaders"]}
         assert own["code"] == ("code" if variant == "spec_opt" else "global")
 
 

@@ -7,7 +7,6 @@ from io import StringIO
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 from tiny import TinyLM
 from training import REPOSITORY, load, train
@@ -29,12 +28,8 @@ from dept.vocabulary import VocabularyMap
 MPT = {"name": "mpt_causal_lm", "d_model": 8, "n_heads": 2, "n_layers": 3, "max_seq_len": 16}
 
 
-def plain(config):
-    return OmegaConf.to_container(config, resolve=True)
-
-
 def costs(name, *overrides, **options):
-    config = plain(extends.load(REPOSITORY / "yamls" / f"{name}.yaml", overrides))
+    config = extends.resolve(extends.load(REPOSITORY / "yamls" / f"{name}.yaml", overrides))
     return costs_of(config, **options)
 
 
@@ -142,7 +137,7 @@ def size_of(tensors):
 
 
 def test_sizes_are_measured_where_the_corpus_is_prepared(prepared):
-    config = plain(load(prepared, "dept_trim"))
+    config = extends.resolve(load(prepared, "dept_trim"))
     stats = [
         json.loads((prepared / f"data/tiny/{name}/global/stats.json").read_text())
         for name in ("manual", "code", "mail", "tools")
@@ -150,7 +145,7 @@ def test_sizes_are_measured_where_the_corpus_is_prepared(prepared):
     sizes = costs_of(config).vocabulary
     assert sizes.held == sum(s["local_vocab_size"] for s in stats) / 4
     assert (sizes.everyone, sizes.origin) == (1200, "measured")
-    own = costs_of(plain(load(prepared, "dept_spec_opt"))).vocabulary
+    own = costs_of(extends.resolve(load(prepared, "dept_spec_opt"))).vocabulary
     assert own.held == (700 + 700 + 600 + 700) / 4
     config["variables"]["vocabulary"] = {"global": 9000, "trimmed": 5000.5}
     stated = costs_of(config, measured=False).vocabulary
@@ -170,7 +165,7 @@ def test_a_run_hands_over_what_the_cost_model_says(prepared, experiment):
     trainer = train(prepared, experiment, *more)
     path = prepared / "runs" / f"costs-{experiment}" / "summary.json"
     counted = json.loads(path.read_text())["communication"]
-    expected = costs_of(plain(load(prepared, experiment, *more)))
+    expected = costs_of(extends.resolve(load(prepared, experiment, *more)))
     assert counted["parameters_per_step"] == pytest.approx(expected.per_step)
     if experiment == "std":
         assert sum(p.numel() for p in trainer.state.model.parameters()) == expected.total

@@ -3,18 +3,14 @@
 import pytest
 import yaml
 from experiments import NAMES, resolved
-from omegaconf import OmegaConf
 from training import REPOSITORY, overrides
 
+from dept import extends
 from dept.costs.parameters import mpt_parameters
 
 PAPER = [f"{corpus}/{size}" for corpus in ("pile", "mc4") for size in ("125m", "350m", "1b")]
 ROUNDS = {"pile/125m": "10ep", "pile/350m": "27ep", "mc4/125m": "10ep", "mc4/1b": "14ep"}
 METHODS = ("glob", "trim", "spec", "spec_opt", "std", "act")
-
-
-def plain(config):
-    return OmegaConf.to_container(config, resolve=True)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -23,7 +19,7 @@ def test_the_papers_experiments_are_there_and_fit_their_corpus(name, tmp_path):
     prepared_by = yaml.safe_load((REPOSITORY / f"data_prep/corpora/{corpus}.yaml").read_text())
     run_names = set()
     for method in METHODS:
-        config = plain(resolved(f"{name}_{method}", tmp_path))
+        config = extends.resolve(resolved(f"{name}_{method}", tmp_path))
         run_names.add(config["run_name"])
         loader = config["train_loader"]
         assert loader["corpus"] == prepared_by["corpus"] == corpus
@@ -84,7 +80,7 @@ def test_an_experiment_is_one_of_llm_foundrys(prepared, monkeypatch, tmp_path, n
     scheduler = dict(completed.scheduler)
     builders.build_scheduler(scheduler.pop("name"), scheduler)
     for callback, options in completed.callbacks.items():
-        builders.build_callback(callback, options, plain(OmegaConf.structured(completed)))
+        builders.build_callback(callback, options, vars(completed))
 
 
 ALIBI = {"attn_config": {"attn_impl": "torch", "alibi": True}}
@@ -121,7 +117,7 @@ def test_the_formula_counts_what_llm_foundry_builds(shape):
 def test_the_formula_counts_the_bodies_of_the_experiments(name, tmp_path):
     from dept.costs.meta_device import built_parameters
 
-    model = plain(resolved(name, tmp_path))["model"]
+    model = extends.resolve(resolved(name, tmp_path))["model"]
     assert built_parameters(model, 1000) == mpt_parameters(model)
 
 

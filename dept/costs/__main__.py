@@ -18,8 +18,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
@@ -53,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     every = {}
     for path in yamls:
         try:
-            config = OmegaConf.to_container(extends.load(path, overrides), resolve=True)
+            config = extends.resolve(extends.load(path, overrides))
             with _hushed() if chosen.build else nullcontext():
                 every[path] = costs_of(config, slots=chosen.slots, build=chosen.build)
-        except (ValueError, OmegaConfBaseException) as error:
-            print(f"{path}: {error}".splitlines()[0], file=sys.stderr)
+        except ValueError as error:
+            print(f"{path}: {error}", file=sys.stderr)
             return 2
     if chosen.json:
         print(json.dumps({path: costs.as_dict() for path, costs in every.items()}, indent=1))

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -179,8 +178,7 @@ def show(console: Console) -> int:
 
 
 def _costs(name: str) -> Costs:
-    config = OmegaConf.to_container(extends.load(YAMLS / f"{name}.yaml"), resolve=True)
-    return costs_of(config, measured=False)
+    return costs_of(extends.resolve(extends.load(YAMLS / f"{name}.yaml")), measured=False)
 
 
 def _figures(costs: Costs, body: float) -> tuple[float, float, float]:

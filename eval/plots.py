@@ -1,0 +1,190 @@
+"""Every plot of a report as PNG, from records: the same bytes from the same records."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from eval import curves, drawing
+from eval.compare import AVERAGE, Comparison
+from eval.comparison_tables import comparisons
+from eval.names import COMPARED, METHODS, METRICS, STAGES, metric_of
+from eval.run_records import Record, corpora, select
+from eval.sent import sent
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of a corpus's topic; ``png`` holds the file, ``name`` is unique."""
+
+    corpus: str
+    topic: str
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+def plots(records: list[Record]) -> list[Plot]:
+    """Every plot that the records have figures for, in the order of a report.
+
+    Args:
+        records: in the order of ``run_records.arranged``.
+    """
+    found: list[Plot | None] = []
+    with drawing.style():
+        every = comparisons(records)
+        for corpus in corpora(records):
+            here = [comparison for comparison in every if comparison.corpus == corpus]
+            for stage in COMPARED:
+                found.append(_over_tokens(records, corpus, stage))
+                found.append(_bars([c for c in here if c.stage == stage]))
+            found.append(_plasticity(records, corpus))
+            found.append(_norms(records, corpus))
+            found.append(_bytes(records, corpus, here))
+    return [plot for plot in found if plot]
+
+
+def _over_tokens(records: list[Record], corpus: str, stage: str) -> Plot | None:
+    lines, metric = curves.over_tokens(records, corpus, stage), METRICS[metric_of(stage)]
+    if all(len(line.x) < 2 for line in lines.values()):
+        return None
+    figure, (axes,) = drawing.panels(1, 3.8)
+    logarithmic = metric_of(stage) == "perplexity"
+    drawing.draw(axes, lines, logarithmic)
+    outside = drawing.focus(axes, lines, logarithmic)
+    axes.set_xlabel(f"tokens trained in {STAGES[stage]}")
+    axes.set_ylabel(f"{metric}, average over sources")
+    drawing.legend(figure, lines, notes=dict.fromkeys(outside, _OUTSIDE))
+    title = f"{metric} over tokens, {STAGES[stage]}"
+    return _plot(figure, corpus, stage, "tokens", title, _LINES)
+
+
+_OUTSIDE = "(above the plot)"
+_LINES = "Line: mean over seeds; band: their range. The start may lie above the plot."
+
+
+def _bars(found: list[Comparison]) -> Plot | None:
+    """A panel of bars for each source, with a scale of its own: sources differ too much for one."""
+    if not found:
+        return None
+    corpus, stage, metric = found[0].corpus, found[0].stage, METRICS[found[0].metric]
+    methods = [m for m in METHODS if any(m in comparison.rows for comparison in found)]
+    every = [(comparison, name) for comparison in found for name in comparison.columns]
+    figure, panels = drawing.panels(len(every), 1.9, columns=6)
+    for axes, (comparison, name) in zip(panels, every, strict=True):
+        for place, method in enumerate(methods):
+            row = comparison.rows.get(method)
+            cell = row.cells.get(name) if row else None
+            if cell and math.isfinite(cell.mean):
+                axes.bar(place, cell.mean, 0.88, color=METHODS[method].colour)
+                if cell.spread:
+                    axes.errorbar(place, cell.mean, cell.spread, ecolor="black", elinewidth=1)
+            elif cell:
+                axes.plot(place, 0, "x", color="black", clip_on=False)
+        axes.set_xlim(-0.8, len(methods) - 0.2)
+        axes.set_xticks([])
+        axes.locator_params(axis="y", nbins=5)
+        axes.set_title(f"{name} (held out)" if comparison.kind == "held_out" else name)
+    drawing.legend(figure, methods, shape="bar")
+    caption = (
+        "Bars from left to right as in the legend: mean over seeds; line on a bar: their range; "
+        "cross: diverged. Each panel has a scale of its own, from 0."
+    )
+    return _plot(figure, corpus, stage, "sources", f"{metric} by source, {STAGES[stage]}", caption)
+
+
+def _plasticity(records: list[Record], corpus: str) -> Plot | None:
+    by_source = {name: ls for name, ls in curves.plasticity(records, corpus).items() if ls}
+    if not by_source:
+        return None
+    figure, panels = drawing.panels(len(by_source), 3.4)
+    outside: set[str] = set()
+    for axes, (name, lines) in zip(panels, by_source.items(), strict=True):
+        drawing.draw(axes, lines, logarithmic=True)
+        outside |= drawing.focus(axes, lines, logarithmic=True)
+        axes.set_title(name)
+        axes.set_xlabel("steps on this source")
+    panels[0].set_ylabel("perplexity")
+    methods = [m for m in METHODS if any(m in lines for lines in by_source.values())]
+    drawing.legend(figure, methods, notes=dict.fromkeys(outside, "(above a plot)"))
+    title = "plasticity: perplexity while the body adapts to an unseen source"
+    return _plot(figure, corpus, "plasticity", "", title, _LINES)
+
+
+def _norms(records: list[Record], corpus: str) -> Plot | None:
+    kinds = {key: curves.norms(records, corpus, key) for key in ("activations", "parameters")}
+    kinds = {key: lines for key, lines in kinds.items() if lines}
+    if not kinds:
+        return None
+    figure, panels = drawing.panels(len(kinds), 3.4)
+    for axes, (key, lines) in zip(panels, kinds.items(), strict=True):
+        drawing.draw(axes, lines)
+        axes.set_title(f"norm of {key}")
+        axes.set_xlabel("steps of pre-training")
+    methods = [m for m in METHODS if any(m in lines for lines in kinds.values())]
+    rates: dict[str, set[float]] = {method: set() for method in methods}
+    for run in select(records, corpus, "pretrain"):
+        if run["method"] in rates:
+            rates[run["method"]].add(run["learning_rate"])
+    notes = {m: f"({', '.join(f'{rate:g}' for rate in sorted(rates[m]))})" for m in methods}
+    drawing.legend(figure, methods, notes=notes)
+    caption = "Line: mean over seeds; band: their range. In brackets: the peak learning rate."
+    title = "norms of activations and parameters in pre-training"
+    return _plot(figure, corpus, "norms", "", title, caption)
+
+
+def _bytes(records: list[Record], corpus: str, here: list[Comparison]) -> Plot | None:
+    """What a source handed over, against what the method reached."""
+    told = {m: s.handed_over for m, s in sent(records, corpus).items() if s.handed_over is not None}
+    here = [c for c in here if c.kind == "sources" and len(_sides(c, told)) == 2]
+    some = [value for value in told.values() if value > 0]
+    if not here or not some:
+        return None
+    nothing = 10.0 ** (math.floor(math.log10(min(some))) - 1)  # its place on an axis without a zero
+    figure, panels = drawing.panels(len(here), 3.4)
+    for axes, comparison in zip(panels, here, strict=True):
+        for method, mean, spread in _points(comparison, told):
+            look, x = METHODS[method], told[method] or nothing
+            axes.errorbar(
+                x, mean, spread, fmt=look.marker, color=look.colour, markersize=8, capsize=3
+            )
+        axes.set_xscale("log")
+        exponents = range(math.floor(math.log10(min(some))), math.ceil(math.log10(max(some))) + 1)
+        ticks = {10.0**e: drawing.short(10.0**e) for e in exponents}
+        if min(told.values()) == 0:
+            ticks[nothing] = "none"
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_xticks([], minor=True)
+        left = nothing if nothing in ticks else min(ticks)
+        axes.set_xlim(left / 1.8, max(ticks) * 1.3)
+        axes.set_title(STAGES[comparison.stage])
+        axes.set_xlabel("bytes handed over")
+        axes.set_ylabel(f"average {METRICS[comparison.metric]}")
+    methods = [m for m in METHODS if any(m == p[0] for c in here for p in _points(c, told))]
+    drawing.legend(figure, methods, shape="point")
+    caption = (
+        "Horizontally: bytes that a source hands over in pre-training (parameters a step over all "
+        "steps, float32), logarithmic. Lower and further left is better. Line: range over seeds."
+    )
+    title = "bytes handed over in pre-training against what is reached"
+    return _plot(figure, corpus, "communication", "", title, caption)
+
+
+def _sides(comparison: Comparison, told: dict[str, float]) -> set[bool]:
+    return {comparison.rows[method].baseline for method, *_ in _points(comparison, told)}
+
+
+def _points(
+    comparison: Comparison, told: dict[str, float]
+) -> list[tuple[str, float, float | None]]:
+    cells = {m: comparison.cell(m, AVERAGE) for m in comparison.rows if m in told}
+    return [(m, c.mean, c.spread) for m, c in cells.items() if c and math.isfinite(c.mean)]
+
+
+def _plot(figure: Figure, corpus: str, topic: str, kind: str, title: str, caption: str) -> Plot:
+    name = "-".join(part for part in (corpus, topic, kind) if part)
+    title = f"{corpus}, {title}"
+    return Plot(corpus, topic, name, title, caption, drawing.png(figure, title))

@@ -1,0 +1,79 @@
+"""Makes the report of a comparison from the records of its runs.
+
+    python eval/report.py results
+
+reads ``results/runs/*.json`` and writes ``results/tables.md``, ``results/plots/*.png`` and
+``results/index.html``, which needs neither of the others. It needs matplotlib, but no torch and no
+llm-foundry, and the same records give the same bytes (with the same matplotlib).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+if __name__ == "__main__":  # started as a file: this folder's modules are not for the top level
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from eval.page import html
+from eval.plots import plots
+from eval.run_records import Record, arranged, read
+from eval.table import document
+from eval.tables import tables
+
+TABLES, PLOTS, PAGE = "tables.md", "plots", "index.html"
+
+
+def write(records: Iterable[Record], folder: Path) -> list[Path]:
+    """Write tables, plots and the page; plots that no record asks for any more are removed.
+
+    Args:
+        records: one for each finished run, in any order.
+        folder: where to write; it is made if it is not there.
+
+    Returns:
+        the files, the page last.
+
+    Raises:
+        ValueError: there are no records, or ``run_records.check`` refuses them.
+    """
+    ordered = arranged(records)
+    if not ordered:
+        raise ValueError("no run has finished, so there is nothing to report")
+    every_table, every_plot = tables(ordered), plots(ordered)
+    files = {folder / PLOTS / f"{plot.name}.png": plot.png for plot in every_plot}
+    for stale in set((folder / PLOTS).glob("*.png")) - set(files):
+        stale.unlink()
+    files[folder / TABLES] = document(every_table).encode()
+    files[folder / PAGE] = html(every_table, every_plot).encode()
+    for path, content in files.items():
+        _replace(path, content)
+    return list(files)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that it is whole or as it was, whenever the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where runs/*.json are")
+    folder = parser.parse_args().folder
+    try:
+        files = write(read(folder), folder)
+    except ValueError as error:
+        sys.exit(f"{folder}: {error}")
+    print(f"{files[-1]}: {len(files) - 2} plots; {TABLES} beside it has the tables.")
+
+
+if __name__ == "__main__":
+    main()
