@@ -10,7 +10,7 @@ READY := .venv/.ready
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock data demo test unit bench costs lint clean
+.PHONY: help setup lock data demo test unit reproduce bench costs lint clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -40,6 +40,11 @@ test: $(READY)  ## every test
 
 unit: $(READY)  ## the tests that launch nothing
 	$(BIN)/python -m pytest -q tests -m 'not end_to_end'
+
+reproduce: $(READY)  ## the paper's comparison on both corpora, into results/; goes on where it was
+	$(MAKE) data CORPUS=multilingual
+	$(MAKE) data CORPUS=multidomain
+	$(BIN)/python -m eval.reproduce $(ARGS)
 
 bench: data  ## what a slow worker costs another, and what an outer step sends
 	$(BIN)/python bench/workers.py
