@@ -9,6 +9,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -38,13 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plan", type=Path, default=PLAN, help="yaml of what to run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--only", default="", help="part of the names of the runs to do")
+    parser.add_argument("--only", default="", help="the runs that this regular expression finds")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where to write")
     parser.add_argument("--list", action="store_true", help="name the runs, and end")
     options = parser.parse_args(arguments)
     plan = read_plan(options.plan)
     sources = {corpus: read_corpus(Path("."), corpus).sources for corpus in plan.corpora}
-    wanted = [job for job in jobs(plan, sources) if options.only in job.name]
+    wanted = [job for job in jobs(plan, sources) if re.search(options.only, job.name)]
     if options.list:
         for job in wanted:
             print(job.name, "finished" if summary_of(job) else "")
