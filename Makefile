@@ -10,7 +10,7 @@ READY := .venv/.ready
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock data demo test unit reproduce bench lint clean
+.PHONY: help setup lock data demo test unit reproduce bench costs lint clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -48,6 +48,9 @@ reproduce: $(READY)  ## the paper's comparison on both corpora, into results/; g
 
 bench: data  ## what a slow worker costs another, and what an outer step sends
 	$(BIN)/python bench/workers.py
+
+costs: $(READY)  ## the paper's table of costs beside ours
+	$(BIN)/python -m dept.costs --paper
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .

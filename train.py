@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from callbacks.summary import read_summary, show
 from dept import config as configs
-from dept import run_folder, scratch, workers
+from dept import extends, run_folder, scratch, workers
 from dept.launcher import end_with_launcher
 from dept.place import Place
 
@@ -44,8 +44,8 @@ def main(arguments: list[str]) -> int:
     end_with_launcher()
     is_first = os.environ.get("RANK", "0") == "0"
     try:
-        config = configs.load(arguments[0], arguments[1:])
-        plain = configs.resolve(config)
+        config = extends.load(arguments[0], arguments[1:])
+        plain = extends.resolve(config)
         configs.check(plain)
         folder = run_folder.folder_of(plain)
         finished = look_into(folder, plain, is_first)

@@ -148,8 +148,7 @@ def train(experiment, overrides, own_worlds: bool, slow: float, rank: int, port:
     import torch.distributed as dist
     from llmfoundry.command_utils import train as llmfoundry_train
 
-    from dept import config as configs
-    from dept import workers
+    from dept import extends, workers
     from dept.place import Place
 
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
@@ -161,7 +160,7 @@ def train(experiment, overrides, own_worlds: bool, slow: float, rank: int, port:
     # sources; what Composer does for each batch is what it would do for workers.
     workers.join(Place.of(os.environ, 1) if own_worlds else Place(), timeout=600)
     path = REPOSITORY / "yamls" / f"{experiment}.yaml"
-    config = configs.load(path, [*SMALL, "device_train_microbatch_size=8", *overrides])
+    config = extends.load(path, [*SMALL, "device_train_microbatch_size=8", *overrides])
     config.callbacks, config.loggers = {"sleep": {"seconds": slow}}, {}
     counted = [0, 0]
     originals = {name: getattr(dist, name) for name in ("all_reduce", "broadcast", "barrier")}

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from callbacks.source_metrics import SourceMetrics, average
 from callbacks.summary import show, write_atomically
 from dept.algorithm import Dept
-from dept.costs import every_step_bytes
+from dept.costs.transport import every_step_bytes
 
 SUMMARY, CONFIG = "summary.json", "config.yaml"
 

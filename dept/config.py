@@ -1,4 +1,4 @@
-"""A yaml of this repository: what it extends, whether it can run, and what DEPT adds to it."""
+"""A yaml of this repository: whether it can run, and what DEPT adds to it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from dept import workers
 from dept.corpus import (
@@ -23,9 +20,9 @@ from dept.options import (
     ConfigError,
     CorpusOptions,
     DeptOptions,
-    MixtureOptions,
     SourcesOptions,
     StartFromOptions,
+    options_of,
     parse,
 )
 from dept.outer_optimizer import OuterOptimizer
@@ -36,84 +33,6 @@ from dept.schedule import RoundSchedule
 from dept.shard_cache import block_bytes, too_small
 from dept.source_files import FOLDER
 from dept.variants import Vocabulary
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """Read a yaml, merge it over those it ``extends``, then the ``key=value`` overrides over it.
-
-    ``extends`` is a file, or a list of them of which later ones go over earlier ones, relative to
-    the yaml that names it.
-
-    Raises:
-        ConfigError: a file is missing or extends itself, or an override is not ``key=value``.
-    """
-    config = _load_file(Path(path), ())
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"{override!r} is not an override: write key=value")
-    merged = OmegaConf.merge(config, OmegaConf.from_cli(list(overrides)))
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def resolve(config: DictConfig) -> dict[str, Any]:
-    """The config as plain containers, interpolations replaced by what they stand for.
-
-    Raises:
-        ConfigError: a value is missing, or stands for one that is not there.
-    """
-    try:
-        missing = sorted(
-            OmegaConf.missing_keys(config), key=lambda k: not k.startswith("variables")
-        )
-        if missing:  # what refers to a variable is missing too
-            raise ConfigError(f"{missing[0]} is not set: add {missing[0]}=... to the command")
-        plain = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{str(error).splitlines()[0]}: correct the yaml") from None
-    assert isinstance(plain, dict)
-    return plain
-
-
-def _load_file(path: Path, extended_by: tuple[Path, ...]) -> DictConfig:
-    path = path.resolve()
-    if path in extended_by:
-        chain = " -> ".join(p.name for p in (*extended_by, path))
-        raise ConfigError(f"{chain} extend each other in a circle: remove one `extends`")
-    if not path.is_file():
-        by = f", which {extended_by[-1].name} extends," if extended_by else ""
-        raise ConfigError(f"{path}{by} does not exist: name a yaml file")
-    config = OmegaConf.load(path)
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"{path} is not a mapping of keys: write an llm-foundry yaml")
-    bases = config.pop("extends", None) or []
-    bases = [bases] if isinstance(bases, str) else bases
-    merged = OmegaConf.merge(
-        *[_load_file(path.parent / base, (*extended_by, path)) for base in bases], config
-    )
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def options_of(config: Mapping[str, Any]) -> tuple[DeptOptions | None, CorpusOptions | None]:
-    """The options of ``algorithms.dept`` and of a loader over sources; ``None`` if there is none.
-
-    Raises:
-        ConfigError: an option is unknown or has no such value.
-    """
-    algorithms = config.get("algorithms") or {}
-    dept = (
-        parse(DeptOptions, "algorithms.dept", algorithms["dept"]) if "dept" in algorithms else None
-    )
-    loader = dict(config.get("train_loader") or {})
-    kinds = {"sources": SourcesOptions, "mixture": MixtureOptions}
-    kind = kinds.get(loader.pop("name", ""))
-    sources = parse(kind, "train_loader", loader) if kind else None
-    if (dept is not None) != (kind is SourcesOptions):
-        raise ConfigError(
-            "algorithms.dept and train_loader.name: sources need each other: give both, or neither"
-        )
-    return dept, sources
 
 
 def check(config: Mapping[str, Any]) -> None:

@@ -11,6 +11,16 @@ from dept.variants import VARIANTS, Variant
 
 T = TypeVar("T")
 
+# Outer optimizers by a name of their own: the optimizer of torch that it is, and its options.
+#   fedavg    the average itself (McMahan et al. 2017), the outer optimizer of the paper
+#   nesterov  the outer optimizer of DiLoCo (Douillard et al. 2023)
+#   fedadam   Adam on pseudo-gradients (Reddi et al. 2021)
+PRESETS: dict[str, dict[str, Any]] = {
+    "fedavg": {"name": "sgd", "lr": 1.0},
+    "nesterov": {"name": "sgd", "lr": 0.7, "momentum": 0.9, "nesterov": True},
+    "fedadam": {"name": "adam", "lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8},
+}
+
 
 class ConfigError(ValueError):
     """A yaml that cannot be run; one sentence that names the key and the mend."""
@@ -219,6 +229,27 @@ def parse(cls: type[T], section: str, values: Any) -> T:
     except TypeError as error:
         missing = str(error).split(": ", 1)[-1]
         raise ConfigError(f"{section} lacks {missing}: add it to the yaml") from None
+
+
+def options_of(config: Mapping[str, Any]) -> tuple[DeptOptions | None, CorpusOptions | None]:
+    """The options of ``algorithms.dept`` and of a loader over sources; ``None`` if there is none.
+
+    Raises:
+        ConfigError: an option is unknown or has no such value.
+    """
+    algorithms = config.get("algorithms") or {}
+    dept = (
+        parse(DeptOptions, "algorithms.dept", algorithms["dept"]) if "dept" in algorithms else None
+    )
+    loader = dict(config.get("train_loader") or {})
+    kinds = {"sources": SourcesOptions, "mixture": MixtureOptions}
+    kind = kinds.get(loader.pop("name", ""))
+    sources = parse(kind, "train_loader", loader) if kind else None
+    if (dept is not None) != (kind is SourcesOptions):
+        raise ConfigError(
+            "algorithms.dept and train_loader.name: sources need each other: give both, or neither"
+        )
+    return dept, sources
 
 
 def _one_of(option: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -9,17 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dept.options import PRESETS
 from dept.reduction import Average
-
-# Presets: the optimizer of torch that they stand for, and its options.
-#   fedavg    the average itself (McMahan et al. 2017), the outer optimizer of the paper
-#   nesterov  the outer optimizer of DiLoCo (Douillard et al. 2023)
-#   fedadam   Adam on pseudo-gradients (Reddi et al. 2021)
-PRESETS: dict[str, dict[str, Any]] = {
-    "fedavg": {"name": "sgd", "lr": 1.0},
-    "nesterov": {"name": "sgd", "lr": 0.7, "momentum": 0.9, "nesterov": True},
-    "fedadam": {"name": "adam", "lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8},
-}
 
 TORCH_OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): cls

@@ -5,15 +5,16 @@ import re
 import shutil
 import sys
 
+import experiments
 import pytest
 from omegaconf import OmegaConf
 from training import REPOSITORY, load, overrides
 
 import train
 from dept import config as configs
+from dept import extends
 from dept.options import ConfigError
 
-EXPERIMENTS = sorted(p.stem for p in (REPOSITORY / "yamls").glob("*.yaml"))
 SIZES = ["model.d_model=32", "algorithms.dept.local_steps=2", "global_train_batch_size=2"]
 
 
@@ -34,7 +35,7 @@ def test_a_yaml_goes_over_what_it_extends_and_overrides_over_both(tmp_path):
         other="b: 1\na: {z: 4}\n",
         top="extends: [middle.yaml, other.yaml]\na: {w: 3}\n",
     )
-    config = configs.load(tmp_path / "top.yaml", ["a.x=5"])
+    config = extends.load(tmp_path / "top.yaml", ["a.x=5"])
     assert plain(config) == {"a": {"x": 5, "y": 2, "z": 4, "w": 3}, "b": 1, "seed": 5}
 
 
@@ -58,7 +59,7 @@ def test_a_yaml_that_cannot_be_read_is_refused(tmp_path, start, overrides, messa
         fine="seed: 1",
     )
     with pytest.raises(ConfigError, match=message):
-        configs.load(tmp_path / start, overrides)
+        extends.load(tmp_path / start, overrides)
 
 
 def refusal(root, capsys, monkeypatch, experiment, *more):
@@ -171,26 +172,21 @@ def test_a_run_goes_on_only_with_its_own_settings(prepared, capsys, monkeypatch)
     assert "optimizer.lr = 0.008, the yaml says 1.0" in said and "run_name" in said
 
 
-@pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if e not in ("base", "dept")])
+@pytest.mark.parametrize("experiment", experiments.NAMES)
 def test_every_experiment_can_run(prepared, tmp_path, experiment):
-    (tmp_path / "ep1-ba1-rank0.pt").touch()
-    needs = {
-        "isolated": ["variables.source=code"],
-        "plasticity": ["variables.source=held", f"variables.checkpoint={tmp_path}"],
-    }
-    if experiment.startswith("continued"):
-        needs[experiment] = [f"variables.checkpoint={tmp_path}"]
-    config = configs.complete(plain(load(prepared, experiment, *needs.get(experiment, []))))
+    config = plain(experiments.resolved(experiment, tmp_path, *overrides(prepared)))
+    configs.check(config)
+    variant = config["algorithms"].get("dept", {}).get("variant")
+    only = config["train_loader"].get("sources")
+    config = configs.complete(config)
     labels = [loader["label"] for loader in config["eval_loaders"]]
-    every = ["manual", "code", "mail", "tools"]
-    has_global_embedding = "spec" not in experiment
-    expected = {"isolated": ["code"], "plasticity": ["held"]}
-    assert labels == expected.get(experiment, [*every, *["held"] * has_global_embedding])
-    if experiment.startswith("dept"):
+    has_global_embedding = variant in ("glob", "trim", None)
+    assert labels == (only or ["manual", "code", "mail", "tools", *["held"] * has_global_embedding])
+    if variant:
         assert config["scheduler"]["name"] == "sequential_steps"
         assert config["spin_dataloaders"] is False
         own = {loader["label"]: loader["written_with"] for loader in config["eval_loaders"]}
-        assert own["code"] == ("code" if experiment == "dept_spec_opt" else "global")
+        assert own["code"] == ("code" if variant == "spec_opt" else "global")
 
 
 def test_a_plain_llm_foundry_yaml_is_left_as_it_is():

@@ -9,7 +9,7 @@ from fleet import Fleet
 from training import BATCH, LOCAL_STEPS, ROUNDS
 
 from dept.corpus import read_corpus
-from dept.costs import outer_step_bytes
+from dept.costs.transport import outer_step_bytes
 from dept.schedule import RoundSchedule
 from dept.source_files import SourceFiles
 

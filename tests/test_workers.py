@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dept.costs import every_step_bytes, outer_step_bytes
+from dept.costs.transport import every_step_bytes, outer_step_bytes
 from dept.place import Place
 from dept.reduction import Reduction, Share
 from dept.workers import WorkerLost, Workers, join

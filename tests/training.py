@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from dept import config as configs
+from dept import extends
 
 REPOSITORY = Path(__file__).parent.parent
 LOCAL_STEPS, BATCH, ROUNDS = 3, 4, 3
@@ -34,7 +35,7 @@ def load(root: Path, experiment: str, *more: str, checked: bool = False) -> dict
     small = MPT if "llama" not in experiment else ["model.config_overrides.hidden_size=32"]
     small = [*small, *(DEPT if experiment.startswith("dept") else [])]
     path = REPOSITORY / "yamls" / f"{experiment}.yaml"
-    config = configs.load(path, [*overrides(root), *small, *more])
+    config = extends.load(path, [*overrides(root), *small, *more])
     if not checked:  # once workers have joined, the environment is that of one of them
         configs.check(OmegaConf.to_container(config, resolve=True))
     return config

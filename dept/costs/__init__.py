@@ -1,0 +1,1 @@
+"""What an experiment takes, from its yaml alone: parameters, memory, communication."""

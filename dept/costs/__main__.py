@@ -1,0 +1,135 @@
+"""What experiments take, from their yamls alone:
+
+    python -m dept.costs yamls/mc4/1b_spec_opt.yaml yamls/mc4/1b_std.yaml [key=value ...] [--json]
+    python -m dept.costs --paper
+
+The first prints parameters, memory and communication; the second the paper's table of costs beside
+ours, and exits with 1 if a figure of it is another and is not accounted for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+
+from rich.console import Console
+from rich.table import Table
+
+from dept import extends
+from dept.costs import paper
+from dept.costs.experiment import Costs, costs_of
+
+NOTES = """\
+Of the model that a worker trains, for a source of mean size. In float32, without activations:
+  |V_k|        * measured in data/<corpus>, the others as the yaml states them
+  memory       weights, gradients and state of the inner optimizer
+  DEPT adds    the start of the round, sums of local models, state of the outer optimizer
+  kept/source  on the CPU between the slots of a source: its embedding, and inner state
+  per step     parameters that a worker hands over, divided by its local steps
+  fewer        how many times less that is than STD's, all gradients of the model for all tokens"""
+MEMORY = ("memory", "DEPT adds", "kept/source")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the costs; returns the exit status."""
+    chosen = _parser().parse_args(arguments)
+    yamls = [argument for argument in chosen.yamls if "=" not in argument]
+    overrides = [argument for argument in chosen.yamls if "=" in argument]
+    console = Console(width=None if Console().is_terminal else 120)
+    if chosen.paper:
+        if chosen.yamls or chosen.json or chosen.build:
+            _parser().error("--paper stands alone: it has yamls of its own")
+        return paper.show(console)
+    if not yamls or chosen.slots < 1:
+        _parser().error("name a yaml, or give --paper; --slots is 1 or more")
+    every = {}
+    for path in yamls:
+        try:
+            config = extends.resolve(extends.load(path, overrides))
+            with _hushed() if chosen.build else nullcontext():
+                every[path] = costs_of(config, slots=chosen.slots, build=chosen.build)
+        except ValueError as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            return 2
+    if chosen.json:
+        print(json.dumps({path: costs.as_dict() for path, costs in every.items()}, indent=1))
+    else:
+        console.print(_table(every))
+        console.print(NOTES, style="dim", highlight=False)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    about, *_ = (__doc__ or "").split("\n\nThe first")
+    parser = argparse.ArgumentParser(
+        prog="python -m dept.costs",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("yamls", nargs="*", help="experiments, and key=value overrides for all")
+    parser.add_argument("--json", action="store_true", help="for programs, in bytes and numbers")
+    parser.add_argument(
+        "--slots",
+        type=int,
+        default=1,
+        help="sources that a worker trains in a round, one after another (default 1)",
+    )
+    parser.add_argument(
+        "--build",
+        action="store_true",
+        help="count the model that llm-foundry builds on the meta device (half a minute of "
+        "imports), of any kind; else an MPT by formula",
+    )
+    parser.add_argument("--paper", action="store_true", help="the paper's table beside ours")
+    return parser
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Silences what libraries say of each other when a model is built; errors are raised."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _table(every: Mapping[str, Costs]) -> Table:
+    table = Table()
+    table.add_column("experiment", overflow="fold")
+    for header in ("|V_k|", "body", "embedding", "model", *MEMORY, "per step", "fewer"):
+        table.add_column(header, justify="right")
+    for path, costs in every.items():
+        memory = costs.memory
+        table.add_row(
+            path.removeprefix("yamls/").removesuffix(".yaml"),
+            f"{costs.vocabulary.held:,.0f}" + "*" * (costs.vocabulary.origin == "measured"),
+            *(number(n) for n in (costs.parameters.body, costs.embedding, costs.total)),
+            *(number(n, "B") for n in (memory.training, memory.dept, memory.kept_per_source)),
+            number(costs.per_step),
+            f"{costs.reduction:,.0f}",
+        )
+    return table
+
+
+def number(value: float, unit: str = "") -> str:
+    """A number in four digits: 1.208B parameters, 20.98 GB."""
+    steps = [("k", 1e3), ("M", 1e6), ("G" if unit else "B", 1e9)]
+    for name, size in reversed(steps):
+        if value >= size:
+            digits = max(0, 3 - len(str(int(value / size))) + 1)
+            return f"{value / size:.{digits}f}{' ' if unit else ''}{name}{unit}"
+    return f"{value:.0f}{' ' + unit if unit else ''}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""What an experiment takes, from its yaml: parameters, memory, communication per step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dept.costs.memory import Memory, dept_memory, training_memory
+from dept.costs.parameters import Parameters, mpt_parameters
+from dept.costs.vocabulary import VocabularySizes, vocabulary_sizes
+from dept.options import ConfigError, DeptOptions, options_of
+from dept.variants import Role, Sharing, Vocabulary
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs of an experiment, for a worker whose source has a vocabulary of mean size.
+
+    Attributes:
+        method: the variant, or the name of a baseline.
+        parameters: of its model, whatever the vocabulary.
+        vocabulary: tokens of the global tokenizer, and of a worker's model.
+        local_steps: between two exchanges; 1 where gradients are averaged at every step.
+        handed_over: parameters that a worker gives to the average, at each exchange.
+        memory: of a worker.
+    """
+
+    method: str
+    parameters: Parameters
+    vocabulary: VocabularySizes
+    local_steps: int
+    handed_over: float
+    memory: Memory
+
+    @property
+    def embedding(self) -> float:
+        """Parameters of phi and psi of a worker's model."""
+        return self.parameters.embedding(self.vocabulary.held)
+
+    @property
+    def total(self) -> float:
+        """Parameters of a worker's model."""
+        return self.parameters.total(self.vocabulary.held)
+
+    @property
+    def per_step(self) -> float:
+        """Parameters that a worker hands over, spread over its local steps: the paper's figure."""
+        return self.handed_over / self.local_steps
+
+    @property
+    def reduction(self) -> float:
+        """How many times that goes into the model for all tokens, whose gradients STD exchanges."""
+        return self.parameters.total(self.vocabulary.everyone) / self.per_step
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: parameters as numbers, memory in bytes."""
+        memory = {**vars(self.memory), "training": self.memory.training, "dept": self.memory.dept}
+        return {
+            "method": self.method,
+            "vocabulary": dict(vars(self.vocabulary)),
+            "parameters": {
+                "body": self.parameters.body,
+                "embedding": round(self.embedding),
+                "total": round(self.total),
+            },
+            "memory_bytes": memory,
+            "communication": {
+                "local_steps": self.local_steps,
+                "parameters_per_exchange": self.handed_over,
+                "parameters_per_step": self.per_step,
+                "reduction": self.reduction,
+            },
+        }
+
+
+def costs_of(
+    config: Mapping[str, Any], *, slots: int = 1, build: bool = False, measured: bool = True
+) -> Costs:
+    """The costs of a yaml.
+
+    With M parameters of the model for all tokens, N local steps, L positions of width d, a worker
+    hands over M a step in STD, M / N in GLOB, (M - (|V| - |V_k|) d) / N in TRIM, and
+    (M - (|V| + L) d) / N in SPEC (section on costs of the paper).
+
+    Args:
+        config: a resolved yaml, as plain containers.
+        slots: sources that a worker trains in a round, one after another.
+        build: count the parameters of the model that llm-foundry builds, on the meta device.
+        measured: take sizes of vocabularies from the corpus if it is prepared here.
+
+    Raises:
+        ConfigError: the yaml has a wrong value, or does not say what is needed.
+        DataError: the prepared corpus is half-written.
+    """
+    for section in ("model", "optimizer"):
+        if section not in config:
+            raise ConfigError(
+                f"there is no section {section}: name an experiment, not a part of one"
+            )
+    dept, loader = options_of(config)
+    kind = Vocabulary.GLOBAL if dept is None else dept.sharing.vocabulary
+    vocabulary = vocabulary_sizes(config, kind, loader, measured=measured)
+    parameters = _count(config["model"], vocabulary, build=build)
+    local = parameters.total(vocabulary.held)
+    if dept is None:
+        method = (config.get("variables") or {}).get("method", "std")
+        memory = training_memory(local, config["optimizer"])
+        return Costs(method, parameters, vocabulary, 1, local, memory)
+    handed_over = parameters.body + _shared(parameters, dept, vocabulary.held)
+    memory = training_memory(
+        local,
+        config["optimizer"],
+        **dept_memory(
+            shared=parameters.body + _shared(parameters, dept, vocabulary.everyone),
+            private=local - handed_over,
+            local=local,
+            slots=slots,
+            optimizer=config["optimizer"],
+            outer_optimizer=dept.outer_optimizer,
+            keep_inner_state=dept.inner_state == "keep",
+        ),
+    )
+    return Costs(dept.variant, parameters, vocabulary, dept.local_steps, handed_over, memory)
+
+
+def _count(model: Mapping[str, Any], vocabulary: VocabularySizes, *, build: bool) -> Parameters:
+    if not build:
+        return mpt_parameters(model)
+    from dept.costs.meta_device import built_parameters
+
+    return built_parameters(model, vocabulary.everyone)
+
+
+def _shared(parameters: Parameters, dept: DeptOptions, rows: float) -> float:
+    """Of phi, with so many rows, and psi: the parameters that are not private."""
+    numbers = {Role.TOKENS: rows * parameters.per_token, Role.POSITIONS: parameters.positions}
+    shared = {r: n for r, n in numbers.items() if dept.sharing.sharing(r) is not Sharing.PRIVATE}
+    return sum(shared.values())

@@ -1,0 +1,60 @@
+"""How many parameters any model has, by building it: with shapes, and without values.
+
+Importing this module imports llm-foundry, which takes half a minute.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+from composer.models import ComposerModel
+from llmfoundry.models.utils import init_empty_weights
+from llmfoundry.utils.builders import build_composer_model
+
+from dept.costs.parameters import Parameters
+from dept.swap import parameter_roles, transformer_of, vocabulary_modules
+from dept.variants import Role
+
+
+def built_parameters(model: Mapping[str, Any], rows: int) -> Parameters:
+    """The parameters of the model of a yaml.
+
+    Args:
+        model: the section ``model``.
+        rows: the vocabulary to build it with, if the section does not say.
+    """
+    built = build(model, rows)
+    numbers = dict.fromkeys(Role, 0)
+    for name, role in parameter_roles(built).items():
+        numbers[role] += built.get_parameter(name).numel()
+    held = vocabulary_modules(built)[0].weight.shape[0]
+    return Parameters(numbers[Role.BODY], numbers[Role.TOKENS] // held, numbers[Role.POSITIONS])
+
+
+def build(model: Mapping[str, Any], rows: int) -> ComposerModel:
+    """The model of a yaml, through llm-foundry's registry, on the meta device.
+
+    Where flash-attn is not installed, attention and loss are torch's, of the same parameters.
+
+    Args:
+        model: the section ``model``.
+        rows: the vocabulary, if the section does not say.
+    """
+    options = {**model, "init_device": "meta"}
+    name = options.pop("name")
+    has_flash = importlib.util.find_spec("flash_attn") is not None
+    if name.startswith("hf_"):
+        options["config_overrides"] = {"vocab_size": rows} | (model.get("config_overrides") or {})
+        if not has_flash:
+            options |= {"use_flash_attention_2": False, "attn_implementation": None}
+    else:
+        options.setdefault("vocab_size", rows)
+        if not has_flash:
+            options["attn_config"] = {**(model.get("attn_config") or {}), "attn_impl": "torch"}
+            options["loss_fn"] = "torch_crossentropy"
+    built = build_composer_model(name, options, tokenizer=None, init_context=init_empty_weights())
+    # The context gives every module that is told of a tied matrix one of its own.
+    transformer_of(built).tie_weights()
+    return built

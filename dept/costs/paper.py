@@ -1,0 +1,201 @@
+"""The paper's table of costs beside what the yamls of this repository come to.
+
+A figure agrees if it is the paper's when rounded to the digits that the paper prints. One that does
+not has a note, if doing what the note says gives the paper's figure, and if ours still is what the
+note says it is: so a change of the formulas, or of a yaml, cannot hide behind a note.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dept import extends
+from dept.costs.experiment import Costs, costs_of
+
+YAMLS = Path(__file__).parents[2] / "yamls"
+UNITS = {"M": 1e6, "B": 1e9, "": 1.0}
+
+# Yaml; |V_k| x d, parameters of the model, parameters per step; as the paper prints them.
+TABLE = """
+mc4/125m_std        192M    278M    278M
+mc4/125m_glob       192M    278M    0.56M
+mc4/125m_trim       166M    252M    0.5M
+mc4/125m_spec       166M    252M    0.17M
+mc4/125m_spec_opt   38.6M   125M    0.17M
+mc4/1b_std          512.2M  1.71B   1.71B
+mc4/1b_spec_opt     102.9M  1.3B    2.4M
+pile/125m_std       38.6M   125M    125M
+pile/125m_glob      38.6M   125M    0.25M
+pile/125m_trim      35M     121M    0.24M
+pile/125m_spec      35M     121M    0.17M
+pile/350m_std       51.4M   350M    350M
+pile/350m_glob      51.4M   350M    0.7M
+pile/350m_trim      46.6M   345.2M  0.69M
+pile/350m_spec      46.6M   345.2M  0.6M
+"""
+HEADERS = ("|V_k| x d", "model", "per step")
+
+# The paper's "714 times less communication" of 1B SPEC-OPT, and how it comes to it.
+REDUCTION = ("mc4/1b_spec_opt", "714")
+
+
+@dataclass(frozen=True)
+class NominalBody:
+    """What the paper takes for the size of a body, and what the architecture it states has.
+
+    Attributes:
+        size: the paper's, in parameters.
+        counted: that of the architecture, without biases, as ours must print.
+        note: why the two differ.
+    """
+
+    size: float
+    counted: str
+    note: str
+
+
+BODIES = {
+    "125m": NominalBody(
+        125e6 - 50_257 * 768,
+        "84.95M",
+        "The paper takes a nominal 125M for body and 50 257 tokens, hence 86.4M for the body; the "
+        "12 blocks of width 768 that it states have 84.95M (85.06M with biases).",
+    ),
+    "350m": NominalBody(
+        350e6 - 50_257 * 1024,
+        "302.04M",
+        "The paper takes a nominal 350M for body and 50 257 tokens, hence 298.5M for the body; the "
+        "24 blocks of width 1024 that it states have 302.04M (302.31M with biases).",
+    ),
+    "1b": NominalBody(
+        1.2e9,
+        "1.208B",
+        "The paper adds a body rounded to 1.2B; the 24 blocks of width 2048 that it states have "
+        "1.208B (1.209B with biases).",
+    ),
+}
+CUT = "The paper cuts digits off: 50 257 tokens of width 1024 are 51.46M, which rounds to 51.5M."
+SHARE = (
+    "The paper multiplies the 500 local steps by 1 / 0.7; the body's part of the model is 0.702."
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the table.
+
+    Attributes:
+        theirs: as the paper prints it.
+        ours: rounded to the same digits.
+        note: why it is another; ``None`` if it is the same, empty if nothing accounts for it.
+    """
+
+    theirs: str
+    ours: str
+    note: str | None
+
+
+def to_digits_of(printed: str, value: float, *, cut: bool = False) -> str:
+    """A value in the unit and to the decimals of a printed figure, rounded or cut off."""
+    unit = printed[-1] if printed[-1] in UNITS else ""
+    digits = printed.removesuffix(unit)
+    decimals = len(digits.partition(".")[2])
+    value = value / UNITS[unit]
+    if cut:
+        value = math.floor(value * 10**decimals) / 10**decimals
+    return f"{value:.{decimals}f}{unit}"
+
+
+def compare() -> Iterator[tuple[str, Costs, list[Figure]]]:
+    """For each row of the table, its yaml, our costs, and the figures; the paper's vocabularies."""
+    for line in TABLE.split("\n")[1:-1]:
+        name, *printed = line.split()
+        costs = _costs(name)
+        body = BODIES[name.split("/")[1].split("_")[0]]
+        values = _figures(costs, costs.parameters.body)
+        nominal = _figures(costs, body.size)
+        counted = to_digits_of(body.counted, costs.parameters.body) == body.counted
+        figures = []
+        for theirs, value, with_theirs in zip(printed, values, nominal, strict=True):
+            note: str | None = ""
+            if to_digits_of(theirs, value) == theirs:
+                note = None
+            elif counted and to_digits_of(theirs, with_theirs) == theirs:
+                note = body.note
+            elif value == 50_257 * 1024 and to_digits_of(theirs, value, cut=True) == theirs:
+                note = CUT
+            figures.append(Figure(theirs, to_digits_of(theirs, value), note))
+        yield name, costs, figures
+
+
+def compare_reduction() -> Figure:
+    """The paper's factor of communication between STD and SPEC-OPT."""
+    name, theirs = REDUCTION
+    costs = _costs(name)
+    ours = to_digits_of(theirs, costs.reduction)
+    share = costs.local_steps / costs.reduction
+    accounted = f"{share:.3f}" == "0.702"
+    accounted = accounted and to_digits_of(theirs, costs.local_steps / round(share, 1)) == theirs
+    return Figure(theirs, ours, None if ours == theirs else SHARE if accounted else "")
+
+
+def show(console: Console) -> int:
+    """Print the table and the notes; 1 if a figure is another and not accounted for, else 0."""
+    table = Table(title="Parameters: the paper's, and ours rounded to the digits that it prints")
+    for header in ("yaml", "mean |V_k|", *(h for name in HEADERS for h in (name, "ours"))):
+        table.add_column(header, justify="left" if header == "yaml" else "right")
+    reduction = compare_reduction()
+    notes: list[str] = []
+    before, rows, unaccounted = "", list(compare()), 0
+    for name, costs, figures in rows:
+        if before and before != name.split("_")[0]:
+            table.add_section()
+        before = name.split("_")[0]
+        cells = []
+        for figure in figures:
+            unaccounted += figure.note == ""
+            cells += [figure.theirs, _cell(figure, notes)]
+        table.add_row(name, f"{costs.vocabulary.held:,.0f}", *cells)
+    console.print(table)
+    console.print("Vocabularies are the paper's, from the yamls.", highlight=False)
+    unaccounted += reduction.note == ""
+    console.print(
+        f"1B SPEC-OPT communicates {_cell(reduction, notes)} times less than STD, "
+        f"{reduction.theirs} in the paper.",
+        highlight=False,
+    )
+    for index, note in enumerate(notes, 1):
+        console.print(f"({index}) {note}", highlight=False)
+    if unaccounted:
+        console.print(f"{unaccounted} figures (?) are not the paper's, and no note says why.")
+    return 1 if unaccounted else 0
+
+
+def _costs(name: str) -> Costs:
+    return costs_of(extends.resolve(extends.load(YAMLS / f"{name}.yaml")), measured=False)
+
+
+def _figures(costs: Costs, body: float) -> tuple[float, float, float]:
+    """What the table prints, for a body of another size."""
+    difference = body - costs.parameters.body
+    return (
+        costs.embedding,
+        costs.total + difference,
+        (costs.handed_over + difference) / costs.local_steps,
+    )
+
+
+def _cell(figure: Figure, notes: list[str]) -> str:
+    if figure.note is None:
+        return figure.ours
+    if figure.note == "":
+        return f"{figure.ours} (?)"
+    if figure.note not in notes:
+        notes.append(figure.note)
+    return f"{figure.ours} ({notes.index(figure.note) + 1})"
