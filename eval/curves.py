@@ -56,10 +56,17 @@ def plasticity(records: list[Record], corpus: str) -> dict[str, dict[str, Line]]
     return {name: _lines([r for r in here if r["source"] == name], curve) for name in ordered}
 
 
+def stability(records: list[Record], corpus: str) -> list[Record]:
+    """The runs that norms are compared on: those at one learning rate, else all pre-training."""
+    return select(records, corpus, "stability") or select(records, corpus, "pretrain")
+
+
 def norms(records: list[Record], corpus: str, key: str) -> dict[str, Line]:
-    """Norms by steps of pre-training, of the methods that logged them.
+    """Norms by steps of training, of the methods that logged them.
 
     Args:
+        records: of all stages.
+        corpus: name of one.
         key: ``activations`` or ``parameters``.
     """
 
@@ -67,7 +74,7 @@ def norms(records: list[Record], corpus: str, key: str) -> dict[str, Line]:
         logged = run.get("norms") or {}
         return _points(logged.get("steps"), logged.get(key))
 
-    return _lines(select(records, corpus, "pretrain"), curve)
+    return _lines(stability(records, corpus), curve)
 
 
 def _lines(

@@ -95,7 +95,7 @@ TOPICS = {
     "cpt_merged": "Continued pre-training from merged embeddings",
     "pretrain": "Pre-training",
     "plasticity": "Plasticity",
-    "norms": "Norms",
+    "norms": "Stability",
     "communication": "Communication",
     "tuning": "Learning rates tried",
     "study": "Other settings",
@@ -110,6 +110,7 @@ STAGES = {
     "cpt_pretrained": "CPT, pre-trained",
     "cpt_merged": "CPT, merged",
     "plasticity": "plasticity",
+    "stability": "stability",
     "study": "study",
 }
 

@@ -18,6 +18,7 @@ STAGES = (
     "cpt_pretrained",
     "cpt_merged",
     "plasticity",
+    "stability",
     "study",
 )
 

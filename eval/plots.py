@@ -11,7 +11,7 @@ from eval import curves, drawing
 from eval.compare import AVERAGE, Comparison
 from eval.comparison_tables import comparisons
 from eval.names import COMPARED, METHODS, METRICS, STAGES, metric_of
-from eval.run_records import Record, corpora, select
+from eval.run_records import Record, corpora
 from eval.sent import sent
 
 
@@ -123,16 +123,16 @@ def _norms(records: list[Record], corpus: str) -> Plot | None:
     for axes, (key, lines) in zip(panels, kinds.items(), strict=True):
         drawing.draw(axes, lines)
         axes.set_title(f"norm of {key}")
-        axes.set_xlabel("steps of pre-training")
+        axes.set_xlabel("steps")
     methods = [m for m in METHODS if any(m in lines for lines in kinds.values())]
     rates: dict[str, set[float]] = {method: set() for method in methods}
-    for run in select(records, corpus, "pretrain"):
+    for run in curves.stability(records, corpus):
         if run["method"] in rates:
             rates[run["method"]].add(run["learning_rate"])
     notes = {m: f"({', '.join(f'{rate:g}' for rate in sorted(rates[m]))})" for m in methods}
     drawing.legend(figure, methods, notes=notes)
     caption = "Line: mean over seeds; band: their range. In brackets: the peak learning rate."
-    title = "norms of activations and parameters in pre-training"
+    title = "stability: L2 norms of activations and parameters"
     return _plot(figure, corpus, "norms", "", title, caption)
 
 
