@@ -17,25 +17,33 @@ from dept.corpus import (
 )
 
 
-def test_count_tokens_ignores_padding_and_refuses_ids_beyond_the_vocabulary():
-    counts = count_tokens(np.array([[0, 3, -100], [3, -1, 1]]), 5)
-    assert counts.tolist() == [1, 1, 0, 2, 0] and counts.dtype == np.int64
-    assert count_tokens(np.array([4, 4], np.uint16), 5).tolist() == [0, 0, 0, 0, 2]
+def test_padding_and_ignored_labels_are_not_counted():
+    assert count_tokens(np.array([[0, 3, -100], [3, -1, 1]]), 5).tolist() == [1, 1, 0, 2, 0]
+
+
+def test_counts_are_sized_by_the_vocabulary():
+    counts = count_tokens(np.array([1, 1], np.uint16), 5)
+    assert counts.tolist() == [0, 2, 0, 0, 0] and counts.dtype == np.int64
     assert count_tokens(np.array([], np.int64), 3).tolist() == [0, 0, 0]
     with pytest.raises(DataError, match="id 5 is beyond the vocabulary of 5"):
         count_tokens(np.array([5]), 5)
+    with pytest.raises(DataError, match="one vocabulary"):
+        unigram_cross_entropy(np.ones(3), np.ones(4))
 
 
-def test_unigram_cross_entropy_by_hand():
+def test_the_unigram_model_is_smoothed_over_the_whole_vocabulary():
     # train 3 of a, 1 of b, none of c; smoothed 4/7, 2/7, 1/7
     value = unigram_cross_entropy(np.array([1, 1, 2]), np.array([3, 1, 0]))
     assert value == pytest.approx(-(math.log(4 / 7) + math.log(2 / 7) + 2 * math.log(1 / 7)) / 4)
     uniform = unigram_cross_entropy(np.array([5, 0, 7]), np.zeros(3, np.int64))
     assert uniform == pytest.approx(math.log(3))
-    with pytest.raises(DataError, match="one vocabulary"):
-        unigram_cross_entropy(np.ones(3), np.ones(4))
+
+
+def test_a_token_that_training_never_saw_costs_much_but_not_infinity():
+    train = np.array([10**9, 0])
+    assert unigram_cross_entropy(np.array([0, 1]), train) == pytest.approx(math.log(10**9 + 2))
     with pytest.raises(DataError, match="no validation tokens"):
-        unigram_cross_entropy(np.zeros(3), np.ones(3))
+        unigram_cross_entropy(np.zeros(2), train)
 
 
 def test_local_vocabulary_is_sorted_and_holds_special_ids_once():
