@@ -27,9 +27,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from callbacks.summary import read_summary, write_atomically
 from dept.corpus import read_corpus
-from eval import report, run_records
 from eval.plan import Job, jobs, read_plan
 from eval.records import record
+from eval.report import run_records, writing
 
 PLAN = Path(__file__).with_name("reproduce.yaml")
 
@@ -117,7 +117,7 @@ def write(wanted: list[Job], results: Path) -> None:
         if summary_of(job):
             text = json.dumps(record(job, Path("runs") / job.name), indent=1)
             write_atomically(results / run_records.RUNS / f"{job.name}.json", text + "\n")
-    for path in report.write(run_records.read(results), results):
+    for path in writing.write(run_records.read(results), results):
         print(path)
 
 

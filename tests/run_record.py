@@ -2,7 +2,7 @@
 
 import math
 
-from eval.names import METHODS
+from eval.report.names import METHODS
 
 BASELINES = ("std_tau0", "std_tau03", "std_tau1", "std_steps", "act", "isolated")
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from run_record import record
 
-from eval import curves, names, plan
-from eval.compare import AVERAGE, compare, improvements, won
-from eval.comparison_tables import comparison_tables
+from eval import plan
+from eval.report import curves, names
+from eval.report.compare import AVERAGE, compare, improvements, won
+from eval.report.comparison_tables import comparison_tables
+from eval.report.run_records import arranged
+from eval.report.table import markdown
+from eval.report.tables import tables
 from eval.reproduce import PLAN
-from eval.run_records import arranged
-from eval.table import markdown
-from eval.tables import tables
 
 
 def cells(table):

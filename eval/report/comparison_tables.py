@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from eval.compare import AVERAGE, Comparison, Measured, compare, improvements, won
-from eval.names import COMPARED, METRICS, STAGES, label
-from eval.run_records import Record, corpora
-from eval.table import Cell, Table
+from eval.report.compare import AVERAGE, Comparison, Measured, compare, improvements, won
+from eval.report.names import COMPARED, METRICS, STAGES, label
+from eval.report.run_records import Record, corpora
+from eval.report.table import Cell, Table
 
 KINDS = {"sources": "sources", "held_out": "held-out sources"}
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from eval.names import metric_of
-from eval.run_records import Record, by_method, names, number, select
+from eval.report.names import metric_of
+from eval.report.run_records import Record, by_method, names, number, select
 
 OWN_TOKENIZER = ("spec_opt",)  # methods whose tokenizers are not the global one in pre-training
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from eval import curves, drawing
-from eval.compare import AVERAGE, Comparison
-from eval.comparison_tables import comparisons
-from eval.names import COMPARED, METHODS, METRICS, STAGES, metric_of
-from eval.run_records import Record, corpora
-from eval.sent import sent
+from eval.report import curves, drawing
+from eval.report.compare import AVERAGE, Comparison
+from eval.report.comparison_tables import comparisons
+from eval.report.names import COMPARED, METHODS, METRICS, STAGES, metric_of
+from eval.report.run_records import Record, corpora
+from eval.report.sent import sent
 
 
 @dataclass(frozen=True)

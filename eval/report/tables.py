@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from eval.compare import Measured
-from eval.comparison_tables import comparison_tables, comparisons, overview
-from eval.names import METHODS, METRICS, STAGES, label, metric_of
-from eval.run_records import Record, by_method, corpora, number, select, sequential_steps
-from eval.sent import sent
-from eval.table import Cell, Table
+from eval.report.compare import Measured
+from eval.report.comparison_tables import comparison_tables, comparisons, overview
+from eval.report.names import METHODS, METRICS, STAGES, label, metric_of
+from eval.report.run_records import Record, by_method, corpora, number, select, sequential_steps
+from eval.report.sent import sent
+from eval.report.table import Cell, Table
 
 
 def tables(records: list[Record]) -> list[Table]:

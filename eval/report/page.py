@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 from html import escape
 
-from eval.names import TOPICS
-from eval.plots import Plot
-from eval.table import Cell, Table
+from eval.report.names import TOPICS
+from eval.report.plots import Plot
+from eval.report.table import Cell, Table
 
 # Plots are drawn on white, so they keep a white ground where the page is dark.
 _STYLE = """
@@ -45,7 +45,7 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border-ra
 _LEAD = (
     "Each figure is computed from the records beside this page, <code>runs/*.json</code>, one a "
     "finished run, and the page can be made again from them alone: "
-    "<code>python eval/report.py results</code>. What each run was given stands at the end of its "
+    "<code>python -m eval.report results</code>. What each run was given stands at the end of its "
     "corpus, under &ldquo;Setting&rdquo;; times and memory, which are the machine's, are in the "
     "records only."
 )

@@ -1,6 +1,6 @@
 """Makes the report of a comparison from the records of its runs.
 
-    python eval/report.py results
+    python -m eval.report results
 
 reads ``results/runs/*.json`` and writes ``results/tables.md``, ``results/plots/*.png`` and
 ``results/index.html``, which needs neither of the others. It needs matplotlib, but no torch and no
@@ -9,20 +9,15 @@ llm-foundry, and the same records give the same bytes (with the same matplotlib)
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file: this folder's modules are not for the top level
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from eval.page import html
-from eval.plots import plots
-from eval.run_records import Record, arranged, read
-from eval.table import document
-from eval.tables import tables
+from eval.report.page import html
+from eval.report.plots import plots
+from eval.report.run_records import Record, arranged
+from eval.report.table import document
+from eval.report.tables import tables
 
 TABLES, PLOTS, PAGE = "tables.md", "plots", "index.html"
 
@@ -60,20 +55,3 @@ def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
     temporary.replace(path)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="where runs/*.json are")
-    folder = parser.parse_args().folder
-    try:
-        files = write(read(folder), folder)
-    except ValueError as error:
-        sys.exit(f"{folder}: {error}")
-    print(f"{files[-1]}: {len(files) - 2} plots; {TABLES} beside it has the tables.")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.names import metric_of
-from eval.run_records import Record, by_method, names, number, select
+from eval.report.names import metric_of
+from eval.report.run_records import Record, by_method, names, number, select
 
 Curve = tuple[np.ndarray, np.ndarray]  # float[points] each: where, and what
 

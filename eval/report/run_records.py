@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.names import METHODS, STAGES, order
+from eval.report.names import METHODS, STAGES, order
 
 Record = Mapping[str, Any]
 

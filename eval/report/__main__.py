@@ -1,0 +1,25 @@
+"""Rebuilds the report: `python -m eval.report results`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from eval.report import writing
+from eval.report.run_records import read
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=writing.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where runs/*.json are")
+    folder = parser.parse_args().folder
+    try:
+        files = writing.write(read(folder), folder)
+    except ValueError as error:
+        sys.exit(f"{folder}: {error}")
+    print(f"{files[-1]}: {len(files) - 2} plots; {writing.TABLES} beside it has the tables.")
+
+
+if __name__ == "__main__":
+    main()
