@@ -105,9 +105,14 @@ def read_plan(path: str | Path) -> Plan:
     """Read a plan.
 
     Raises:
-        ConfigError: a key is unknown or missing.
+        ConfigError: it is no yaml, or a key is unknown or missing.
     """
-    given = yaml.safe_load(Path(path).read_text())
+    try:
+        given = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path} is not a mapping of keys: write a plan as eval/reproduce.yaml")
     for section, cls in (
         ("methods", Method),
         ("continued", Continuation),

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from eval.plan import Job
 
 FIGURES = ("loss", "perplexity", "bits_per_byte")
@@ -17,10 +19,10 @@ def record(job: Job, folder: Path) -> dict[str, Any]:
 
     Args:
         job: what was run.
-        folder: ``runs/<run_name>``, with ``summary.json`` and ``metrics.jsonl``.
+        folder: ``runs/<run_name>``, with ``summary.json``, ``metrics.jsonl``, ``config.yaml``.
     """
     summary = json.loads((folder / "summary.json").read_text())
-    config_rate = next(o for o in reversed(job.overrides) if o.startswith("optimizer.lr="))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
     with open(folder / "metrics.jsonl") as file:
         lines = [json.loads(line) for line in file]
     kept = ("tokens", "steps", "rounds", "local_steps", "sources", "held_out", "average")
@@ -33,7 +35,7 @@ def record(job: Job, folder: Path) -> dict[str, Any]:
         "baseline": job.baseline,
         "seed": job.seed,
         "source": job.source,
-        "learning_rate": float(config_rate.split("=")[1]),
+        "learning_rate": float(config["optimizer"]["lr"]),
         **{key: summary[key] for key in kept},
         "communication": summary["communication"],
         "timing": summary["timing"],

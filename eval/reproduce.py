@@ -43,8 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="where to write")
     parser.add_argument("--list", action="store_true", help="name the runs, and end")
     options = parser.parse_args(arguments)
-    plan = read_plan(options.plan)
-    sources = {corpus: read_corpus(Path("."), corpus).sources for corpus in plan.corpora}
+    try:
+        plan = read_plan(options.plan)
+        sources = {corpus: read_corpus(Path("."), corpus).sources for corpus in plan.corpora}
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     wanted = [job for job in jobs(plan, sources) if re.search(options.only, job.name)]
     if options.list:
         for job in wanted:

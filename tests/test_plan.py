@@ -45,6 +45,8 @@ def test_a_model_for_each_source_is_gone_on_from_for_each():
     ("text", "message"),
     [
         ("corpora: {}\nsedes: [1]", "no option 'sedes': did you mean seeds"),
+        ("methods: {std: {yaml std: x: y}}", "cannot be read: while parsing a flow mapping"),
+        ("- std", "is not a mapping of keys"),
         ("methods: {std: {yml: std}}", "methods.std has no option 'yml'"),
     ],
 )
@@ -78,7 +80,8 @@ def test_a_record_has_curves_and_norms_over_sequential_steps(tmp_path):
         figures = {f"eval/{n}/{k}": batch for n in ("average", "en") for k in evaluation}
         lines.append({"batch": batch} | figures)
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    job = Job("run", "c", "pretrain", "spec", 1, "y", ("optimizer.lr=1", "optimizer.lr=0.5"))
+    (tmp_path / "config.yaml").write_text("optimizer: {lr: 0.5}")
+    job = Job("run", "c", "pretrain", "spec", 1, "y", ())
     kept = record(job, tmp_path)
     assert kept["learning_rate"] == 0.5
     assert kept["curves"]["tokens"] == [400, 800] and kept["curves"]["steps"] == [2, 4]

@@ -1,0 +1,113 @@
+"""The comparison as a user starts it, on a corpus and a plan of one's own, and kills it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from training import REPOSITORY
+
+pytestmark = pytest.mark.end_to_end
+
+PLAN = """
+corpora: {tiny: [held]}
+seeds: [1]
+overrides:
+- max_seq_len=32
+- variables.local_steps=3
+- variables.mixture_batch=8
+- model.d_model=32
+- model.n_heads=2
+- model.n_layers=2
+- callbacks.norms.interval=1
+methods:
+  std_tau0: {yaml: std, baseline: true, learning_rate: 4.0e-3}
+  spec: {yaml: dept_spec, learning_rate: 8.0e-3}
+continued:
+  cpt_random: {yaml: continued, methods: [std_tau0, spec]}
+  cpt_merged: {yaml: continued_merged, methods: [spec]}
+  plasticity: {yaml: plasticity, methods: [spec], overrides: [eval_interval=2ba]}
+variations: {}
+"""
+RUNS = {
+    "tiny-pretrain-std_tau0-s1",
+    "tiny-pretrain-spec-s1",
+    "tiny-cpt_random-std_tau0-s1",
+    "tiny-cpt_random-spec-s1",
+    "tiny-cpt_merged-spec-s1",
+    "tiny-plasticity-spec-held-s1",
+}
+
+
+@pytest.fixture(scope="module")
+def root(prepared):
+    for entry in ("train.py", "eval", "dept", "callbacks", "yamls"):
+        if not (prepared / entry).exists():
+            (prepared / entry).symlink_to(REPOSITORY / entry)
+    (prepared / "plan.yaml").write_text(PLAN)
+    return prepared
+
+
+def start(root, *more):
+    command = [sys.executable, "-m", "eval.reproduce", "--plan", "plan.yaml", "--jobs", "2", *more]
+    return subprocess.Popen(
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+
+
+def finished(root):
+    return {path.parent.name for path in (root / "runs").glob("tiny-*/summary.json")}
+
+
+def test_a_killed_comparison_goes_on_where_it_was(root):
+    first = start(root)
+    children = psutil.Process(first.pid).children
+    while not finished(root):
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.05)
+    left = children(recursive=True)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    done = finished(root)
+    assert done and done < RUNS
+    psutil.wait_procs(left, timeout=60)
+    assert not any(process.is_running() for process in left), "runs go on without their parent"
+    written = {name: (root / "runs" / name / "summary.json").stat().st_mtime_ns for name in done}
+
+    output, _ = (second := start(root)).communicate()
+    assert second.returncode == 0, output
+    assert finished(root) == RUNS
+    for name, time_ns in written.items():
+        assert (root / "runs" / name / "summary.json").stat().st_mtime_ns == time_ns
+    results = root / "results"
+    assert {path.stem for path in (results / "runs").glob("*.json")} == RUNS
+    told = (results / "tables.md").read_text()
+    assert "tiny, CPT, random, perplexity, sources" in told and "SPEC" in told
+    assert (results / "index.html").is_file() and list((results / "plots").glob("*plasticity*"))
+    unseen = json.loads((results / "runs" / "tiny-plasticity-spec-held-s1.json").read_text())
+    assert unseen["curves"]["steps"] == [2, 4, 6]
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_done(root):
+    plan = PLAN.replace("yaml: dept_spec,", "yaml: dept_nothing,").replace(
+        "seeds: [1]", "seeds: [2]"
+    )
+    (root / "plan.yaml").write_text(plan.replace("cpt_merged", "cpt_pretrained"))
+    output, _ = (process := start(root, "--results", "others")).communicate()
+    assert process.returncode == 1
+    assert "tiny-pretrain-spec-s2 failed: see runs/tiny-pretrain-spec-s2/log.txt" in output
+    assert (
+        "dept_nothing.yaml does not exist"
+        in (root / "runs/tiny-pretrain-spec-s2/log.txt").read_text()
+    )
+    assert "tiny-cpt_random-spec-s2" in output
+    assert (root / "others/runs/tiny-cpt_random-std_tau0-s2.json").is_file()
