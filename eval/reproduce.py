@@ -6,6 +6,7 @@ where it was. Finished runs are not run again.
 """
 
 import argparse
+import atexit
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("PYTHONWARNINGS", "ignore:pkg_resources is deprecated")  # by llm-foundry
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -151,7 +153,10 @@ def _train(job: Job) -> None:
         os.dup2(log.fileno(), sys.stderr.fileno())
     import train
 
-    sys.exit(train.main([job.yaml, *job.overrides]))
+    try:
+        sys.exit(train.main([job.yaml, *job.overrides]))
+    finally:
+        atexit._run_exitfuncs()  # a forked process ends without; Composer and Streaming clean up so
 
 
 def _end_with_parent(grace: float = 30.0) -> None:

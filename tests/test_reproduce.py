@@ -85,6 +85,7 @@ def test_a_killed_comparison_goes_on_where_it_was(root):
 
     output, _ = (second := start(root)).communicate()
     assert second.returncode == 0, output
+    assert "leaked" not in output and "Warning" not in output
     assert finished(root) == RUNS
     for name, time_ns in written.items():
         assert (root / "runs" / name / "summary.json").stat().st_mtime_ns == time_ns
