@@ -45,6 +45,17 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus."""
+
+    unseen: list[str]
+    """Its held-out sources that plasticity is measured on."""
+
+    continued: list[str] = field(default_factory=list)
+    """Overrides of continued pre-training on its mixture."""
+
+
+@dataclass(frozen=True)
 class Continuation:
     """Continued pre-training, or adaptation, of several methods."""
 
@@ -68,8 +79,7 @@ class Variations:
 class Plan:
     """A whole comparison, as its yaml has it."""
 
-    corpora: dict[str, list[str]]
-    """Sources that plasticity is measured on, by corpus."""
+    corpora: dict[str, Corpus]
 
     seeds: list[int]
     methods: dict[str, Method]
@@ -114,6 +124,7 @@ def read_plan(path: str | Path) -> Plan:
     if not isinstance(given, dict):
         raise ConfigError(f"{path} is not a mapping of keys: write a plan as eval/reproduce.yaml")
     for section, cls in (
+        ("corpora", Corpus),
         ("methods", Method),
         ("continued", Continuation),
         ("variations", Variations),
@@ -163,11 +174,11 @@ def _continuations(
         if job.method not in continuation.methods:
             continue
         method = plan.methods[job.method]
-        unseen = plan.corpora[job.corpus] if stage == "plasticity" else [None]
-        for source in unseen:
+        corpus, adapts = plan.corpora[job.corpus], stage == "plasticity"
+        for source in corpus.unseen if adapts else [None]:
             own = (
                 f"variables.checkpoint=runs/{job.name}/checkpoints/{method.checkpoint}",
-                *(() if source is None else (f"variables.source={source}",)),
+                *((f"variables.source={source}",) if adapts else corpus.continued),
                 *continuation.overrides,
             )
             yield _job(

@@ -153,15 +153,19 @@ def test_what_cannot_be_gone_on_from_is_refused(prepared, trained, tmp_path):
     assert not (tmp_path / "hacked").exists()
 
 
-def test_norms_are_those_of_the_parameters(prepared):
-    trainer = run(prepared, "dept_glob", "norms", "callbacks.norms.interval=3", "max_duration=1ep")
-    measured = [line for line in lines_of(prepared, "norms") if "norm/body" in line]
-    assert [line["batch"] for line in measured] == [3, 6, 9, 12]  # at the end of each slot
+def test_norms_are_those_of_the_parameters_and_held_out_text_can_wait(prepared):
+    more = ["callbacks.norms.interval=3", "callbacks.source_metrics.held_out_interval=5ep"]
+    trainer = run(prepared, "dept_glob", "norms", *more, "max_duration=2ep")
+    lines = lines_of(prepared, "norms")
+    measured = [line for line in lines if "norm/body" in line]
+    assert [line["batch"] for line in measured] == list(range(3, 25, 3))  # at the end of each slot
     assert all(line["norm/activations"] > 0 for line in measured)
     body = [p for n, p in parameters(trainer.state.model).items() if n != WTE]
     after = float(torch.linalg.vector_norm(torch.cat([p.flatten() for p in body])))
-    mean = sum(line["norm/body"] for line in measured) / 4
+    mean = sum(line["norm/body"] for line in measured[4:]) / 4
     assert after == pytest.approx(mean, rel=0.05)  # of the average of the four local models
+    for name, batches in {"code": [12, 24], "held": [24]}.items():
+        assert [n["batch"] for n in lines if f"eval/{name}/loss" in n] == batches
 
 
 @pytest.mark.parametrize("experiment", ["dept_spec", "dept_spec_opt"])

@@ -14,7 +14,7 @@ from training import REPOSITORY
 pytestmark = pytest.mark.end_to_end
 
 PLAN = """
-corpora: {tiny: [held]}
+corpora: {tiny: {unseen: [held]}}
 seeds: [1]
 overrides:
 - max_seq_len=32
