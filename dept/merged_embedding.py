@@ -6,7 +6,8 @@ global embedding. Every row here is a weighted mean of rows of the sources,
     row_v = c_v * sum_kr w_kr x_kr,   sum_kr w_kr = 1,   c_v = sum w_kr |x_kr| / |sum w_kr x_kr|,
 
 where c_v gives it the length its parts have on average: a plain mean of n unrelated vectors is
-sqrt(n) times shorter. An untied head is merged as the input embedding is, by a second call.
+sqrt(n) times shorter. The spaces of sources are not rotated onto each other first: the body was
+trained around them as they are, and rotating made things worse where it was tried. An untied head is merged as the input embedding is, by a second call.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def merge(
     If none can, rows that were never met are still better than none.
 
     Args:
-        sources: by name, as they are or as :func:`dept.aligned_embeddings.align` gives them.
+        sources: by name.
         target: token strings of the global tokenizer, in the order of ids.
         otherwise: float[len(target), d]; the rows that the sources have nothing for, unchanged.
         weighting: of sources in a mean. ``counts``: by how often they met the token, or would

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from dept.aligned_embeddings import align
 from dept.merged_embedding import SourceEmbedding, merge
 from dept.token_mapping import from_mapping, read_mapping
 from dept.token_strings import MARK
@@ -110,32 +109,6 @@ def test_what_does_not_fit_together_is_refused(sources, otherwise):
     twice = SourceEmbedding(("a", "a"), torch.ones(2, WIDTH), torch.ones(2))
     with pytest.raises(ValueError, match="source en has two rows for 'a'"):
         merge({"en": twice}, TARGET, otherwise)
-
-
-def test_alignment_undoes_rotations_also_of_sources_that_meet_through_another():
-    generator = torch.Generator().manual_seed(3)
-    space = torch.randn(40, WIDTH, generator=generator)
-    held = {"en": range(0, 20), "it": range(12, 30), "zh": range(22, 40), "hi": range(0, 4)}
-    sources = {}
-    for name in ("zh", "hi", "it", "en"):  # `zh` has nothing in common with `en`
-        rotation, _ = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))
-        rows = list(held[name])
-        vectors = space[rows] if name == "en" else space[rows] @ rotation
-        sources[name] = source({f"t{i}": 1 + i % 7 for i in rows}, vectors=vectors)
-    aligned = align(sources)
-    assert aligned.reference == "en" and aligned.shared == {"it": 8, "zh": 8}
-    assert list(aligned.sources) == list(sources)
-    for name in ("en", "it", "zh"):
-        torch.testing.assert_close(
-            aligned.sources[name].vectors, space[list(held[name])], atol=1e-5, rtol=1e-5
-        )
-    assert aligned.sources["hi"] is sources["hi"]  # 4 tokens do not determine 5 dimensions
-    assert "hi" in align(sources, minimum=4).shared
-
-
-def test_tokens_never_met_are_not_shared():
-    one, other = (source({f"t{i}": n for i in range(9)}, seed=n) for n in (1, 0))
-    assert align({"en": one, "it": other}).shared == {}
 
 
 def test_a_mapping_says_what_a_row_is_made_of(sources, otherwise, tmp_path):
