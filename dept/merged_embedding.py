@@ -7,7 +7,8 @@ global embedding. Every row here is a weighted mean of rows of the sources,
 
 where c_v gives it the length its parts have on average: a plain mean of n unrelated vectors is
 sqrt(n) times shorter. The spaces of sources are not rotated onto each other first: the body was
-trained around them as they are, and rotating made things worse where it was tried. An untied head is merged as the input embedding is, by a second call.
+trained around them as they are, and rotating made things worse where it was tried. An untied
+head is merged as the input embedding is, by a second call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A global embedding from private ones: by string, by rotation, by a mapping."""
+"""A global embedding from private ones: by string, by a mapping."""
 
 import json
 
