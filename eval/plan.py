@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,13 +67,30 @@ class Continuation:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A method with other settings, or other ways to go on from it."""
+
+    method: str
+    overrides: list[str] = field(default_factory=list)
+    after: str | None = None
+    """What it goes on from: another setting of the stage before it, or ``pretrain``."""
+
+    yaml: str | None = None
+    """Experiment to go on with."""
+
+
+@dataclass(frozen=True)
 class Variations:
-    """Pre-training of some methods with other settings: to tune them, or to learn what matters."""
+    """Runs with other settings: to tune methods, or to learn what matters."""
 
     corpora: list[str]
     seeds: list[int]
-    settings: dict[str, dict[str, Any]]
-    """By name: ``method``, and its ``overrides``."""
+    settings: dict[str, Any]
+    """:class:`Setting` by name."""
+
+    def __post_init__(self) -> None:
+        parsed = {name: parse(Setting, name, value) for name, value in self.settings.items()}
+        object.__setattr__(self, "settings", parsed)
 
 
 @dataclass(frozen=True)
@@ -144,6 +162,9 @@ def jobs(plan: Plan, sources: Mapping[str, Sequence[str]]) -> list[Job]:
     Args:
         plan: what to run.
         sources: names of the sources of each corpus.
+
+    Raises:
+        ConfigError: a setting goes on from one that is not before it.
     """
     result: list[Job] = []
     for seed in dict.fromkeys(plan.seeds):
@@ -197,18 +218,33 @@ def _continuations(
 def _variations(plan: Plan, stage: str, variations: Variations) -> Iterable[Job]:
     for seed in variations.seeds:
         for corpus in variations.corpora:
-            for setting, values in variations.settings.items():
-                method = plan.methods[values["method"]]
-                yield _job(
+            names = {"pretrain": None}
+            for name, setting in variations.settings.items():
+                method, overrides = plan.methods[setting.method], tuple(setting.overrides)
+                after = None
+                if setting.after is not None:
+                    if setting.after not in names:
+                        raise ConfigError(
+                            f"variations.{stage}: {name!r} comes after {setting.after!r}, which is "
+                            f"not before it: name pretrain, or a setting above it"
+                        )
+                    after = names[setting.after] or f"{corpus}-pretrain-{setting.method}-s{seed}"
+                    checkpoint = f"runs/{after}/checkpoints/{method.checkpoint}"
+                    overrides = (f"variables.checkpoint={checkpoint}", *overrides)
+                    method = Method(setting.yaml or "continued", 0.0, method.baseline)
+                job = _job(
                     plan,
                     method,
-                    values["method"],
+                    setting.method,
                     corpus,
                     stage,
                     seed,
-                    tuple(values["overrides"]),
-                    setting=setting,
+                    overrides,
+                    setting=name,
+                    after=after,
                 )
+                names[name] = job.name
+                yield job
 
 
 def _job(
@@ -224,7 +260,7 @@ def _job(
     setting: str | None = None,
     after: str | None = None,
 ) -> Job:
-    parts = [corpus, stage, name, setting and setting.replace(" ", "_"), source, f"s{seed}"]
+    parts = [corpus, stage, name, setting and re.sub(r"[^\w.-]+", "_", setting), source, f"s{seed}"]
     run_name = "-".join(part for part in parts if part)
     rate = (f"optimizer.lr={method.learning_rate}",) if method.learning_rate else ()
     general = (f"run_name={run_name}", f"variables.corpus={corpus}", f"seed={seed}")

@@ -63,6 +63,14 @@ def test_a_stage_that_no_table_knows_is_refused(tmp_path):
         read_plan(tmp_path / "plan.yaml")
 
 
+def test_a_setting_that_goes_on_from_nothing_is_refused(tmp_path):
+    (tmp_path / "plan.yaml").write_text(
+        PLAN.read_text().replace("after: half the rate", "after: x")
+    )
+    with pytest.raises(ConfigError, match=r"comes after 'x', which is not before it"):
+        jobs(read_plan(tmp_path / "plan.yaml"), SOURCES)
+
+
 def test_a_record_has_curves_and_norms_over_sequential_steps(tmp_path):
     """Two rounds of two sources of two steps: batches 1 2 | 3 4 of a round are steps 1 2 | 1 2."""
     evaluation = {"loss": 1.0, "perplexity": 2.0, "bits_per_byte": 3.0, "unigram_ce": 4.0}
