@@ -87,20 +87,33 @@ def tuning(records: list[Record], corpus: str) -> list[Table]:
     return _table(corpus, "tuning", "peak learning rates", caption, head, rows)
 
 
+_AS_COMPARED = {"pretrain": "as compared", "cpt_random": "as compared, CPT"}
+
+
 def study(records: list[Record], corpus: str) -> list[Table]:
-    """Pre-training with other settings, named by the plan."""
-    here, rows = select(records, corpus, "study"), []
-    for method, runs in by_method(here).items():
-        for name in dict.fromkeys(run["setting"] for run in runs):
-            of = [run for run in runs if run["setting"] == name]
+    """Runs with other settings, named by the plan, below those of the comparison itself."""
+    rows = []
+    for method, runs in by_method(select(records, corpus, "study")).items():
+        compared = {name: select(records, corpus, stage) for stage, name in _AS_COMPARED.items()}
+        seeds = {run["seed"] for run in runs}
+        named = {
+            name: [run for run in of if run["method"] == method and run["seed"] in seeds]
+            for name, of in compared.items()
+        }
+        for run in runs:
+            named.setdefault(run["setting"], []).append(run)
+        for name, of in named.items():
+            if not of:
+                continue
             found = [_average(of, None, metric) for metric in METRICS]
             figures = [Cell(_spread(m, digits)) for m, digits in zip(found, (1, 3), strict=True)]
             given = [_values(run.get("learning_rate") for run in of)]
             given.append(_values(map(sequential_steps, of)))
             rows.append([Cell(name), Cell(label(method)), *map(Cell, given), *figures])
     caption = (
-        "Averages over sources after pre-training, lower is better; mean over seeds ± half the "
-        "range over seeds. Perplexity may be compared within one tokenizer only."
+        "Averages over sources after pre-training, or after continued pre-training where the name "
+        "says so; lower is better; mean over seeds ± half the range over seeds. Perplexity may be "
+        "compared within one tokenizer only."
     )
     head = ["setting", "method", "learning rate", "steps", *METRICS.values()]
     return _table(corpus, "study", "other settings", caption, head, rows, texts=2)
