@@ -151,6 +151,8 @@ def _train(job: Job) -> None:
     with open(log_of(job), "a") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK"):
+        os.environ.pop(name, None)  # a run is a job by itself, whoever started the comparison
     import train
 
     try:

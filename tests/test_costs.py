@@ -253,7 +253,10 @@ def test_the_command_imports_nothing_slow():
         (["yamls/nowhere.yaml"], "does not exist"),
         (["yamls/dept.yaml", "variables.method=x"], "no section model: name an experiment"),
         (["yamls/pile/350m.yaml"], "variables.method"),
-        (["yamls/dept_spec_llama.yaml"], "give --build"),
+        (
+            ["yamls/dept_spec_llama.yaml", "variables.vocabulary={global: 8192, trimmed: 2000}"],
+            "give --build",
+        ),
         (["yamls/pile/1b_spec.yaml", "optimizer.name=adafactor"], "not known how much that keeps"),
         (["yamls/pile/1b_spec.yaml", "algorithms.dept.variant=specs"], "glob, trim, spec"),
     ],

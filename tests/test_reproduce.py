@@ -60,7 +60,7 @@ def start(root, *more):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": str(root), "RANK": "0", "LOCAL_RANK": "0"},
     )
 
 
