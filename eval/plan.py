@@ -38,6 +38,7 @@ class Method:
     per_source: bool = False
     """One model for each source, instead of one over all."""
 
+    overrides: list[str] = field(default_factory=list)
     checkpoint: str = ""
     """File in the folder of checkpoints to go on from; the newest by default."""
 
@@ -185,7 +186,8 @@ def _pretraining(plan: Plan, corpus: str, seed: int, sources: Sequence[str]) -> 
             continue
         for source in sources if method.per_source else (None,):
             of_source = () if source is None else (f"variables.source={source}",)
-            yield _job(plan, method, name, corpus, "pretrain", seed, of_source, source=source)
+            own = (*method.overrides, *of_source)
+            yield _job(plan, method, name, corpus, "pretrain", seed, own, source=source)
 
 
 def _continuations(
@@ -220,8 +222,8 @@ def _variations(plan: Plan, stage: str, variations: Variations) -> Iterable[Job]
         for corpus in variations.corpora:
             names = {"pretrain": None}
             for name, setting in variations.settings.items():
-                method, overrides = plan.methods[setting.method], tuple(setting.overrides)
-                after = None
+                method, after = plan.methods[setting.method], None
+                overrides = (*method.overrides, *setting.overrides)
                 if setting.after is not None:
                     if setting.after not in names:
                         raise ConfigError(
@@ -230,7 +232,7 @@ def _variations(plan: Plan, stage: str, variations: Variations) -> Iterable[Job]
                         )
                     after = names[setting.after] or f"{corpus}-pretrain-{setting.method}-s{seed}"
                     checkpoint = f"runs/{after}/checkpoints/{method.checkpoint}"
-                    overrides = (f"variables.checkpoint={checkpoint}", *overrides)
+                    overrides = (f"variables.checkpoint={checkpoint}", *setting.overrides)
                     method = Method(setting.yaml or "continued", 0.0, method.baseline)
                 job = _job(
                     plan,

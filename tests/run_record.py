@@ -4,7 +4,7 @@ import math
 
 from eval.report.names import METHODS
 
-BASELINES = ("std_tau0", "std_tau03", "std_tau1", "std_steps", "act", "isolated")
+BASELINES = tuple(name for name, method in METHODS.items() if method.budget)
 
 
 def evaluated(perplexity, bits=None):

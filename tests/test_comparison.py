@@ -81,6 +81,22 @@ def test_the_layout_is_the_papers_baselines_first_and_sources_headed_by_their_un
     assert cells(held_out)["SPEC"][0] == "900.0"
 
 
+def test_baselines_at_equal_steps_and_at_equal_tokens_are_compared_apart():
+    records = [
+        record("std_tau0", {"en": 80.0}),
+        record("std_steps", {"en": 200.0}),
+        record("isolated", {"en": 150.0}, source="en"),
+        record("spec", {"en": 100.0}),
+    ]
+    by_title = {table.title: table for table in tables(arranged(records))}
+    steps = by_title["c, CPT, random, perplexity, sources, at equal steps and batch"]
+    assert [row[0].text for row in steps.rows] == ["STD τ=0 (steps)", "isolated", "SPEC"]
+    tokens = by_title["c, CPT, random, perplexity, sources, at equal tokens"]
+    assert [row[0].text for row in tokens.rows] == ["STD τ=0", "isolated", "SPEC"]
+    gains = {k: cells(t)["SPEC"][0] for k, t in by_title.items() if "improvement over" in k}
+    assert sorted(gains.values()) == ["+33.3 %", "-25.0 %"]
+
+
 def test_a_figure_that_is_missing_is_blank_and_makes_no_average():
     records = [
         *TWO_SEEDS,

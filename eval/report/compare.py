@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from eval.report.names import metric_of
+from eval.report.names import METHODS, metric_of
 from eval.report.run_records import Record, by_method, names, number, select
 
 OWN_TOKENIZER = ("spec_opt",)  # methods whose tokenizers are not the global one in pre-training
@@ -72,6 +72,7 @@ class Comparison:
     Attributes:
         kind: ``sources`` or ``held_out``.
         metric: ``perplexity`` or ``bits_per_byte``.
+        budget: what baselines have as much of as DEPT, ``steps`` or ``tokens``; ``""`` for all.
         unigram: what counting tokens gives for each source, in nats per token of the global
             tokenizer, or in bits per byte if that is the metric; absent where no run tells it.
     """
@@ -80,6 +81,7 @@ class Comparison:
     stage: str
     kind: str
     metric: str
+    budget: str
     columns: list[str]
     unigram: dict[str, float]
     rows: dict[str, Row]
@@ -136,14 +138,23 @@ class Improvement:
         return max(self.by_source, key=self.by_source.__getitem__)
 
 
-def compare(records: list[Record], corpus: str, stage: str, kind: str) -> Comparison:
+def compare(
+    records: list[Record], corpus: str, stage: str, kind: str, budget: str = ""
+) -> Comparison:
     """Methods by sources.
 
     Args:
         records: of any corpora and stages, in the order of ``run_records.arranged``.
+        corpus: name of one.
+        stage: name of one.
         kind: ``sources`` or ``held_out``.
+        budget: which baselines to show: those with as many ``steps`` or ``tokens`` as DEPT; all if
+            empty.
     """
     here, metric = select(records, corpus, stage), metric_of(stage)
+    if budget:
+        fitting = ("", "both", budget)
+        here = [record for record in here if METHODS[record["method"]].budget in fitting]
     columns = names(here, kind)
     rows = {}
     for method, runs in by_method(here).items():
@@ -155,7 +166,7 @@ def compare(records: list[Record], corpus: str, stage: str, kind: str) -> Compar
             bodies[record["seed"]] = bodies.get(record["seed"], 0) + 1
         rows[method] = Row(runs[0]["baseline"], cells, _average(cells, columns), bodies)
     unigram = {name: u for name in columns if (u := _unigram(here, kind, name, metric)) is not None}
-    return Comparison(corpus, stage, kind, metric, columns, unigram, rows)
+    return Comparison(corpus, stage, kind, metric, budget, columns, unigram, rows)
 
 
 def measured(runs: list[Record], kind: str, name: str, metric: str) -> Measured | None:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import math
 
 from eval.report.compare import AVERAGE, Comparison, Measured, compare, improvements, won
-from eval.report.names import COMPARED, METRICS, STAGES, label
-from eval.report.run_records import Record, corpora
+from eval.report.names import BUDGETS, COMPARED, METHODS, METRICS, STAGES, label
+from eval.report.run_records import Record, corpora, select
 from eval.report.table import Cell, Table
 
 KINDS = {"sources": "sources", "held_out": "held-out sources"}
 
 
-def comparisons(records: list[Record]) -> list[Comparison]:
-    """Every comparison that has rows, by corpus, stage, sources before held-out ones."""
-    every = (
-        compare(records, corpus, stage, kind)
-        for corpus in corpora(records)
-        for stage in COMPARED
-        for kind in KINDS
-    )
-    return [comparison for comparison in every if comparison.rows]
+def comparisons(records: list[Record], by_budget: bool = True) -> list[Comparison]:
+    """Every comparison that has rows, by corpus, stage, budget, sources before held-out ones.
+
+    Args:
+        records: in the order of ``run_records.arranged``.
+        by_budget: whether baselines at equal steps and those at equal tokens are compared with DEPT
+            apart; where a stage has no baseline, and otherwise, all methods are together.
+    """
+    found = []
+    for corpus in corpora(records):
+        for stage in COMPARED:
+            budgets = {METHODS[r["method"]].budget for r in select(records, corpus, stage)}
+            for budget in [b for b in BUDGETS if by_budget and b in budgets] or [""]:
+                found += [compare(records, corpus, stage, kind, budget) for kind in KINDS]
+    return [comparison for comparison in found if comparison.rows]
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
@@ -64,6 +70,7 @@ def overview(every: list[Comparison]) -> list[Table]:
             [
                 Cell(comparison.corpus),
                 Cell(STAGES[comparison.stage]),
+                Cell(BUDGETS.get(comparison.budget, "")),
                 Cell(KINDS[comparison.kind]),
                 Cell(METRICS[comparison.metric]),
                 *(_named(best, comparison) for best in (baseline, dept)),
@@ -81,10 +88,19 @@ def overview(every: list[Comparison]) -> list[Table]:
         "DEPT method's, whichever. By every seed: its worst seed is below the best seed of every "
         "baseline; blank if it or the best baseline has a single seed."
     )
-    head = ["corpus", "stage", "text", "figure", "best baseline", "best DEPT", "improvement"]
+    head = [
+        "corpus",
+        "stage",
+        "baselines",
+        "text",
+        "figure",
+        "best baseline",
+        "best DEPT",
+        "improvement",
+    ]
     head += ["columns won", "by every seed"]
     title = "Best baseline and best DEPT method"
-    return [Table("", "overview", title, caption, [(name, "") for name in head], rows, texts=6)]
+    return [Table("", "overview", title, caption, [(name, "") for name in head], rows, texts=7)]
 
 
 def _main(comparison: Comparison) -> Table:
@@ -153,8 +169,14 @@ def _caption(comparison: Comparison) -> str:
 
 
 def _title(comparison: Comparison) -> str:
-    stage = STAGES[comparison.stage]
-    return f"{comparison.corpus}, {stage}, {METRICS[comparison.metric]}, {KINDS[comparison.kind]}"
+    parts = [
+        comparison.corpus,
+        STAGES[comparison.stage],
+        METRICS[comparison.metric],
+        KINDS[comparison.kind],
+        BUDGETS.get(comparison.budget, ""),
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _table(

@@ -16,7 +16,15 @@ class Method:
     dash: str | tuple[float, tuple[float, ...]]
     """matplotlib's line style; what is not solid is a baseline."""
     marker: str
+    budget: str = ""
+    """Of a baseline, what it has as much of as DEPT: ``tokens`` in all, or ``steps`` of the batch
+    of one worker, as the baselines of the paper; ``both`` if it has both."""
 
+
+BUDGETS = {
+    "steps": "at equal steps and batch",
+    "tokens": "at equal tokens",
+}
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, are kept for DEPT. Baselines
 # are grey and dashed, and differ in dash and marker, since greys alone do not suffice.
@@ -27,6 +35,7 @@ METHODS = {
         "#1f1f1f",
         (0, (5, 1.5)),
         "o",
+        "tokens",
     ),
     "std_tau03": Method(
         "STD τ=0.3",
@@ -34,6 +43,7 @@ METHODS = {
         "#474747",
         (0, (5, 1.5, 1, 1.5)),
         "s",
+        "tokens",
     ),
     "std_tau1": Method(
         "STD τ=1",
@@ -41,13 +51,7 @@ METHODS = {
         "#6e6e6e",
         (0, (1, 1.2)),
         "D",
-    ),
-    "std_steps": Method(
-        "STD steps",
-        "STD with the batch of one DEPT worker: as many steps as DEPT, fewer tokens",
-        "#8f8f8f",
-        (0, (8, 2)),
-        "v",
+        "tokens",
     ),
     "act": Method(
         "ACT",
@@ -55,6 +59,34 @@ METHODS = {
         "#a6a6a6",
         (0, (3, 1, 1, 1, 1, 1)),
         "X",
+        "tokens",
+    ),
+    "std_steps": Method(
+        "STD τ=0 (steps)",
+        "STD with the batch of one worker: as many steps as DEPT, a part of its tokens",
+        "#8f8f8f",
+        (0, (8, 2)),
+        "v",
+        "steps",
+    ),
+    "std_steps_tau03": Method(
+        "STD τ=0.3 (steps)",
+        "the same for this temperature",
+        "#8f8f8f",
+        (0, (8, 2, 1, 2)),
+        "1",
+        "steps",
+    ),
+    "std_steps_tau1": Method(
+        "STD τ=1 (steps)", "the same for this temperature", "#8f8f8f", (0, (2, 3)), "2", "steps"
+    ),
+    "act_steps": Method(
+        "ACT (steps)",
+        "ACT with the batch of one worker",
+        "#a6a6a6",
+        (0, (8, 3, 1, 3)),
+        "3",
+        "steps",
     ),
     "isolated": Method(
         "isolated",
@@ -62,6 +94,7 @@ METHODS = {
         "#bfbfbf",
         (0, (2, 2)),
         "P",
+        "both",
     ),
     "glob": Method("GLOB", "one global embedding, averaged like the body", "#e69f00", "-", "^"),
     "trim": Method(

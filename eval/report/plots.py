@@ -35,7 +35,7 @@ def plots(records: list[Record]) -> list[Plot]:
     """
     found: list[Plot | None] = []
     with drawing.style():
-        every = comparisons(records)
+        every = comparisons(records, by_budget=False)
         for corpus in corpora(records):
             here = [comparison for comparison in every if comparison.corpus == corpus]
             for stage in COMPARED:
