@@ -197,11 +197,12 @@ def test_one_source_is_plain_training_bit_for_bit(prepared):
 def test_trim_over_every_token_is_glob(prepared, monkeypatch):
     from dept.corpus import PreparedSource
 
-    glob = run(prepared, "dept_glob", "every-token-glob")
+    rate = "optimizer.lr=4.0e-3"
+    glob = run(prepared, "dept_glob", "every-token-glob", rate)
     monkeypatch.setattr(
         PreparedSource, "local_vocabulary", lambda self: torch.arange(self.vocab_size).numpy()
     )
-    trim = run(prepared, "dept_trim", "every-token-trim")
+    trim = run(prepared, "dept_trim", "every-token-trim", rate)
     ours, theirs = tensors_of(trim), tensors_of(glob)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     losses = [
