@@ -50,6 +50,12 @@ class Trained:
 
     round: int
 
+    model_config: Mapping[str, Any]
+    """Of the model as a transformers config; empty if the checkpoint has none."""
+
+    tokenizer: Mapping[str, Any]
+    """Files of the tokenizer that the model was built with, as JSON by name; may be empty."""
+
     @property
     def variant(self) -> str | None:
         """The variant of a run of DEPT."""
@@ -98,8 +104,9 @@ def read_trained(path: str | Path) -> Trained:
             f"{file} cannot be read as a checkpoint of Composer ({str(error).splitlines()[0]}): "
             f"name another one"
         ) from error
-    tokenizer = state.get("integrations", {}).get("huggingface", {}).get("tokenizer") or {}
-    content = tokenizer.get("tokenizer.json", {}).get("content")
+    built = state.get("integrations", {}).get("huggingface", {})
+    files = {name: file["content"] for name, file in (built.get("tokenizer") or {}).items()}
+    content = files.get("tokenizer.json")
     dept = dict(state.get("algorithms", ())).get("Dept")
     return Trained(
         path=file,
@@ -108,6 +115,8 @@ def read_trained(path: str | Path) -> Trained:
         identity=dept and dept["identity"],
         tokens_trained=dept["totals"]["tokens"] if dept else {},
         round=_epoch(state.get("timestamp")),
+        model_config=built.get("model", {}).get("config", {}).get("content", {}),
+        tokenizer=files,
     )
 
 

@@ -1,0 +1,250 @@
+"""A trained body with the embedding and tokenizer of one source, as a model of transformers.
+
+All that uses a model (export, generation, perplexity, fine-tuning) gets it here, from a checkpoint
+or from any transformers directory.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from dept.corpus import GLOBAL, PreparedCorpus, PreparedSource, read_corpus
+from dept.options import ConfigError
+from dept.swap import parameter_roles
+from dept.trained import Trained, read_trained
+from dept.variants import VARIANTS, Role, Vocabulary
+from eval.architecture import build
+from eval.trimmed_tokenizer import trim
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A model as it is for one source, with its tokenizer."""
+
+    name: str
+    """Of the source, ``global``, or of an external model."""
+
+    model: PreTrainedModel
+    """In evaluation mode, on the CPU; its ids are those of ``tokenizer``."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    untrained_ids: tuple[int, ...] = ()
+    """Ids that the tokenizer cannot do without though the source has none: only of BPE."""
+
+    prepared: PreparedSource | None = None
+    """Statistics of the source, in the tokens it was trained on; none for the global embedding."""
+
+    @property
+    def parameters(self) -> int:
+        """Of body and embedding; a tied matrix once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+class TrainedRun:
+    """The models in a checkpoint: one for each source that has an embedding, and the global one.
+
+    Args:
+        checkpoint: a file, or a folder of checkpoints, as ``runs/<run_name>/checkpoints``.
+        root: folder that holds ``data/`` and ``tokenizers/``, if not where the run had it.
+
+    Attributes:
+        trained: what the checkpoint holds.
+        config: of the run, resolved; empty if there is no ``config.yaml`` beside the checkpoints.
+
+    Raises:
+        ConfigError: it is no checkpoint, or holds no model of transformers.
+    """
+
+    def __init__(self, checkpoint: str | Path, root: str | Path | None = None) -> None:
+        self.trained: Trained = read_trained(checkpoint)
+        file = self.trained.path.parent.parent / "config.yaml"
+        content: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+        self.config: dict[str, Any] = content
+        self._config_file, self._root = file, root
+        if not self.trained.model_config:
+            raise ConfigError(
+                f"{self.trained.path} does not say of which architecture it is: name a checkpoint "
+                f"of a model that llm-foundry built"
+            )
+
+    @cached_property
+    def corpus(self) -> PreparedCorpus:
+        """The corpus that it was trained on.
+
+        Raises:
+            ConfigError: the run's ``config.yaml`` is missing.
+            DataError: the corpus is.
+        """
+        loader = self.config.get("train_loader") or {}
+        if "corpus" not in loader:
+            raise ConfigError(
+                f"{self._config_file} does not exist or names no corpus, and sources have their "
+                f"vocabularies from it: bring it to where the run wrote it"
+            )
+        return read_corpus(self._root or loader.get("root", "."), loader["corpus"])
+
+    @cached_property
+    def private(self) -> dict[str, dict[str, Tensor]]:
+        """Private parameters by source and name, of the sources that were trained."""
+        return self.trained.private()
+
+    @property
+    def names(self) -> list[str]:
+        """What :meth:`model` takes: ``global`` first, if there is a global embedding."""
+        identity = self.trained.identity
+        if identity is None:
+            return [GLOBAL]
+        if VARIANTS[identity["variant"]].has_global_embedding:
+            return [GLOBAL, *identity["sources"]]
+        return list(self.private)
+
+    def model(self, name: str | None = None) -> SourceModel:
+        """The model of a source, or with the global embedding.
+
+        Args:
+            name: one of :attr:`names`; the first one if there is no other by default.
+
+        Raises:
+            ConfigError: there is no such embedding, or the corpus was prepared with another
+                tokenizer than the run.
+            DataError: the corpus is missing.
+        """
+        names = self.names
+        if name is None and (names[0] == GLOBAL or len(names) == 1):
+            name = names[0]
+        if name not in names:
+            asked = "one must be chosen" if name is None else f"{name!r} is none of them"
+            raise ConfigError(f"{self.trained.path} has embeddings of {', '.join(names)}: {asked}")
+        variant = VARIANTS[self.trained.variant] if self.trained.variant else None
+        if name == GLOBAL or variant is None:
+            tokenizer = self._global_tokenizer()
+            return self._assembled(GLOBAL, self.trained.parameters, tokenizer, (), None)
+        own = variant.vocabulary is Vocabulary.OWN
+        prepared = self.corpus.source(name, name if own else GLOBAL)
+        assert self.trained.identity is not None
+        if prepared.tokenizer_hash != self.trained.identity["tokenizers"][name]:
+            raise ConfigError(
+                f"{self.trained.path} was trained on {name} with another tokenizer than corpus "
+                f"{self.corpus.name} has: prepare the corpus as it was"
+            )
+        whole = AutoTokenizer.from_pretrained(self.corpus.tokenizers[prepared.tokenizer].path)
+        values = dict(self.trained.parameters)
+        if not variant.has_global_embedding:
+            values |= self.private[name]
+        if variant.vocabulary is not Vocabulary.TRIMMED:
+            return self._assembled(name, values, whole, (), prepared)
+        rows = prepared.local_vocabulary()
+        tokenizer, extra = trimmed(whole, rows.tolist())
+        unknown = whole.unk_token_id if whole.unk_token_id is not None else whole.eos_token_id
+        unknown_row = int((rows < unknown).sum())
+        for key, role in self._roles.items():
+            if role is not Role.TOKENS:
+                continue
+            held = values[key]
+            if variant.has_global_embedding:
+                held = held[torch.from_numpy(rows)]
+            values[key] = torch.cat([held, held[[unknown_row] * extra]])
+        untrained = tuple(range(len(rows), len(rows) + extra))
+        return self._assembled(name, values, tokenizer, untrained, prepared)
+
+    @cached_property
+    def _roles(self) -> dict[str, Role]:
+        with torch.device("meta"):
+            model = build(self.trained.model_config, 1)
+        return {f"model.{name}": role for name, role in parameter_roles(model).items()}
+
+    def _global_tokenizer(self) -> PreTrainedTokenizerBase:
+        name = str((self.config.get("tokenizer") or {}).get("name", ""))
+        if self.config.get("train_loader", {}).get("corpus"):
+            name = str(self.corpus.tokenizers[GLOBAL].path)
+        if not name:
+            raise ConfigError(
+                f"{self._config_file} does not exist or names no tokenizer: bring it to where the "
+                f"run wrote it"
+            )
+        return AutoTokenizer.from_pretrained(name)
+
+    def _assembled(
+        self,
+        name: str,
+        parameters: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        untrained: tuple[int, ...],
+        prepared: PreparedSource | None,
+    ) -> SourceModel:
+        values = {key.removeprefix("model."): value for key, value in parameters.items()}
+        embedding = next(k for k, role in self._roles.items() if role is Role.TOKENS)
+        model = build(self.trained.model_config, len(parameters[embedding]))
+        missing, unexpected = model.load_state_dict(values, strict=False)
+        missing = [key for key in missing if key not in (model._tied_weights_keys or ())]
+        if missing or unexpected:
+            raise ConfigError(
+                f"{self.trained.path} does not fit its own model config: it lacks {missing} and "
+                f"has {unexpected} beside"
+            )
+        model.tie_weights()
+        return SourceModel(name, model, tokenizer, untrained, prepared)
+
+
+def trimmed(
+    tokenizer: PreTrainedTokenizerBase, token_ids: list[int]
+) -> tuple[PreTrainedTokenizerFast, int]:
+    """A tokenizer that has only some tokens; and how many more it needs (:func:`trim`)."""
+    content, extra = trim(json.loads(tokenizer.backend_tokenizer.to_str()), token_ids)
+    roles = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    kept = {token["content"] for token in content["added_tokens"]}
+    return (
+        PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+            model_max_length=tokenizer.model_max_length,
+            clean_up_tokenization_spaces=False,
+            **{role: token for role, token in roles.items() if token in kept},
+        ),
+        len(extra),
+    )
+
+
+def load(
+    path: str | Path, source: str | None = None, root: str | Path | None = None
+) -> SourceModel:
+    """A model from a checkpoint of ours, a transformers directory, or a name on the hub.
+
+    Args:
+        path: of either kind.
+        source: which embedding of a checkpoint.
+        root: of the corpus of a checkpoint.
+
+    Raises:
+        ConfigError: there is nothing, or no such embedding; an external model has none to choose.
+    """
+    folder = Path(path)
+    if folder.is_file() or (folder.is_dir() and not (folder / "config.json").is_file()):
+        return TrainedRun(folder, root).model(source)
+    if source is not None:
+        raise ConfigError(f"{path} is no checkpoint, and has one embedding: leave --source out")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False).eval()
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is no checkpoint and no model of transformers that can be read "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return SourceModel(folder.name, model, tokenizer)
