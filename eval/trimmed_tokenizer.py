@@ -1,4 +1,4 @@
-"""A tokenizer of the tokens that a source holds, so that its ids are rows of the source's matrix."""
+"""A tokenizer of the tokens that a source holds: its ids are rows of the source's matrix."""
 
 from __future__ import annotations
 
