@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 from composer.core import Callback, State, Time, Timestamp, TimeUnit
 from composer.loggers import Logger
 from llmfoundry.utils.builders import build_scheduler
 
+from dept.learning_rate import factor_at
 from dept.options import ConfigError
 from dept.swap import parameter_roles, random_embedding
 from dept.variants import Role
@@ -77,12 +77,6 @@ class ActiveForgetting(Callback):
 
     def _factor(self, state: State, step: int) -> float:
         step = max(step - 1, 0)  # as Composer: the second batch has the rate of the first
-        timestamp = Timestamp(epoch=0, batch=step, batch_in_epoch=step, sample=step, token=step)
-        in_cycle = SimpleNamespace(
-            timestamp=timestamp,
-            max_duration=Time(self.every, TimeUnit.BATCH),
-            dataloader_len=Time(self.every, TimeUnit.BATCH),
-            seed=state.rank_zero_seed,
-            device_train_microbatch_size=state.device_train_microbatch_size,
-        )
-        return self.scheduler(in_cycle, 1.0)  # type: ignore[arg-type]
+        now = Timestamp(epoch=0, batch=step, batch_in_epoch=step, sample=step, token=step)
+        cycle = Time(self.every, TimeUnit.BATCH)
+        return factor_at(self.scheduler, state, now, self.every, cycle)

@@ -36,17 +36,42 @@ class SequentialStepsScheduler(ComposerScheduler):
         step = max(state.train_dataloader.coming_step - 1, 0)
         round_index, step_in_round = divmod(step, self.local_steps)
         batches = max(state.timestamp.batch.value, 1)
-        sequential = SimpleNamespace(
-            timestamp=Timestamp(
-                epoch=round_index,
-                batch=step,
-                batch_in_epoch=step_in_round,
-                sample=state.timestamp.sample.value * step // batches,
-                token=state.timestamp.token.value * step // batches,
-            ),
-            max_duration=state.max_duration,
-            dataloader_len=Time(self.local_steps, TimeUnit.BATCH),
-            seed=state.rank_zero_seed,
-            device_train_microbatch_size=state.device_train_microbatch_size,
+        now = Timestamp(
+            epoch=round_index,
+            batch=step,
+            batch_in_epoch=step_in_round,
+            sample=state.timestamp.sample.value * step // batches,
+            token=state.timestamp.token.value * step // batches,
         )
-        return self.scheduler(sequential, ssr)  # type: ignore[arg-type]
+        return factor_at(self.scheduler, state, now, self.local_steps, state.max_duration, ssr)
+
+
+def factor_at(
+    scheduler: ComposerScheduler,
+    state: State,
+    now: Timestamp,
+    epoch: int,
+    duration: Time,
+    ssr: float = 1.0,
+) -> float:
+    """What a scheduler gives at another time than that of training.
+
+    Args:
+        scheduler: any of Composer's.
+        state: of the trainer; its clock is not used.
+        now: the time to ask for.
+        epoch: batches in an epoch of that time.
+        duration: of training, by that time.
+        ssr: Composer's scale of the schedule.
+
+    Returns:
+        The factor of the learning rate.
+    """
+    other = SimpleNamespace(
+        timestamp=now,
+        max_duration=duration,
+        dataloader_len=Time(epoch, TimeUnit.BATCH),
+        seed=state.rank_zero_seed,
+        device_train_microbatch_size=state.device_train_microbatch_size,
+    )
+    return scheduler(other, ssr)  # type: ignore[arg-type]

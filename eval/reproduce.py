@@ -28,10 +28,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from callbacks.summary import read_summary, write_atomically
+from dept import extends
 from dept.corpus import read_corpus
 from eval.plan import Job, jobs, read_plan
 from eval.records import record
 from eval.report import run_records, writing
+from train import look_into
 
 PLAN = Path(__file__).with_name("reproduce.yaml")
 
@@ -52,15 +54,32 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     wanted = [job for job in jobs(plan, sources) if re.search(options.only, job.name)]
+    try:
+        done = {job.name for job in wanted if is_finished(job)}
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     if options.list:
         for job in wanted:
-            print(job.name, "finished" if summary_of(job) else "")
+            print(job.name, "finished" if job.name in done else "")
         return 0
-    failed = run(wanted, options.jobs)
+    failed = run(wanted, done, options.jobs)
     write(wanted, options.results)
     for job in failed:
         print(f"{job.name} failed: see {log_of(job)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def is_finished(job: Job) -> bool:
+    """Whether an earlier comparison ran the job, as the plan has it now.
+
+    Raises:
+        ConfigError: it was run with other settings.
+    """
+    if summary_of(job) is None:
+        return False
+    config = extends.resolve(extends.load(job.yaml, job.overrides))
+    return look_into(Path("runs") / job.name, config, is_first=False) is not None
 
 
 def summary_of(job: Job) -> dict | None:
@@ -73,11 +92,12 @@ def log_of(job: Job) -> Path:
     return Path("runs") / job.name / "log.txt"
 
 
-def run(wanted: list[Job], at_a_time: int) -> list[Job]:
+def run(wanted: list[Job], done: set[str], at_a_time: int) -> list[Job]:
     """Run all jobs, each when what it goes on from has finished.
 
     Args:
         wanted: in the order of their start.
+        done: names of those that need not be run.
         at_a_time: how many processes, of one thread each.
 
     Returns:
@@ -86,7 +106,7 @@ def run(wanted: list[Job], at_a_time: int) -> list[Job]:
     context = multiprocessing.get_context("forkserver")
     # Imports take as long as a short run; a fork has them for nothing.
     context.set_forkserver_preload(["train", "callbacks.registration", "dept.registration"])
-    waiting, failed = [job for job in wanted if not summary_of(job)], []
+    waiting, failed = [job for job in wanted if job.name not in done], []
     running: dict[int, tuple[Job, multiprocessing.Process]] = {}
     console = Console(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]

@@ -98,6 +98,13 @@ def test_a_killed_comparison_goes_on_where_it_was(root):
     assert unseen["curves"]["steps"] == [2, 4, 6]
 
 
+def test_a_finished_run_of_another_plan_is_not_taken(root):
+    (root / "plan.yaml").write_text(PLAN.replace("learning_rate: 8.0e-3", "learning_rate: 7.0e-3"))
+    output, _ = (process := start(root, "--list")).communicate()
+    assert process.returncode == 2
+    assert "runs/tiny-pretrain-spec-s1 holds a run with optimizer.lr = 0.008" in output
+
+
 def test_a_run_that_fails_is_named_and_the_others_are_done(root):
     plan = PLAN.replace("yaml: dept_spec,", "yaml: dept_nothing,").replace(
         "seeds: [1]", "seeds: [2]"
