@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
         plain = extends.resolve(config)
         configs.check(plain)
         folder = run_folder.folder_of(plain)
+        lock = run_folder.hold(folder) if is_first and plain.get("save_folder") else None
         finished = look_into(folder, plain, is_first)
     except ValueError as error:
         # Every process comes to the same end; one says so.
@@ -66,15 +67,21 @@ def main(arguments: list[str]) -> int:
     except SystemExit as stop:
         if stop.code == 128 + signal.SIGTERM:  # by Composer's handler: let its user know
             print(
-                f"{arguments[0]}: ended by SIGTERM, as a scheduler or the launcher sends it when "
+                f"{arguments[0]}: ended by SIGTERM, as a scheduler sends it, or the launcher when "
                 f"another process died; the same command goes on from the last checkpoint",
                 file=sys.stderr,
                 flush=True,
             )
         raise
+    except run_folder.NotSaved as error:
+        print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
+        return 1
     except workers.WorkerLost as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # an orderly end would wait for the lost worker too
+    finally:
+        if lock is not None:
+            lock.close()
     return 0
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from composer.core import Callback, State
 from composer.loggers import Logger
-from composer.utils import dist
-from composer.utils.checkpoint import save_checkpoint
 
+from callbacks.checkpoints import save_whole
 from callbacks.source_metrics import SourceMetrics, average
 from dept.options import ConfigError
 
@@ -45,13 +43,9 @@ class BestCheckpoint(Callback):
         loss = average(trained).loss
         if self.best is not None and loss >= self.best["loss"]:
             return
+        if not save_whole(state, str(self.folder / "best.pt"), weights_only=True):
+            return
         self.best = {"loss": loss, "batch": state.timestamp.batch.value}
-        temporary = self.folder / f".best.{os.getpid()}.pt"
-        save_checkpoint(state, str(temporary), weights_only=True)
-        if dist.get_global_rank() == 0:
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / "best.pt")
         logger.log_metrics({"best/loss": loss, "best/batch": self.best["batch"]})
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from llmfoundry.interfaces import CallbackWithConfig
 from omegaconf import OmegaConf
 
 from callbacks.source_metrics import SourceMetrics, average
-from callbacks.summary import show, write_atomically
+from callbacks.summary import show
+from dept import durable
 from dept.algorithm import Dept
 from dept.costs.transport import every_step_bytes
 
@@ -41,12 +42,12 @@ class RunFiles(CallbackWithConfig):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:
-            write_atomically(self.folder / CONFIG, OmegaConf.to_yaml(self.config))
+            durable.write(self.folder / CONFIG, OmegaConf.to_yaml(self.config))
 
     def fit_end(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:
             summary = summarise(state, self.config)
-            write_atomically(self.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+            durable.write(self.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
             show(summary, self.folder)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,6 @@ COLUMNS = {
     "perplexity": "perplexity",
     "bits_per_byte": "bits per byte",
 }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is whole or not there, whenever the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from dept import durable
 from dept.corpus import DataError
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes one for each call
@@ -22,20 +23,9 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes one fo
 WORK = ".work"  # directory of unfinished files beside finished ones; emptied when a run starts
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name, then renames it: readers see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON atomically, in the order of its keys."""
-    write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    durable.write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any | None:

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.files import WORK, publish_directory, read_json, read_texts, write_atomic, write_json
+from data_prep.files import WORK, publish_directory, read_json, read_texts, write_json
 from data_prep.mds import TokenShards, merge_indexes
 from data_prep.pool import Task
+from dept import durable
 from dept.corpus import SPLITS, DataError, count_tokens, local_vocabulary, unigram_cross_entropy
 
 BATCH_BYTES = 1 << 20  # text that is tokenized at once
@@ -211,7 +212,7 @@ def finish(
     }
     buffer = io.BytesIO()
     np.save(buffer, counts["train"])
-    write_atomic(directory / "counts.npy", buffer.getvalue())
+    durable.write(directory / "counts.npy", buffer.getvalue())
     write_json(directory / "stats.json", stats)
     for split in SPLITS:
         merge_indexes(directory / split, parts[split])

@@ -23,8 +23,9 @@ from typing import Any
 
 from data_prep.collect import document_draw, part_path
 from data_prep.corpus import TokenizerOptions
-from data_prep.files import WORK, publish_directory, read_json, read_texts, write_atomic
+from data_prep.files import WORK, publish_directory, read_json, read_texts
 from data_prep.pool import Task
+from dept import durable
 from dept.corpus import DataError
 
 WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
@@ -70,7 +71,7 @@ def count_words(task: Task, source: Path, summary: dict[str, Any], sample_bytes:
                 counts.update(find(text))
                 size += len(data)
     content = json.dumps({"bytes": size, "words": dict(sorted(counts.items()))}).encode()
-    write_atomic(target, zstandard.ZstdCompressor(level=3).compress(content))
+    durable.write(target, zstandard.ZstdCompressor(level=3).compress(content))
 
 
 def train_tokenizer(

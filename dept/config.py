@@ -113,6 +113,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     * a model without a vocabulary size gets that of the global tokenizer;
     * an evaluator for every source, and for held-out ones where there is a global embedding;
     * a loader resumes by itself, and what belongs to a source is DEPT's to save;
+    * checkpoints are written whole, and before an end by SIGTERM (``callbacks/checkpoints.py``);
     * workers beside the first write nothing but the files of their sources.
     """
     dept, loader = options_of(config)
@@ -139,6 +140,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
             for name in (*names, *held_out)
         ]
     if dept is None:
+        _add_checkpoints(config)
         return config
     config["spin_dataloaders"] = False
     config["train_loader"]["own_tokenizers"] = own
@@ -151,6 +153,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("save_folder") and config.get("save_interval", "1ep"):
         config.setdefault("save_filename", checkpoint_name(workers.current().count))
         _add_source_checkpoints(config)
+    _add_checkpoints(config)
     return config if workers.current().place.worker == 0 else _quiet(config)
 
 
@@ -171,8 +174,31 @@ def _add_source_checkpoints(config: dict[str, Any]) -> None:
     }
 
 
+def _add_checkpoints(config: dict[str, Any]) -> None:
+    """Our saver of checkpoints instead of Composer's own; what ends the run comes after it."""
+    if not config.get("save_folder") or not config.get("save_interval", "1ep"):
+        return
+    names = {
+        "save_folder": "folder",
+        "save_filename": "filename",
+        "save_latest_filename": "latest_filename",
+        "save_interval": "save_interval",
+        "save_num_checkpoints_to_keep": "num_checkpoints_to_keep",
+        "save_overwrite": "overwrite",
+        "save_weights_only": "weights_only",
+        "save_ignore_keys": "ignore_keys",
+    }
+    config["callbacks"] = {
+        **(config.get("callbacks") or {}),
+        "checkpoints": {
+            option: config[key] for key, option in names.items() if config.get(key) is not None
+        },
+        "stop_on_sigterm": {},
+    }
+
+
 # Callbacks that write files or speak to the terminal, for the whole job.
-_FOR_ALL = ("progress", "run_files", "hf_checkpointer")
+_FOR_ALL = ("progress", "run_files", "checkpoints", "hf_checkpointer")
 
 
 def _quiet(config: dict[str, Any]) -> dict[str, Any]:

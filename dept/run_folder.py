@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-import zipfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 
+from dept import durable
 from dept.options import ConfigError
+from dept.source_files import FOLDER, SourceFiles
 
 # What shapes the numbers of a run. A resumed run must not change it.
 SHAPING = (
@@ -40,6 +43,10 @@ _NOT_SHAPING = (
 CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)(?:-w\d+)?-rank\d+\.pt")
 
 
+class NotSaved(OSError):
+    """A checkpoint could not be written; the one before it is as it was."""
+
+
 def checkpoint_name(workers: int) -> str:
     """``save_filename`` of a job: names of one number of workers never meet those of another."""
     return "ep{epoch}-ba{batch}" + (f"-w{workers}" if workers > 1 else "") + "-rank{rank}.pt"
@@ -60,23 +67,62 @@ def find_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path.resolve()  # a link to it is not beside the files of its sources
-    matches = [(CHECKPOINT.fullmatch(file.name), file) for file in path.glob("ep*.pt")]
-    numbered = [(int(m[1]), int(m[2]), file) for m, file in matches if m]
+    numbered = numbered_checkpoints(path)
     if not numbered:
         raise ConfigError(
             f"{path} is not a checkpoint, nor a folder of them: name runs/<run_name>/checkpoints "
             f"of a run, or a file in it"
         )
-    return max(numbered)[2]
+    return numbered[-1][2]
+
+
+def hold(folder: str | Path, wait: float = 60.0) -> IO[str]:
+    """Hold a run, so that no other job writes to it: as long as the file given back is open.
+
+    Args:
+        folder: of the run; made if it is not there.
+        wait: seconds for an earlier job to end: one whose launcher was killed takes a moment.
+
+    Raises:
+        ConfigError: another job still holds it.
+    """
+    path, began = Path(folder) / ".lock", time.monotonic()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+")  # noqa: SIM115
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if time.monotonic() - began > wait:
+                file.seek(0)
+                raise ConfigError(
+                    f"{folder} is in use by process {file.read().strip() or 'unknown'}: wait for "
+                    f"it to end, or choose another run_name"
+                ) from None
+            time.sleep(0.2)
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def numbered_checkpoints(folder: str | Path) -> list[tuple[int, int, Path]]:
+    """Round, batch and path of the checkpoints in a folder, in the order they were taken.
+
+    Within a round, batches of different numbers of workers cannot be compared, but times can.
+    """
+    matches = [(CHECKPOINT.fullmatch(path.name), path) for path in Path(folder).glob("ep*.pt")]
+    found = [(int(match[1]), int(match[2]), path) for match, path in matches if match]
+    return sorted(found, key=lambda entry: (entry[0], entry[2].stat().st_mtime_ns, entry[1]))
 
 
 def recover(save_folder: str | Path) -> list[Path]:
     """Make a folder of checkpoints whole after a process was killed in it, for ``autoresume``.
 
-    Composer writes a checkpoint under its final name and then moves the link
-    ``latest-rank0.pt``, removing it first. A kill in between leaves a torn file, or no link, or
-    one that is behind. Torn files are set aside as ``*.torn``; the link is pointed at the newest
-    checkpoint that is whole.
+    Looks for the newest checkpoint that is as it was written, by checksum, with the files of its
+    sources, and lets the link ``latest-rank0.pt``, which Composer goes on from, point to it. What
+    is cut short or altered is set aside as ``*.torn``; so are checkpoints that need it.
 
     Args:
         save_folder: local folder of a run's checkpoints; may not exist.
@@ -84,26 +130,27 @@ def recover(save_folder: str | Path) -> list[Path]:
     Returns:
         The files that were set aside, under their new names.
     """
-    folder, whole, torn = Path(save_folder), {}, []
-    for path in sorted(folder.glob("ep*-ba*-rank0.pt")):
-        match = CHECKPOINT.fullmatch(path.name)
-        if match is None:
-            continue
-        if zipfile.is_zipfile(path):  # the directory of a zip file is at its end
-            # Within a round, batches of different numbers of workers cannot be compared.
-            whole[int(match[1]), path.stat().st_mtime_ns, int(match[2])] = path
-        else:
-            torn.append(path.rename(path.with_name(path.name + ".torn")))
+    folder, aside = Path(save_folder), []
+    durable.sweep(folder)
+    files = SourceFiles(folder / FOLDER)
+    newest = None
+    for round_index, _, path in reversed(numbered_checkpoints(folder)):
+        if durable.is_whole(path):
+            torn, is_enough = files.torn(round_index)
+            aside += [durable.set_aside(each) for each in torn]
+            if is_enough:
+                newest = path
+                break
+        aside.append(durable.set_aside(path))
     link = folder / "latest-rank0.pt"
-    if whole:
-        newest = whole[max(whole)]
+    if newest is not None:
         if not link.is_symlink() or os.readlink(link) != newest.name:
             temporary = folder / f".latest.{os.getpid()}"
             temporary.symlink_to(newest.name)
             temporary.replace(link)
     elif link.is_symlink():
         link.unlink()
-    return torn
+    return aside
 
 
 def refuse_other_settings(config: Mapping[str, Any], stored: Path) -> None:

@@ -9,7 +9,6 @@ in mid-round, and why any number of workers can go on from it.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +16,12 @@ from typing import Any
 
 import torch
 
+from dept import durable
+
 FOLDER = "sources"
 """Name of the folder, beside the checkpoints that it belongs to."""
 
 _NAME = re.compile(r"round(\d+)-step(\d+)\.pt")
-_TEMPORARY = re.compile(r"\.round\d+-step\d+\.pt\.\d+")
 
 
 class SourceFiles:
@@ -36,14 +36,9 @@ class SourceFiles:
 
     def write(self, source: str, round_index: int, step: int, state: Mapping[str, Any]) -> Path:
         """Write a file that is whole or not there, whenever the process dies."""
-        path = self.folder / source / f"round{round_index}-step{step}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(temporary, "wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        path = self._path(source, round_index, step)
+        with durable.replacing(path) as temporary:
+            torch.save(dict(state), temporary)
         return path
 
     def read(self, source: str, round_index: int, step: int | None = None) -> dict[str, Any] | None:
@@ -57,6 +52,9 @@ class SourceFiles:
 
         Returns:
             What was written; ``None`` if there is nothing.
+
+        Raises:
+            ValueError: the file is not as it was written.
         """
         states = [
             (r, s)
@@ -65,8 +63,31 @@ class SourceFiles:
         ]
         if not states:
             return None
-        newest = "round{}-step{}.pt".format(*max(states))
-        return torch.load(self.folder / source / newest, map_location="cpu", weights_only=True)
+        path = self._path(source, *max(states))
+        if not durable.is_whole(path):
+            raise ValueError(
+                f"{path} is cut short or was altered since it was written: remove it and the "
+                f"checkpoints after it, to go on from an earlier one"
+            )
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def torn(self, round_index: int) -> tuple[list[Path], bool]:
+        """What a checkpoint in round ``round_index`` would read, and is not as it was written.
+
+        Returns:
+            ``(torn, is_enough)``: those files, of all sources, and whether the checkpoint can do
+            without: where an earlier state of the same round is there to go on from.
+        """
+        torn, is_enough = [], True
+        for folder in self.folder.glob("*/"):
+            states = [state for state in self.states(folder.name) if state[0] <= round_index]
+            lost = []
+            while states and not durable.is_whole(self._path(folder.name, *states[-1])):
+                lost.append(states.pop())
+            torn += [self._path(folder.name, *state) for state in lost]
+            if lost and not (states and states[-1][0] == lost[0][0] == round_index):
+                is_enough = False
+        return torn, is_enough
 
     def states(self, source: str) -> list[tuple[int, int]]:
         """Round and step of each file of a source, ascending."""
@@ -86,11 +107,12 @@ class SourceFiles:
         newest_round = states[-1][0] if states else 0
         in_round = [state for state in states if state[0] == newest_round and state[1] > 0]
         for r, s in [*outdated, *in_round[:-steps_to_keep]]:
-            (self.folder / source / f"round{r}-step{s}.pt").unlink(missing_ok=True)
+            self._path(source, r, s).unlink(missing_ok=True)
 
     def sweep(self, sources: Sequence[str]) -> None:
         """Remove the torn beginnings of files that a killed process left; of its sources only."""
         for source in sources:
-            for path in (self.folder / source).glob(".round*.pt.*"):
-                if _TEMPORARY.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+            durable.sweep(self.folder / source)
+
+    def _path(self, source: str, round_index: int, step: int) -> Path:
+        return self.folder / source / f"round{round_index}-step{step}.pt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _codecs
 import datetime
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from dept.durable import is_whole
 from dept.options import ConfigError
 from dept.run_folder import find_checkpoint
 from dept.source_files import FOLDER, SourceFiles
@@ -95,6 +97,8 @@ def read_trained(path: str | Path) -> Trained:
         ConfigError: it is no checkpoint, is cut short, or holds other than plain data.
     """
     file = find_checkpoint(path)
+    if zipfile.is_zipfile(file) and not is_whole(file):
+        raise ConfigError(f"{file} was altered since it was written: name another one")
     try:
         with torch.serialization.safe_globals(_PLAIN):
             state = torch.load(file, map_location="cpu", weights_only=True)["state"]

@@ -27,8 +27,8 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:pkg_resources is deprecated")  #
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from callbacks.summary import read_summary, write_atomically
-from dept import extends
+from callbacks.summary import read_summary
+from dept import durable, extends
 from dept.corpus import read_corpus
 from eval.plan import Job, jobs, read_plan
 from eval.records import record
@@ -142,7 +142,7 @@ def write(wanted: list[Job], results: Path) -> None:
     for job in wanted:
         if summary_of(job):
             text = json.dumps(record(job, Path("runs") / job.name), indent=1)
-            write_atomically(results / run_records.RUNS / f"{job.name}.json", text + "\n")
+            durable.write(results / run_records.RUNS / f"{job.name}.json", text + "\n")
     for path in writing.write(run_records.read(results), results):
         print(path)
 

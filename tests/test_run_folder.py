@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from dept.options import ConfigError
 from dept.run_folder import checkpoint_name, recover, refuse_other_settings
+from dept.source_files import SourceFiles
 
 
 def checkpoint(folder, name, *, torn=False):
@@ -34,6 +35,30 @@ def test_a_torn_checkpoint_is_set_aside_and_the_one_before_it_taken(tmp_path):
         "latest-rank0.pt",
     ]
     assert recover(tmp_path) == []
+
+
+def test_an_altered_checkpoint_is_found_by_its_checksum(tmp_path):
+    checkpoint(tmp_path, "ep1-ba10-rank0.pt")
+    path = checkpoint(tmp_path, "ep2-ba20-rank0.pt")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    torch.load(path)  # torch does not notice
+    assert recover(tmp_path) == [tmp_path / "ep2-ba20-rank0.pt.torn"]
+    assert link(tmp_path) == "ep1-ba10-rank0.pt"
+
+
+def test_a_checkpoint_is_no_use_without_the_files_of_its_sources(tmp_path):
+    checkpoint(tmp_path, "ep1-ba10-rank0.pt")
+    checkpoint(tmp_path, "ep2-ba20-rank0.pt")
+    files = SourceFiles(tmp_path / "sources")
+    for round_index in (1, 2):
+        path = files.write("en", round_index, 0, {"value": torch.randn(100)})
+    os.truncate(path, path.stat().st_size - 10)
+    aside = {path.with_name("round2-step0.pt.torn"), tmp_path / "ep2-ba20-rank0.pt.torn"}
+    assert {*recover(tmp_path)} == aside
+    assert link(tmp_path) == "ep1-ba10-rank0.pt"
+    assert files.read("en", 1) is not None
 
 
 def test_a_link_lost_or_behind_is_pointed_at_the_newest(tmp_path):

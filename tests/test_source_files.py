@@ -1,6 +1,7 @@
 """Files of sources: which one fits a checkpoint, and which are still needed."""
 
 import os
+import subprocess
 
 import pytest
 import torch
@@ -43,17 +44,49 @@ def test_states_that_a_kept_checkpoint_may_need_stay(files):
     assert files.states("en") == [(4, 8)]
 
 
+def gone():
+    """The number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
 def test_what_a_kill_left_of_a_file_is_swept_away_and_never_read(files):
     write(files, (1, 0))
-    torn = files.folder / "en" / f".round2-step0.pt.{os.getpid()}"
-    torn.write_bytes(b"PK")
+    torn = files.folder / "en" / f".writing-{gone()}-round2-step0.pt"
+    running = torn.with_name(f".writing-{os.getpid()}-round2-step0.pt")
+    for path in (torn, running):
+        path.write_bytes(b"PK")
     (files.folder / "en" / "notes.txt").write_text("mine")
     write(files, (1, 0), source="it")
-    other = files.folder / "it" / ".round2-step0.pt.1"
+    other = files.folder / "it" / torn.name
     other.write_bytes(b"PK")
     assert files.states("en") == [(1, 0)]
     files.sweep(["en"])
-    assert not torn.exists() and other.exists() and (files.folder / "en" / "notes.txt").exists()
+    assert not torn.exists() and running.exists() and other.exists()
+    assert (files.folder / "en" / "notes.txt").exists()
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_an_altered_state_is_found_by_its_checksum_and_an_earlier_one_of_the_round_will_do(files):
+    write(files, (1, 0), (2, 0), (2, 3), (2, 6))
+    write(files, (2, 0), source="it")
+    assert files.torn(2) == ([], True)
+    newest, before = (files.folder / "en" / f"round2-step{step}.pt" for step in (6, 3))
+    flip_a_bit(newest)
+    with pytest.raises(ValueError, match=r"en/round2-step6.pt is cut short or was altered"):
+        files.read("en", 2)
+    os.truncate(before, 100)
+    assert files.torn(2) == ([newest, before], True)
+    flip_a_bit(files.folder / "en" / "round2-step0.pt")
+    torn, is_enough = files.torn(2)
+    assert len(torn) == 3 and not is_enough  # round 1 is not where the others are
+    assert files.torn(1) == ([], True)
 
 
 def test_a_state_cannot_run_code(files):

@@ -9,10 +9,10 @@ llm-foundry, and the same records give the same bytes (with the same matplotlib)
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from dept import durable
 from eval.report.page import html
 from eval.report.plots import plots
 from eval.report.run_records import Record, arranged
@@ -45,13 +45,5 @@ def write(records: Iterable[Record], folder: Path) -> list[Path]:
     files[folder / TABLES] = document(every_table).encode()
     files[folder / PAGE] = html(every_table, every_plot).encode()
     for path, content in files.items():
-        _replace(path, content)
+        durable.write(path, content)
     return list(files)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or as it was, whenever the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

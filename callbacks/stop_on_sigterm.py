@@ -1,0 +1,61 @@
+"""Ending in order when a scheduler says so: SIGTERM asks for a checkpoint first."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import torch
+from composer.core import Callback, Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+
+class StopOnSigterm(Callback):
+    """Ends training after SIGTERM, at the next moment at which checkpoints are taken.
+
+    Whoever saves asks :meth:`asked` whether to do so first. A second SIGTERM ends at once, as does
+    one outside of training. It must be the last callback.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        self._decided: tuple[tuple[Event, int], bool] | None = None
+        self._before: Any = None
+
+    def asked(self, state: State, event: Event) -> bool:
+        """Whether any process of this world has been told to end; the same on all of them.
+
+        All of them must ask, at the same event.
+        """
+        now = (event, state.timestamp.batch.value)
+        if self._decided is None or self._decided[0] != now:
+            received = self._received
+            if dist.get_world_size() > 1:
+                flag = state.device.tensor_to_device(torch.tensor([received], dtype=torch.uint8))
+                dist.all_reduce(flag, reduce_operation="MAX")
+                received = bool(flag.item())
+            self._decided = (now, received)
+        return self._decided[1]
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._receive)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        self._end_if_asked(state, Event.BATCH_CHECKPOINT)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        self._end_if_asked(state, Event.EPOCH_CHECKPOINT)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _end_if_asked(self, state: State, event: Event) -> None:
+        if self.asked(state, event):
+            signal.signal(signal.SIGTERM, self._before)
+            sys.exit(128 + signal.SIGTERM)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self._received = True
+        signal.signal(signal.SIGTERM, self._before)
