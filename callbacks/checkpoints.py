@@ -65,6 +65,16 @@ class Checkpoints(CheckpointSaver):
                 if epoch <= now.epoch.value and batch <= now.batch.value
             ]
 
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        super().batch_checkpoint(state, logger)
+        if self._stop is not None:
+            self._stop.end_if_asked(state, Event.BATCH_CHECKPOINT)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        super().epoch_checkpoint(state, logger)
+        if self._stop is not None:
+            self._stop.end_if_asked(state, Event.EPOCH_CHECKPOINT)
+
     def _is_due(self, state: State, event: Event) -> bool:
         scheduled = self._scheduled(state, event)
         return scheduled or (self._stop is not None and self._stop.asked(state, event))

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import torch
+from composer.callbacks import CheckpointSaver
 from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
@@ -16,7 +17,7 @@ class StopOnSigterm(Callback):
     """Ends training after SIGTERM, at the next moment at which checkpoints are taken.
 
     Whoever saves asks :meth:`asked` whether to do so first. A second SIGTERM ends at once, as does
-    one outside of training. It must be the last callback.
+    one outside of training.
     """
 
     def __init__(self) -> None:
@@ -40,18 +41,23 @@ class StopOnSigterm(Callback):
         return self._decided[1]
 
     def fit_start(self, state: State, logger: Logger) -> None:
+        # llm-foundry lets savers of checkpoints come last; where there is one, it ends the run.
+        self._ends = not any(isinstance(c, CheckpointSaver) for c in state.callbacks)
         self._before = signal.signal(signal.SIGTERM, self._receive)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        self._end_if_asked(state, Event.BATCH_CHECKPOINT)
+        if self._ends:
+            self.end_if_asked(state, Event.BATCH_CHECKPOINT)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        self._end_if_asked(state, Event.EPOCH_CHECKPOINT)
+        if self._ends:
+            self.end_if_asked(state, Event.EPOCH_CHECKPOINT)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         signal.signal(signal.SIGTERM, self._before)
 
-    def _end_if_asked(self, state: State, event: Event) -> None:
+    def end_if_asked(self, state: State, event: Event) -> None:
+        """End the process in order, with the status of SIGTERM."""
         if self.asked(state, event):
             signal.signal(signal.SIGTERM, self._before)
             sys.exit(128 + signal.SIGTERM)

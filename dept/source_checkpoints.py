@@ -62,7 +62,8 @@ class SourceCheckpoints(Callback):
         for callback in state.callbacks:
             if isinstance(callback, Checkpoints):
                 callback.save_interval = self._is_saving  # one decision for all that is written
-        self.dept.keep_local_models = self.in_mid_round
+        # Not only for a run that saves in mid-round: SIGTERM may ask for that at any batch.
+        self.dept.keep_local_models = True
 
     def after_load(self, state: State, logger: Logger) -> None:
         if self.dept.workers.leads:

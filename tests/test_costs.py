@@ -111,7 +111,8 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
         optimizer.zero_grad()
         model.loss(torch.randint(len(held), (2, 9))).backward()
         optimizer.step()
-        reduction.add(slots.finish(), Share(1.0, slots.rows(source)))
+        shared = slots.finish()
+        reduction.add(shared, Share(1.0, slots.rows(source)))
     memory = dept_memory(
         shared=sum(value.numel() for value in slots.start.values()),
         private=local - slots.handed_over("a"),
@@ -123,7 +124,7 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
     )
     assert memory["start"] == size_of(slots.start)
     assert memory["sums"] == size_of(reduction._sums)
-    kept = size_of(slots.private.get("a", {}))
+    kept = size_of(shared) + size_of(slots.private.get("a", {}))
     kept += sum(size_of(state) for state in slots.inner["a"].values())
     assert memory["kept_per_source"] == kept
     stepper = OuterOptimizer(outer)

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dept.options import ConfigError
-from dept.run_folder import checkpoint_name, recover, refuse_other_settings
+from dept.run_folder import checkpoint_name, hold, recover, refuse_other_settings
 from dept.source_files import SourceFiles
 
 
@@ -102,3 +102,12 @@ def test_where_data_is_cached_may_change_and_how_it_is_shuffled_may_not(tmp_path
     refuse_other_settings({"train_loader": {"block_shards": 16, "cache_limit": 5}}, stored)
     with pytest.raises(ConfigError, match=r"train_loader.block_shards = 16, the yaml says 8"):
         refuse_other_settings({"train_loader": {**loader, "block_shards": 8}}, stored)
+
+
+def test_a_run_is_held_by_one_job_at_a_time(tmp_path):
+    with (
+        hold(tmp_path / "run"),
+        pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"),
+    ):
+        hold(tmp_path / "run", wait=0.0)
+    hold(tmp_path / "run", wait=0.0).close()

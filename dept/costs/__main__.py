@@ -30,7 +30,7 @@ Of the model that a worker trains, for a source of mean size. In float32, withou
   |V_k|        * measured in data/<corpus>, the others as the yaml states them
   memory       weights, gradients and state of the inner optimizer
   DEPT adds    the start of the round, sums of local models, state of the outer optimizer
-  kept/source  on the CPU between the slots of a source: its embedding, and inner state
+  kept/source  on the CPU: a source's embedding, inner state, and local model until the round ends
   per step     parameters that a worker hands over, divided by its local steps
   fewer        how many times less that is than STD's, all gradients of the model for all tokens"""
 MEMORY = ("memory", "DEPT adds", "kept/source")

@@ -40,7 +40,8 @@ class Memory:
             state has gone.)
         outer_state: of the outer optimizer.
         kept_per_source: on the CPU, between the slots of a source: its private embedding, and the
-            inner state of that, or of the whole model with ``inner_state: keep``.
+            inner state of that, or of the whole model with ``inner_state: keep``; and until the
+            round ends its local model, for checkpoints in mid-round.
     """
 
     weights: int
@@ -108,7 +109,7 @@ def dept_memory(
         "start": WORD * shared,
         "sums": 2 * WORD * shared if slots > 1 else 0,
         "outer_state": WORD * shared * state_numbers("algorithms.dept.outer_optimizer", outer),
-        "kept_per_source": WORD * (private + inner * (local if keep_inner_state else private)),
+        "kept_per_source": WORD * (local + inner * (local if keep_inner_state else private)),
     }
 
 
