@@ -136,14 +136,7 @@ class TrainedRun:
         if name == GLOBAL or variant is None:
             tokenizer = self._global_tokenizer()
             return self._assembled(GLOBAL, self.trained.parameters, tokenizer, (), None)
-        own = variant.vocabulary is Vocabulary.OWN
-        prepared = self.corpus.source(name, name if own else GLOBAL)
-        assert self.trained.identity is not None
-        if prepared.tokenizer_hash != self.trained.identity["tokenizers"][name]:
-            raise ConfigError(
-                f"{self.trained.path} was trained on {name} with another tokenizer than corpus "
-                f"{self.corpus.name} has: prepare the corpus as it was"
-            )
+        prepared = self.prepared(name)
         whole = AutoTokenizer.from_pretrained(self.corpus.tokenizers[prepared.tokenizer].path)
         values = dict(self.trained.parameters)
         if not variant.has_global_embedding:
@@ -163,6 +156,23 @@ class TrainedRun:
             values[key] = torch.cat([held, held[[unknown_row] * extra]])
         untrained = tuple(range(len(rows), len(rows) + extra))
         return self._assembled(name, values, tokenizer, untrained, prepared)
+
+    def prepared(self, name: str) -> PreparedSource:
+        """A source of a run of DEPT, in the tokens that the run has it in.
+
+        Raises:
+            ConfigError: the corpus was prepared with another tokenizer than the run.
+            DataError: the corpus is missing.
+        """
+        assert self.trained.identity is not None
+        own = VARIANTS[self.trained.identity["variant"]].vocabulary is Vocabulary.OWN
+        prepared = self.corpus.source(name, name if own else GLOBAL)
+        if prepared.tokenizer_hash != self.trained.identity["tokenizers"][name]:
+            raise ConfigError(
+                f"{self.trained.path} was trained on {name} with another tokenizer than corpus "
+                f"{self.corpus.name} has: prepare the corpus as it was"
+            )
+        return prepared
 
     @cached_property
     def _roles(self) -> dict[str, Role]:
