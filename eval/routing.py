@@ -209,7 +209,9 @@ def measure(
 
 def table(found: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     """Per cent of right picks, the pieces they are of, and what a source is most often taken for."""
-    view = Table(title=title, caption="right picks in per cent; n: pieces; in brackets: most taken for")
+    view = Table(
+        title=title, caption="right picks in per cent; n: pieces; in brackets: most taken for"
+    )
     view.add_column("source")
     columns = [(length, rule) for length, rules in found.items() for rule in rules]
     for length in found:

@@ -244,9 +244,8 @@ def load(
     Raises:
         ConfigError: there is nothing, or no such embedding; an external model has none to choose.
     """
-    folder = Path(path)
-    if folder.is_file() or (folder.is_dir() and not (folder / "config.json").is_file()):
-        return TrainedRun(folder, root).model(source)
+    if is_checkpoint(path):
+        return TrainedRun(path, root).model(source)
     if source is not None:
         raise ConfigError(f"{path} is no checkpoint, and has one embedding: leave --source out")
     try:
@@ -257,4 +256,10 @@ def load(
             f"{path} is no checkpoint and no model of transformers that can be read "
             f"({str(error).splitlines()[0]})"
         ) from error
-    return SourceModel(folder.name, model, tokenizer)
+    return SourceModel(Path(path).name, model, tokenizer)
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether it is one of ours, or a folder of them; else transformers is to find it."""
+    path = Path(path)
+    return path.is_file() or (path.is_dir() and not (path / "config.json").is_file())
