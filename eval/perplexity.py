@@ -34,7 +34,7 @@ from eval.validation_text import Document, documents
 if TYPE_CHECKING:
     from eval.compared_models import Compared
 
-BYTES = 100_000
+BYTES = 30_000
 
 Matrix = dict[str, dict[str, dict[str, float]]]
 """By text, then by embedding: what a :class:`eval.scoring.Score` says."""
