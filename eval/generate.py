@@ -109,7 +109,9 @@ def continuation(source: SourceModel, prompt: str, sampling: Sampling) -> str:
         )
         given = torch.tensor([window], device=source.model.device)
         mask = torch.ones_like(given)
-        out = source.model.generate(given, attention_mask=mask, generation_config=config)
+        out = source.model.generate(
+            given, attention_mask=mask, generation_config=config, use_model_defaults=False
+        )
         ids += out[0, len(window) :].tolist()
     how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     before, whole = tokenizer.decode(ids[1:begin], **how), tokenizer.decode(ids[1:], **how)

@@ -202,6 +202,9 @@ class TrainedRun:
         values = {key.removeprefix("model."): value for key, value in parameters.items()}
         embedding = next(k for k, role in self._roles.items() if role is Role.TOKENS)
         model = build(self.trained.model_config, len(parameters[embedding]))
+        if model.config.tie_word_embeddings:
+            for key in model._tied_weights_keys or ():
+                values.pop(key, None)  # the matrix by another name, which is not the source's
         missing, unexpected = model.load_state_dict(values, strict=False)
         missing = [key for key in missing if key not in (model._tied_weights_keys or ())]
         if missing or unexpected:

@@ -86,6 +86,22 @@ def test_a_greedy_continuation_is_that_of_plain_torch(spec):
     assert text == tokenizer.decode(written, skip_special_tokens=True)
 
 
+def test_another_architecture_is_generated_and_scored_alike(prepared, tmp_path, capsys):
+    """A Llama's checkpoint names its one matrix twice, and only one is the source's."""
+    train(prepared, "dept_spec_llama", "run_name=llama", "max_duration=1ep")
+    checkpoints = f"{prepared}/runs/llama/checkpoints"
+    few = ["--max-new-tokens", "40", "--temperature", "0"]
+    capsys.readouterr()
+    assert generate.main([checkpoints, "--prompt", CODE, *few]) == 0
+    assert capsys.readouterr().out.startswith("source: code (unigram rule: ")
+    assert perplexity.main([checkpoints, "--bytes", "2000", "--out", f"{tmp_path}"]) == 0
+    source = TrainedRun(checkpoints).model("code")
+    assert source.model.get_input_embeddings().weight is source.model.get_output_embeddings().weight
+    private = TrainedRun(checkpoints).private["code"]
+    (matrix,) = (value for name, value in private.items() if "embed_tokens" in name)
+    assert torch.equal(source.model.get_input_embeddings().weight, matrix)
+
+
 def test_generate_takes_prompts_and_models_of_all_kinds(spec, externals, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("The 漢字 of\n"))
     few = ["--max-new-tokens", "5", "--top-k", "5", "--top-p", "0.9"]
