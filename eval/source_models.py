@@ -136,14 +136,7 @@ class TrainedRun:
         if name == GLOBAL or variant is None:
             tokenizer = self._global_tokenizer()
             return self._assembled(GLOBAL, self.trained.parameters, tokenizer, (), None)
-        own = variant.vocabulary is Vocabulary.OWN
-        prepared = self.corpus.source(name, name if own else GLOBAL)
-        assert self.trained.identity is not None
-        if prepared.tokenizer_hash != self.trained.identity["tokenizers"][name]:
-            raise ConfigError(
-                f"{self.trained.path} was trained on {name} with another tokenizer than corpus "
-                f"{self.corpus.name} has: prepare the corpus as it was"
-            )
+        prepared = self.prepared(name)
         whole = AutoTokenizer.from_pretrained(self.corpus.tokenizers[prepared.tokenizer].path)
         values = dict(self.trained.parameters)
         if not variant.has_global_embedding:
@@ -163,6 +156,23 @@ class TrainedRun:
             values[key] = torch.cat([held, held[[unknown_row] * extra]])
         untrained = tuple(range(len(rows), len(rows) + extra))
         return self._assembled(name, values, tokenizer, untrained, prepared)
+
+    def prepared(self, name: str) -> PreparedSource:
+        """A source of a run of DEPT, in the tokens that the run has it in.
+
+        Raises:
+            ConfigError: the corpus was prepared with another tokenizer than the run.
+            DataError: the corpus is missing.
+        """
+        assert self.trained.identity is not None
+        own = VARIANTS[self.trained.identity["variant"]].vocabulary is Vocabulary.OWN
+        prepared = self.corpus.source(name, name if own else GLOBAL)
+        if prepared.tokenizer_hash != self.trained.identity["tokenizers"][name]:
+            raise ConfigError(
+                f"{self.trained.path} was trained on {name} with another tokenizer than corpus "
+                f"{self.corpus.name} has: prepare the corpus as it was"
+            )
+        return prepared
 
     @cached_property
     def _roles(self) -> dict[str, Role]:
@@ -192,6 +202,9 @@ class TrainedRun:
         values = {key.removeprefix("model."): value for key, value in parameters.items()}
         embedding = next(k for k, role in self._roles.items() if role is Role.TOKENS)
         model = build(self.trained.model_config, len(parameters[embedding]))
+        if model.config.tie_word_embeddings:
+            for key in model._tied_weights_keys or ():
+                values.pop(key, None)  # the matrix by another name, which is not the source's
         missing, unexpected = model.load_state_dict(values, strict=False)
         missing = [key for key in missing if key not in (model._tied_weights_keys or ())]
         if missing or unexpected:
@@ -234,9 +247,8 @@ def load(
     Raises:
         ConfigError: there is nothing, or no such embedding; an external model has none to choose.
     """
-    folder = Path(path)
-    if folder.is_file() or (folder.is_dir() and not (folder / "config.json").is_file()):
-        return TrainedRun(folder, root).model(source)
+    if is_checkpoint(path):
+        return TrainedRun(path, root).model(source)
     if source is not None:
         raise ConfigError(f"{path} is no checkpoint, and has one embedding: leave --source out")
     try:
@@ -247,4 +259,10 @@ def load(
             f"{path} is no checkpoint and no model of transformers that can be read "
             f"({str(error).splitlines()[0]})"
         ) from error
-    return SourceModel(folder.name, model, tokenizer)
+    return SourceModel(Path(path).name, model, tokenizer)
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether it is one of ours, or a folder of them; else transformers is to find it."""
+    path = Path(path)
+    return path.is_file() or (path.is_dir() and not (path / "config.json").is_file())

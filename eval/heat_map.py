@@ -1,0 +1,63 @@
+"""Bits per byte of texts under models, drawn: each row in shades of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from eval.report import drawing
+
+_CELL = (0.78, 0.42)  # inches
+_LABELS = (2.2, 1.9)  # inches for names, title and scale
+_MOST = 4.0  # times the lowest of a row: what is above has the palest shade
+
+
+def heat_map(rows: Mapping[str, Mapping[str, float]], title: str, columns: str) -> bytes:
+    """A PNG; the same bytes from the same figures.
+
+    Texts differ too much in what a byte of them costs for one scale, so a shade says how many times
+    the lowest figure of the row a figure is.
+
+    Args:
+        rows: by text, then by what it was scored with; all have the same columns.
+        title: of the figure.
+        columns: what the columns are.
+    """
+    names = list(next(iter(rows.values())))
+    figures = np.array([[row[name] for name in names] for row in rows.values()])
+    ratio = figures / figures.min(axis=1, keepdims=True)
+    with drawing.style():
+        width = max(len(names) * _CELL[0] + _LABELS[0], 5.5)
+        figure = Figure(figsize=(width, len(rows) * _CELL[1] + _LABELS[1]), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        shades = axes.imshow(ratio, cmap="Blues_r", norm="log", vmin=1, vmax=_MOST, aspect="auto")
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_xlabel(columns)
+        axes.set_ylabel("text")
+        axes.tick_params(length=0)
+        axes.grid(False)
+        for side in axes.spines.values():
+            side.set_visible(False)
+        for (row, column), value in np.ndenumerate(figures):
+            dark = ratio[row, column] < _MOST**0.5
+            lowest = ratio[row, column] == 1
+            axes.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                color="white" if dark else "black",
+                fontweight="bold" if lowest else "normal",
+                fontsize=9,
+            )
+        scale = figure.colorbar(shades, ax=axes, extend="max", pad=0.02)
+        scale.set_ticks([1, 1.5, 2, 3, 4], labels=["1", "1.5", "2", "3", "4"])
+        scale.ax.minorticks_off()
+        scale.set_label("times the lowest of the row")
+        return drawing.png(figure, title)

@@ -1,0 +1,299 @@
+"""Bits per byte of every source's text under every embedding, and under models from elsewhere:
+
+    python eval/perplexity.py CHECKPOINT [--corpus NAME] [--out DIR]
+    python eval/perplexity.py CHECKPOINT CHECKPOINT DIRECTORY HUB/NAME [--tokens HUB/NAME=300e9]
+
+prints and saves the matrix of texts and embeddings, with a heat map; and if there are several
+models, a table of them all. Text is that of the validation split, held-out sources too, read by
+each model's own tokenizer. A checkpoint with an embedding for each source is listed with the
+source's own, and on other text with the global one, or with the best it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
+    sys.path.insert(0, REPOSITORY)
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from data_prep.files import write_atomic, write_json
+from dept.corpus import GLOBAL, PreparedCorpus, read_corpus
+from dept.costs.__main__ import number
+from dept.options import ConfigError
+from eval.output import refuse_to_overwrite
+from eval.validation_text import Document, documents
+
+if TYPE_CHECKING:
+    from eval.compared_models import Compared
+
+BYTES = 30_000
+
+Matrix = dict[str, dict[str, dict[str, float]]]
+"""By text, then by embedding: what a :class:`eval.scoring.Score` says."""
+
+
+def measure(
+    model: Compared,
+    texts: Mapping[str, Sequence[Document]],
+    context: int | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Every text under every embedding of one model; one embedding is in memory at a time.
+
+    Args:
+        model: to score with.
+        texts: by source.
+        context: tokens of a window, if fewer than the model's own.
+        device: of torch.
+
+    Returns:
+        ``path``, ``tokens`` (trained on, or ``None``), ``context``, ``parameters`` (by embedding)
+        and ``matrix``.
+    """
+    from eval.scoring import Scorer
+
+    matrix: Matrix = {name: {} for name in texts}
+    parameters, length = {}, 0
+    console = Console(stderr=True)
+    progress = {"console": console, "transient": True, "disable": not console.is_terminal}
+    for embedding in track(model.embeddings, model.name, **progress):
+        source = model.model(embedding)
+        source.model.to(device)
+        scorer = Scorer(source, context)
+        parameters[embedding], length = source.parameters, scorer.context
+        for name, given in texts.items():
+            score = scorer.documents([d.text for d in given], [d.whole for d in given])
+            matrix[name][embedding] = {
+                "bits_per_byte": score.bits_per_byte,
+                "nats": score.nats,
+                "tokens": score.tokens,
+                "bytes": score.bytes,
+                "unknown_bytes": score.unknown_bytes,
+            }
+    return {
+        "path": model.path,
+        "tokens": model.tokens,
+        "context": length,
+        "parameters": parameters,
+        "matrix": matrix,
+    }
+
+
+def bits(matrix: Matrix) -> dict[str, dict[str, float]]:
+    """The bits per byte of a matrix alone."""
+    return {
+        name: {embedding: cell["bits_per_byte"] for embedding, cell in row.items()}
+        for name, row in matrix.items()
+    }
+
+
+def embedding_for(source: str, row: Mapping[str, float]) -> str:
+    """The embedding that a model is listed with for a source's text.
+
+    Its own; else the global one; else the one with the lowest figure, which is then a choice that
+    the text itself made.
+    """
+    for name in (source, GLOBAL):
+        if name in row:
+            return name
+    return min(row, key=row.__getitem__)
+
+
+def listed(matrix: Matrix) -> dict[str, dict[str, Any]]:
+    """By text: the embedding that a model is listed with, and its bits per byte."""
+    chosen = {name: (embedding_for(name, row), row) for name, row in bits(matrix).items()}
+    return {
+        name: {"embedding": embedding, "bits_per_byte": row[embedding]}
+        for name, (embedding, row) in chosen.items()
+    }
+
+
+def matrix_table(name: str, matrix: Matrix, corpus: PreparedCorpus) -> Table:
+    """Rows are texts, held-out ones below, columns embeddings; the lowest of a row is bold."""
+    rows = bits(matrix)
+    embeddings = list(next(iter(rows.values())))
+    view = Table(title=f"{name}: bits per byte of texts (rows) under embeddings (columns)")
+    view.add_column("text")
+    for embedding in embeddings:
+        view.add_column(embedding, justify="right")
+    for sources, note in ((corpus.sources, ""), (corpus.held_out, " (held out)")):
+        for source in sources:
+            lowest = min(rows[source].values())
+            figures = (_bold(rows[source][e], lowest) for e in embeddings)
+            view.add_row(f"{source}{note}", *figures)
+        view.add_section()
+    return view
+
+
+def models_table(found: Mapping[str, Mapping[str, Any]], corpus: PreparedCorpus) -> Table:
+    """Rows are texts and what is known of models, columns models; the lowest of a row is bold."""
+    view = Table(
+        title=f"{corpus.name}: bits per byte", caption="*: of its embeddings the best for this text"
+    )
+    view.add_column("text")
+    for name in found:
+        view.add_column(name, justify="right", overflow="fold")
+    counts = [list(model["parameters"].values()) for model in found.values()]
+    view.add_row("parameters", *(number(sum(c) / len(c)) for c in counts))
+    tokens = [model["tokens"] for model in found.values()]
+    view.add_row("tokens trained", *("unknown" if n is None else number(n) for n in tokens))
+    view.add_row("context", *(f"{model['context']}" for model in found.values()))
+    view.add_section()
+    chosen = {name: listed(model["matrix"]) for name, model in found.items()}
+    for sources, note in ((corpus.sources, ""), (corpus.held_out, " (held out)")):
+        if not sources:
+            continue
+        for source in sources:
+            cells = [row[source] for row in chosen.values()]
+            lowest = min(cell["bits_per_byte"] for cell in cells)
+            marks = ["" if _is_fixed(source, name, found) else "*" for name in found]
+            figures = [_bold(cell["bits_per_byte"], lowest) for cell in cells]
+            view.add_row(f"{source}{note}", *(f + m for f, m in zip(figures, marks, strict=True)))
+        means = [
+            sum(row[source]["bits_per_byte"] for source in sources) / len(sources)
+            for row in chosen.values()
+        ]
+        view.add_row(f"average{note}", *(_bold(mean, min(means)) for mean in means))
+        view.add_section()
+    return view
+
+
+def _is_fixed(source: str, name: str, found: Mapping[str, Mapping[str, Any]]) -> bool:
+    row = found[name]["matrix"][source]
+    return len(row) == 1 or source in row or GLOBAL in row
+
+
+def _bold(value: float, lowest: float) -> str:
+    return f"[bold]{value:.3f}[/bold]" if value == lowest else f"{value:.3f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print and save; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python eval/perplexity.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "models",
+        nargs="+",
+        help="a checkpoint or runs/<run_name>/checkpoints, a transformers directory, a hub name",
+    )
+    parser.add_argument("--corpus", help="a prepared one (default: that of the first checkpoint)")
+    parser.add_argument("--out", type=Path, help="folder (default: <run>/perplexity of the first)")
+    parser.add_argument(
+        "--bytes",
+        type=int,
+        default=BYTES,
+        help=f"of text of each source, evenly over its documents ({BYTES})",
+    )
+    parser.add_argument("--context", type=int, help="tokens at a time (default: the model's own)")
+    parser.add_argument(
+        "--tokens",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="that a model was trained on",
+    )
+    parser.add_argument("--root", type=Path, help="where data/ and tokenizers/ are")
+    parser.add_argument("--device", default="cpu", help="of torch (cpu)")
+    parser.add_argument("--force", action="store_true", help="write over what is there")
+    options = parser.parse_args(arguments)
+    if options.bytes < 1:
+        parser.error("--bytes is 1 or more")
+    try:
+        found, corpus, folder = _measured(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    _show(found, corpus)
+    _save(found, corpus, options.bytes, folder)
+    return 0
+
+
+def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], PreparedCorpus, Path]:
+    from eval.compared_models import compared
+
+    models = compared(options.models, dict(map(_tokens, options.tokens)), options.root)
+    runs = [model.run for model in models if model.run is not None]
+    if options.corpus:
+        corpus = read_corpus(options.root or ".", options.corpus)
+    elif runs:
+        corpus = runs[0].corpus
+    else:
+        raise ConfigError("no model is a checkpoint, which would name its corpus: give --corpus")
+    folder = options.out
+    if folder is None:
+        if models[0].run is None:
+            raise ConfigError(f"{models[0].path} has no folder of a run to write to: give --out")
+        folder = models[0].run.trained.path.parent.parent / "perplexity"
+    refuse_to_overwrite(folder / "perplexity.json", options.force)
+    texts = {s: documents(corpus, s, options.bytes) for s in corpus.sources + corpus.held_out}
+    found = {m.name: measure(m, texts, options.context, options.device) for m in models}
+    return found, corpus, folder
+
+
+def _tokens(argument: str) -> tuple[str, float]:
+    name, _, count = argument.rpartition("=")
+    try:
+        value = float(count)
+    except ValueError:
+        value = 0.0
+    if not name or not value > 0:
+        raise ConfigError(f"--tokens {argument} is not NAME=N, as in pythia-160m=300e9")
+    return name, value
+
+
+def _show(found: Mapping[str, Mapping[str, Any]], corpus: PreparedCorpus) -> None:
+    console = Console(width=None if Console().is_terminal else 120)
+    for name, model in found.items():
+        if len(found) == 1 or len(model["parameters"]) > 1:
+            console.print(matrix_table(name, model["matrix"], corpus))
+    if len(found) > 1:
+        console.print(models_table(found, corpus))
+
+
+def _save(
+    found: Mapping[str, Mapping[str, Any]], corpus: PreparedCorpus, limit: int, folder: Path
+) -> None:
+    from eval.heat_map import heat_map
+
+    written = []
+    for name, model in found.items():
+        if len(model["parameters"]) > 1:
+            written.append(folder / f"{name.replace('/', '--')}.png")
+            title = f"{name}: bits per byte of {corpus.name}"
+            write_atomic(
+                written[-1], heat_map(_labelled(bits(model["matrix"]), corpus), title, "embedding")
+            )
+    chosen = {name: listed(model["matrix"]) for name, model in found.items()}
+    if len(found) > 1:
+        rows = {
+            source: {name: row[source]["bits_per_byte"] for name, row in chosen.items()}
+            for source in corpus.sources + corpus.held_out
+        }
+        written.append(folder / "models.png")
+        title = f"bits per byte of {corpus.name}"
+        write_atomic(written[-1], heat_map(_labelled(rows, corpus), title, "model"))
+    models = {name: {**model, "listed": chosen[name]} for name, model in found.items()}
+    content = {"corpus": corpus.name, "bytes_of_a_source": limit, "models": models}
+    written.append(folder / "perplexity.json")
+    write_json(written[-1], content)
+    print(*written, sep="\n")
+
+
+def _labelled(rows: dict[str, Any], corpus: PreparedCorpus) -> dict[str, Any]:
+    held_out = set(corpus.held_out)
+    return {f"{n} (held out)" if n in held_out else n: row for n, row in rows.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""Which source a text is of, so that it meets the tokenizer and embedding that know it best:
+
+    python eval/routing.py CHECKPOINT [--lengths 100 500] [--pieces 200] [--out FILE]
+    python eval/routing.py --corpus NAME [--own]
+
+measures how often the right one is picked, on pieces of validation text. Two rules: `unigram`, the
+paper's, by the lowest cross-entropy under counts of training tokens, which needs no model (hence
+the second form); and `model`, by the lowest cross-entropy under the trained models. Both are per
+byte, so that tokenizers can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
+    sys.path.insert(0, REPOSITORY)
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.files import write_json
+from dept.corpus import GLOBAL, PreparedCorpus, PreparedSource, read_corpus
+from dept.options import ConfigError
+from eval.validation_text import documents, pieces
+
+if TYPE_CHECKING:
+    from eval.source_models import TrainedRun
+
+RULES = ("unigram", "model")
+
+
+def unigram_log_probabilities(counts: np.ndarray) -> np.ndarray:
+    """Log of ``(count_v + a) / (n + a V)``, where ``a = n_1 / V``, and ``n_1`` tokens occur once.
+
+    What is left for unseen tokens is then ``n_1 / (n + n_1)``, the estimate of Good and Turing
+    (Good 1953). With ``a = 1`` (``dept/corpus.py``, for the cross-entropy of one source) a source
+    of little text would leave more of it the larger the vocabulary, and be blind; and be taken for
+    the source of whatever none knows.
+
+    Args:
+        counts: int64[V], of training tokens.
+
+    Returns:
+        float64[V], in nats.
+    """
+    counts = np.asarray(counts, np.float64)
+    once = max(float((counts == 1).sum()), 1.0)
+    return np.log((counts + once / len(counts)) / (counts.sum() + once))
+
+
+def rank(figures: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Sources from the most fitting to the least: by ascending bits per byte, then as they come."""
+    return sorted(figures.items(), key=lambda item: item[1])
+
+
+class Router(Protocol):
+    """One of the rules, ready to judge."""
+
+    names: list[str]
+
+    def bits_per_byte(self, texts: Sequence[str]) -> np.ndarray:
+        """float64[len(names), len(texts)]; the lowest of a column is the one to pick."""
+
+
+class UnigramRouter:
+    """The paper's rule (section 3): the lowest unigram cross-entropy, here per byte.
+
+    Args:
+        corpus: of the sources, for its tokenizers.
+        sources: to choose among, each in the tokens of its tokenizer.
+    """
+
+    def __init__(self, corpus: PreparedCorpus, sources: Sequence[PreparedSource]) -> None:
+        from transformers import AutoTokenizer
+
+        from eval.spelling import Speller
+
+        self.names = [source.name for source in sources]
+        self._tokenizers = [source.tokenizer for source in sources]
+        self._spellers = {
+            name: Speller(AutoTokenizer.from_pretrained(corpus.tokenizers[name].path))
+            for name in dict.fromkeys(self._tokenizers)
+        }
+        self._log_p = [unigram_log_probabilities(source.counts()) for source in sources]
+
+    def bits_per_byte(self, texts: Sequence[str]) -> np.ndarray:
+        """See :class:`Router`."""
+        from eval.scoring import UNKNOWN_BYTE
+
+        spelled = {name: speller.spell(texts) for name, speller in self._spellers.items()}
+        return np.array(
+            [
+                [
+                    (s.unknown_bytes * UNKNOWN_BYTE - log_p[s.ids].sum()) / s.bytes / math.log(2)
+                    for s in spelled[tokenizer]
+                ]
+                for log_p, tokenizer in zip(self._log_p, self._tokenizers, strict=True)
+            ]
+        )
+
+
+class ModelRouter:
+    """The lowest bits per byte of the models themselves; one is in memory at a time.
+
+    Args:
+        run: with embeddings of sources.
+        device: of torch.
+    """
+
+    def __init__(self, run: TrainedRun, device: str = "cpu") -> None:
+        self.names = candidates(run)
+        self._run, self._device = run, device
+
+    def bits_per_byte(self, texts: Sequence[str]) -> np.ndarray:
+        """See :class:`Router`."""
+        from eval.scoring import Scorer
+
+        rows = []
+        for name in self.names:
+            source = self._run.model(name)
+            source.model.to(self._device)
+            rows.append([score.bits_per_byte for score in Scorer(source).texts(texts)])
+        return np.array(rows)
+
+
+def candidates(run: TrainedRun) -> list[str]:
+    """The sources that a run has embeddings for; the global embedding is none to choose.
+
+    Raises:
+        ConfigError: it has no other.
+    """
+    names = [name for name in run.names if name != GLOBAL]
+    if not names:
+        raise ConfigError(
+            f"{run.trained.path} has one embedding for all text: there is nothing to choose"
+        )
+    return names
+
+
+def router_of(run: TrainedRun, rule: str, device: str = "cpu") -> Router:
+    """The rule of that name for the sources of a run."""
+    if rule == "model":
+        return ModelRouter(run, device)
+    return UnigramRouter(run.corpus, [run.prepared(name) for name in candidates(run)])
+
+
+def confusion(router: Router, texts: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
+    """By source, how often each was picked for its texts, the most frequent first."""
+    every = [text for given in texts.values() for text in given]
+    picked = router.bits_per_byte(every).argmin(axis=0)
+    found, place = {}, 0
+    for name, given in texts.items():
+        here = Counter(router.names[i] for i in picked[place : place + len(given)])
+        found[name] = dict(here.most_common())
+        place += len(given)
+    return found
+
+
+def validation_pieces(
+    corpus: PreparedCorpus, names: Sequence[str], size: int, most: int
+) -> dict[str, list[str]]:
+    """Pieces of the validation text of each source: evenly over all there are, ``most`` at most."""
+    found = {}
+    for name in names:
+        every = [p for d in documents(corpus, name) for p in pieces(d.text, size)]
+        if not every:
+            raise ConfigError(
+                f"no validation document of {name} has {size} bytes: give smaller --lengths"
+            )
+        places = np.linspace(0, len(every) - 1, min(most, len(every))).round().astype(int)
+        found[name] = [every[place] for place in places]
+    return found
+
+
+def accuracy(found: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
+    """Share of right picks by source, from :func:`confusion`."""
+    return {name: row.get(name, 0) / sum(row.values()) for name, row in found.items()}
+
+
+def measure(
+    corpus: PreparedCorpus, routers: Mapping[str, Router], lengths: Sequence[int], most: int
+) -> dict[str, dict[str, Any]]:
+    """Accuracies by length and rule.
+
+    Returns:
+        ``{length: {rule: {accuracy, average, confusion}}}``; the average is over sources.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for length in lengths:
+        names = next(iter(routers.values())).names
+        texts = validation_pieces(corpus, names, length, most)
+        found[str(length)] = {}
+        for rule, router in routers.items():
+            rows = confusion(router, texts)
+            by_source = accuracy(rows)
+            average = sum(by_source.values()) / len(by_source)
+            content = {"accuracy": by_source, "average": average, "confusion": rows}
+            found[str(length)][rule] = content
+    return found
+
+
+def table(found: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """Per cent of right picks, of how many, and what a source is most often taken for."""
+    view = Table(
+        title=title, caption="right picks in per cent; n: pieces; in brackets: most taken for"
+    )
+    view.add_column("source")
+    for length in found:
+        view.add_column(f"n {length}", justify="right")
+        for rule in found[length]:
+            view.add_column(f"{rule}, {length} bytes")
+    some = next(iter(next(iter(found.values())).values()))
+    for name in some["confusion"]:
+        cells = []
+        for rules in found.values():
+            some = next(iter(rules.values()))
+            cells.append(str(sum(some["confusion"][name].values())))
+            for result in rules.values():
+                cells.append(_cell(name, result))
+        view.add_row(name, *cells)
+    view.add_section()
+    averages = []
+    for rules in found.values():
+        averages += ["", *(f"{100 * result['average']:5.1f}" for result in rules.values())]
+    view.add_row("average", *averages)
+    return view
+
+
+def _cell(name: str, result: Mapping[str, Any]) -> str:
+    wrong = [other for other in result["confusion"][name] if other != name]
+    return f"{100 * result['accuracy'][name]:5.1f}" + (f" ({wrong[0]})" if wrong else "")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python eval/routing.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", nargs="?", help="a file, or runs/<run_name>/checkpoints")
+    parser.add_argument("--corpus", help="a prepared corpus: the unigram rule alone")
+    parser.add_argument("--own", action="store_true", help="in the sources' own tokenizers")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
+    parser.add_argument("--lengths", nargs="+", type=int, default=[100, 500], help="UTF-8 bytes")
+    parser.add_argument("--pieces", type=int, default=200, help="of a source, at most (200)")
+    parser.add_argument("--root", type=Path, help="where data/ and tokenizers/ are")
+    parser.add_argument("--device", default="cpu", help="of torch (cpu)")
+    parser.add_argument("--out", type=Path, help="JSON (default: routing.json of the run's folder)")
+    parser.add_argument("--force", action="store_true", help="write over what is there")
+    options = parser.parse_args(arguments)
+    if bool(options.checkpoint) == bool(options.corpus):
+        parser.error("name a checkpoint, or a corpus with --corpus")
+    if min([*options.lengths, options.pieces]) < 1:
+        parser.error("--lengths and --pieces are 1 or more")
+    try:
+        found, where = _measured(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    Console(width=None if Console().is_terminal else 120).print(
+        table(found, f"routing: {options.checkpoint or options.corpus}")
+    )
+    if where:
+        write_json(where, found)
+        print(where)
+    return 0
+
+
+def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]:
+    from eval.output import refuse_to_overwrite
+
+    where = options.out
+    if options.corpus:
+        corpus = read_corpus(options.root or ".", options.corpus)
+        named = [(name, name if options.own else GLOBAL) for name in corpus.sources]
+        sources = [corpus.source(*pair) for pair in named]
+        refuse_to_overwrite(where, options.force)
+        routers: dict[str, Router] = {"unigram": UnigramRouter(corpus, sources)}
+    else:
+        from eval.source_models import TrainedRun
+
+        run = TrainedRun(options.checkpoint, options.root)
+        where = where or run.trained.path.parent.parent / "routing.json"
+        refuse_to_overwrite(where, options.force)
+        corpus = run.corpus
+        routers = {rule: router_of(run, rule, options.device) for rule in options.rules}
+    return measure(corpus, routers, options.lengths, options.pieces), where
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Bits per byte of raw text under a model: figures that may be compared between tokenizers.
+
+Text is read as in training: an end-of-text token before each document, tokens in a row, cut into
+windows of the model's context. A window begins with the last token of the one before, so each token
+is predicted once, from at least one other. Training's own evaluation cuts windows apart and lets
+their first token cost the mean of the others (``callbacks/source_metrics.py``): the expected figure
+is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dept.options import ConfigError
+from eval.source_models import SourceModel
+from eval.spelling import Speller
+
+UNKNOWN_BYTE = 8 * math.log(2)
+"""Nats for a byte that the vocabulary cannot tell, on top of its unknown token: one in 256."""
+
+_IGNORED = -100
+_CONTEXT = 2048  # of models without a limit
+_LOGITS = 1 << 23  # numbers held at a time; four times as many take 1.6 times as long
+
+
+@dataclass(frozen=True)
+class Score:
+    """What some text costs under one model."""
+
+    nats: float
+    """Of all tokens, unknown bytes among them."""
+
+    tokens: int
+    """Predicted, the end-of-text tokens among them."""
+
+    bytes: int
+    unknown_bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits for a UTF-8 byte of the text."""
+        return self.nats / math.log(2) / self.bytes
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Token ids in a row; those whose place in ``predicted`` is false are only read."""
+
+    ids: list[int]
+    predicted: list[bool]
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens that a model reads at a time, as its config says; 2048 if it does not."""
+    for key in ("max_seq_len", "max_position_embeddings", "n_positions"):
+        if length := getattr(model.config, key, None):
+            return int(length)
+    return _CONTEXT
+
+
+def separator(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token between documents.
+
+    Raises:
+        ConfigError: the tokenizer has neither an end-of-text token nor a first one.
+    """
+    for token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if token_id is not None:
+            return token_id
+    raise ConfigError(
+        f"{tokenizer.name_or_path or type(tokenizer).__name__} has neither eos_token nor "
+        f"bos_token, and a text must begin with one: set it in its tokenizer_config.json"
+    )
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that a document begins behind: what the tokenizer itself puts there, or the end of
+    the document before."""
+    return next(iter(tokenizer("").input_ids), separator(tokenizer))
+
+
+class Scorer:
+    """Scores text under one model.
+
+    Args:
+        source: the model with its tokenizer.
+        context: tokens of a window, if fewer than the model's own.
+
+    Raises:
+        ConfigError: the tokenizer is slow or has no token to begin with.
+    """
+
+    def __init__(self, source: SourceModel, context: int | None = None) -> None:
+        self.source = source
+        own = context_length(source.model)
+        self.context = min(own, context or own)
+        if self.context < 2:
+            raise ConfigError(f"a context of {self.context} predicts nothing: take 2 or more")
+        self._speller = Speller(source.tokenizer, source.untrained_ids)
+        self._end = separator(source.tokenizer)
+        self._first = first_token(source.tokenizer)
+
+    def texts(self, texts: Sequence[str]) -> list[Score]:
+        """Each text by itself, as the beginning of a document."""
+        spelled = self._speller.spell(texts)
+        streams = [Stream([self._first, *s.ids], [False] + [True] * len(s.ids)) for s in spelled]
+        nats = stream_nats(self.source, streams, self.context)
+        return [
+            Score(n + s.unknown_bytes * UNKNOWN_BYTE, len(s.ids), s.bytes, s.unknown_bytes)
+            for n, s in zip(nats, spelled, strict=True)
+        ]
+
+    def documents(self, texts: Sequence[str], whole: Sequence[bool] | None = None) -> Score:
+        """Documents one after another in one stream, as in shards.
+
+        Args:
+            texts: of the documents.
+            whole: which of them end where the text ends, and are charged for saying so; all by
+                default.
+        """
+        ids, predicted = [self._first], [False]
+        spelled = self._speller.spell(texts)
+        for s, ends in zip(spelled, whole or [True] * len(texts), strict=True):
+            ids += [*s.ids, self._end]
+            predicted += [True] * len(s.ids) + [ends]
+            if self._first != self._end:
+                ids.append(self._first)
+                predicted.append(False)
+        (nats,) = stream_nats(self.source, [Stream(ids, predicted)], self.context)
+        unknown = sum(s.unknown_bytes for s in spelled)
+        size = sum(s.bytes for s in spelled)
+        return Score(nats + unknown * UNKNOWN_BYTE, sum(predicted), size, unknown)
+
+
+@torch.inference_mode()
+def stream_nats(source: SourceModel, streams: Sequence[Stream], context: int) -> list[float]:
+    """Nats of the predicted tokens of each stream.
+
+    An untrained id is no word of the model: it is taken out of the softmax, and where the text has
+    one, the unknown token is charged, whose row it has.
+
+    Args:
+        source: the model; ids are its own.
+        streams: of any lengths.
+        context: tokens of a window; as in training, its last one is only predicted.
+    """
+    windows = [
+        (number, begin)
+        for number, stream in enumerate(streams)
+        for begin in range(0, len(stream.ids) - 1, context - 1)
+    ]
+    windows.sort(key=lambda w: -min(len(streams[w[0]].ids) - w[1], context))  # alike in length
+    nats, place = [0.0] * len(streams), 0
+    while place < len(windows):
+        number, begin = windows[place]
+        width = min(len(streams[number].ids) - begin, context) - 1
+        rows = max(1, _LOGITS // (width * source.model.config.vocab_size))
+        batch = windows[place : place + rows]
+        place += rows
+        for (number, _), loss in zip(batch, _losses(source, streams, batch, width), strict=True):
+            nats[number] += loss
+    return nats
+
+
+def _losses(
+    source: SourceModel, streams: Sequence[Stream], batch: list[tuple[int, int]], width: int
+) -> list[float]:
+    """Nats of each window: what is right of its end is padding, which no token before it sees."""
+    device = source.model.device
+    inputs = torch.zeros(len(batch), width, dtype=torch.int64)
+    targets = torch.full_like(inputs, _IGNORED)
+    for row, (number, begin) in enumerate(batch):
+        ids = torch.tensor(streams[number].ids[begin : begin + width + 1])
+        predicted = torch.tensor(streams[number].predicted[begin : begin + width + 1])
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        targets[row, : len(ids) - 1] = torch.where(predicted[1:], ids[1:], _IGNORED)
+    inputs, targets = inputs.to(device), targets.to(device)
+    logits: Tensor = source.model(input_ids=inputs, **_PLAIN).logits.float()
+    if source.untrained_ids:
+        untrained = torch.tensor(source.untrained_ids, device=device)
+        logits[..., untrained] = -math.inf
+        targets[torch.isin(targets, untrained)] = unknown_id(source.tokenizer)
+    flat = logits.reshape(-1, logits.shape[-1])
+    loss = torch.nn.functional.cross_entropy(
+        flat, targets.reshape(-1), ignore_index=_IGNORED, reduction="none"
+    )
+    return loss.view_as(targets).double().sum(dim=1).tolist()
+
+
+_PLAIN: dict[str, Any] = {"use_cache": False, "return_dict": True}
+
+
+def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token whose row stands for those that a source has none of."""
+    unknown = tokenizer.unk_token_id
+    return separator(tokenizer) if unknown is None else unknown
