@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from data_prep.files import write_atomic, write_json
+from data_prep.files import write_json
+from dept import durable
 from dept.corpus import GLOBAL, PreparedCorpus, read_corpus
 from dept.costs.__main__ import number
 from dept.options import ConfigError
@@ -271,7 +272,7 @@ def _save(
         if len(model["parameters"]) > 1:
             written.append(folder / f"{name.replace('/', '--')}.png")
             title = f"{name}: bits per byte of {corpus.name}"
-            write_atomic(
+            durable.write(
                 written[-1], heat_map(_labelled(bits(model["matrix"]), corpus), title, "embedding")
             )
     chosen = {name: listed(model["matrix"]) for name, model in found.items()}
@@ -282,7 +283,7 @@ def _save(
         }
         written.append(folder / "models.png")
         title = f"bits per byte of {corpus.name}"
-        write_atomic(written[-1], heat_map(_labelled(rows, corpus), title, "model"))
+        durable.write(written[-1], heat_map(_labelled(rows, corpus), title, "model"))
     models = {name: {**model, "listed": chosen[name]} for name, model in found.items()}
     content = {"corpus": corpus.name, "bytes_of_a_source": limit, "models": models}
     written.append(folder / "perplexity.json")
