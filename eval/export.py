@@ -4,9 +4,10 @@
     python eval/export.py runs/multilingual-dept_trim-s17/checkpoints --all --out exports/trim
 
 `AutoModelForCausalLM.from_pretrained` reads it where nothing but transformers and torch is
-installed, and gives the logits of training. An MPT that transformers' own cannot be (learned
-positions, rotary ones, grouped queries) brings llm-foundry's code along, to be loaded with
-`trust_remote_code=True`.
+installed, and gives the logits of training: an MPT with ALiBi as transformers' MPT, one with
+learned positions as a GPT-2, with rotary ones as a GPT-NeoX. An MPT that none of them can be
+(grouped queries, gated layers) brings llm-foundry's code along, to be loaded with
+`trust_remote_code=True` where `catalogue`, `einops` and `tabulate` are installed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, PreTrainedModel
 
     from eval.source_models import SourceModel, TrainedRun
 
@@ -38,7 +39,7 @@ def export(
         names: embeddings, as :meth:`TrainedRun.model` takes them. One goes into ``folder``
             itself, several into folders of their names below it.
         folder: may exist if it is empty.
-        remote_code: bring llm-foundry's code even where transformers' own MPT would do.
+        remote_code: bring llm-foundry's code even where a model of transformers would do.
 
     Returns:
         The directories.
@@ -73,16 +74,17 @@ def write(run: TrainedRun, source: SourceModel, folder: Path) -> None:
     foreign = type(model).__module__.startswith("llmfoundry.")
     # Documents follow each other after an end-of-text token, and no other begins them.
     tokenizer.bos_token = tokenizer.eos_token
-    for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(model.config, role, getattr(tokenizer, role))
-    model.generation_config = generation_config(source)
+    model.config.bos_token_id = tokenizer.eos_token_id
     if foreign:
         _with_code(model, folder)
     else:
         model.save_pretrained(folder)
+    generation_config(source).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    card = model_card(run, source, folder / "model.safetensors", remote_code=foreign)
-    (folder / "README.md").write_text(card)
+    card, weights = folder / "README.md", folder / "model.safetensors"
+    card.write_text(model_card(run, source, weights, remote_code=foreign))
+    for file in folder.glob("*.safetensors"):
+        file.chmod(card.stat().st_mode)  # they are written for their owner alone
 
 
 def generation_config(source: SourceModel) -> GenerationConfig:
@@ -98,14 +100,14 @@ def generation_config(source: SourceModel) -> GenerationConfig:
     )
 
 
-def _with_code(model: object, folder: Path) -> None:
+def _with_code(model: PreTrainedModel, folder: Path) -> None:
     """Save a model of llm-foundry with the code that it needs, as llm-foundry itself does."""
     from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
     from llmfoundry.utils.huggingface_hub_utils import edit_files_for_hf_compatibility
 
     MPTConfig.register_for_auto_class()
     MPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-    model.save_pretrained(folder)  # type: ignore[attr-defined]
+    model.save_pretrained(folder)
     edit_files_for_hf_compatibility(str(folder))
 
 

@@ -48,8 +48,8 @@ def model_card(run: TrainedRun, source: SourceModel, weights: Path, *, remote_co
             "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("."{remote})',
-            'tokenizer = AutoTokenizer.from_pretrained(".")',
+            f"model = AutoModelForCausalLM.from_pretrained(folder{remote})  # this one",
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
             'inputs = tokenizer(tokenizer.bos_token + "Some text", return_tensors="pt")',
             "print(tokenizer.decode(model.generate(**inputs)[0]))",
             "```",
@@ -99,7 +99,7 @@ def _facts(run: TrainedRun, source: SourceModel, weights: Path) -> dict[str, str
         "tokens the body was trained on": total and f"{total:,}",
         f"tokens of {source.name}": _counted(trained.tokens_trained.get(source.name)),
         "parameters": f"{source.parameters:,}, of which {_embedding(source):,} embedding",
-        "architecture": type(source.model).__name__,
+        "architecture": _architecture(run, source),
         "sequence length": source.max_length,
         "tokenizer": f"{_kind(source)}, {len(source.tokenizer):,} tokens",
         "rows of the embedding": f"{rows:,}",
@@ -108,6 +108,15 @@ def _facts(run: TrainedRun, source: SourceModel, weights: Path) -> dict[str, str
         "sha256 of model.safetensors": f"`{_sha256(weights)}`" if weights.is_file() else None,
     }
     return {key: str(value) for key, value in facts.items() if value not in (None, "", 0)}
+
+
+def _architecture(run: TrainedRun, source: SourceModel) -> str:
+    name = type(source.model).__name__
+    return (
+        f"{name}, trained as llm-foundry's MPT"
+        if run.trained.model_config["model_type"] == "mpt"
+        else name
+    )
 
 
 def _counted(number: int | None) -> str | None:
@@ -178,11 +187,15 @@ def _limits(source: SourceModel, remote_code: bool) -> list[str]:
     if remote_code:
         lines.append(
             "The Python files are llm-foundry's (Apache License 2.0), as its own export writes "
-            "them. Loading runs them: read them if you do not trust where this is from."
+            "them; they need `catalogue`, `einops` and `tabulate`. Loading runs them: read them if "
+            "you do not trust where this is from."
         )
     return lines
 
 
 def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
     with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -27,10 +27,9 @@ from transformers import (
 
 from dept.corpus import GLOBAL, PreparedCorpus, PreparedSource, read_corpus
 from dept.options import ConfigError
-from dept.swap import parameter_roles
 from dept.trained import Trained, read_trained
-from dept.variants import VARIANTS, Role, Vocabulary
-from eval.architecture import build
+from dept.variants import VARIANTS, Vocabulary
+from eval.architecture import assemble, token_matrices
 from eval.trimmed_tokenizer import trim
 
 _INPUTS = ["input_ids", "attention_mask"]  # no token types: our models refuse them in `generate`
@@ -130,7 +129,7 @@ class TrainedRun:
 
         Args:
             name: one of :attr:`names`; by default ``global``, or the only one.
-            native: prefer transformers' own MPT to llm-foundry's where both can.
+            native: prefer a model of transformers to llm-foundry's MPT where both can.
 
         Raises:
             ConfigError: there is no such embedding, or the corpus was prepared with another
@@ -145,7 +144,7 @@ class TrainedRun:
             raise ConfigError(f"{self.trained.path} has embeddings of {', '.join(names)}: {asked}")
         variant = VARIANTS[self.trained.variant] if self.trained.variant else None
         if name == GLOBAL or variant is None:
-            model = self._built(self.trained.parameters, native)
+            model = self._assembled(self.trained.parameters, native)
             return _source_model(GLOBAL, model, self._global_tokenizer())
         own = variant.vocabulary is Vocabulary.OWN
         prepared = self.corpus.source(name, name if own else GLOBAL)
@@ -160,25 +159,20 @@ class TrainedRun:
         if not variant.has_global_embedding:
             values |= self.private[name]
         if variant.vocabulary is not Vocabulary.TRIMMED:
-            return _source_model(name, self._built(values, native), whole, prepared=prepared)
+            return _source_model(name, self._assembled(values, native), whole, prepared=prepared)
         rows = prepared.local_vocabulary()
         tokenizer, extra = trimmed(whole, rows.tolist())
         unknown = whole.unk_token_id if whole.unk_token_id is not None else whole.eos_token_id
         unknown_row = int((rows < unknown).sum())
-        for key, role in self._roles.items():
-            if role is not Role.TOKENS:
-                continue
+        for key in (f"model.{name}" for name in token_matrices(self.trained.model_config)):
+            if key not in values:
+                continue  # tied to the other one
             held = values[key]
             if variant.has_global_embedding:
                 held = held[torch.from_numpy(rows)]
             values[key] = torch.cat([held, held[[unknown_row] * extra]])
         untrained = tuple(range(len(rows), len(rows) + extra))
-        return _source_model(name, self._built(values, native), tokenizer, untrained, prepared)
-
-    @cached_property
-    def _roles(self) -> dict[str, Role]:
-        model = build(self.trained.model_config, 1, device="meta")
-        return {f"model.{name}": role for name, role in parameter_roles(model).items()}
+        return _source_model(name, self._assembled(values, native), tokenizer, untrained, prepared)
 
     def _global_tokenizer(self) -> PreTrainedTokenizerBase:
         name = str((self.config.get("tokenizer") or {}).get("name", ""))
@@ -191,19 +185,12 @@ class TrainedRun:
             )
         return _read_tokenizer(name)
 
-    def _built(self, parameters: Mapping[str, Tensor], native: bool) -> PreTrainedModel:
+    def _assembled(self, parameters: Mapping[str, Tensor], native: bool) -> PreTrainedModel:
         values = {key.removeprefix("model."): value for key, value in parameters.items()}
-        embedding = next(k for k, role in self._roles.items() if role is Role.TOKENS)
-        model = build(self.trained.model_config, len(parameters[embedding]), native=native)
-        missing, unexpected = model.load_state_dict(values, strict=False)
-        missing = [key for key in missing if key not in (model._tied_weights_keys or ())]
-        if missing or unexpected:
-            raise ConfigError(
-                f"{self.trained.path} does not fit its own model config: it lacks {missing} and "
-                f"has {unexpected} beside"
-            )
-        model.tie_weights()
-        return model
+        try:
+            return assemble(self.trained.model_config, values, native=native)
+        except ConfigError as error:
+            raise ConfigError(f"{self.trained.path}: {error}") from error
 
 
 def _source_model(
@@ -215,6 +202,10 @@ def _source_model(
 ) -> SourceModel:
     made = SourceModel(name, model, tokenizer, untrained, prepared)
     tokenizer.model_max_length = made.max_length  # ours say it has no end
+    for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for config in (model.config, model.generation_config):
+            if config is not None:  # of a model that cannot generate
+                setattr(config, role, getattr(tokenizer, role))
     return made
 
 
