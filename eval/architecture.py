@@ -41,14 +41,16 @@ def assemble(
     content["vocab_size"] = rows
     try:
         model, values = _built(content, parameters, native)
+        # A checkpoint holds a tied matrix under both names, and under one as it was built.
+        tied = (model._tied_weights_keys or ()) if model.config.tie_word_embeddings else ()
+        values = {name: value for name, value in values.items() if name not in tied}
         missing, unexpected = model.load_state_dict(values, strict=False)
     except (ImportError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"a {config['model_type']} with this config cannot be built here "
             f"({' '.join(str(error).split())}): choose a checkpoint of another model"
         ) from error
-    if model.config.tie_word_embeddings:
-        missing = [key for key in missing if key not in (model._tied_weights_keys or ())]
+    missing = [key for key in missing if key not in tied]
     if missing or unexpected:
         raise ConfigError(
             f"the checkpoint does not fit its own model config: it lacks {missing} and has "
