@@ -38,6 +38,14 @@ _NONE_DOES = {
     "head_dim": None,
     "logit_scale": None,
 }
+# What llm-foundry takes where an older config lacks a key; of all others, what is wanted here.
+_LLM_FOUNDRYS = {
+    "attn_config.alibi": False,
+    "attn_config.rope": False,
+    "attn_config.rope_impl": "dail",
+    "learned_pos_emb": True,
+    "no_bias": False,
+}
 _NORMS = ("layernorm", "low_precision_layernorm")
 
 
@@ -208,14 +216,17 @@ def stand_in(config: Mapping[str, Any]) -> StandIn | None:
     MPT itself for ALiBi, GPT-2 for learned positions, GPT-NeoX for rotary ones.
 
     Args:
-        config: of llm-foundry's MPT, as a checkpoint holds it: with all of its keys.
+        config: of llm-foundry's MPT, as a checkpoint holds it.
     """
     norm = str(config.get("norm_type", _NORMS[0])).lower()
     if norm not in _NORMS:
         return None
     for candidate in _STAND_INS:
         wanted = {**_NONE_DOES, **candidate.fixed}
-        if all(_at(config, key, value) == value for key, value in wanted.items()):
+        if all(
+            _at(config, key, _LLM_FOUNDRYS.get(key, value)) == value
+            for key, value in wanted.items()
+        ):
             return candidate
     return None
 
