@@ -16,7 +16,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: TrainedRun, names: Sequence[str | None], folder: Path, *, remote_code: bool = False
+    run: TrainedRun, parts: Mapping[str | None, str], folder: Path, *, remote_code: bool = False
 ) -> list[Path]:
     """Write models; whole, or nothing.
 
     Args:
         run: what was trained.
-        names: embeddings, as :meth:`TrainedRun.model` takes them. One goes into ``folder``
-            itself, several into folders of their names below it.
+        parts: embeddings, as :meth:`TrainedRun.model` takes them, and where below ``folder`` each
+            goes: ``""`` is ``folder`` itself.
         folder: may exist if it is empty.
         remote_code: bring llm-foundry's code even where a model of transformers would do.
 
@@ -56,14 +56,13 @@ def export(
         raise ConfigError(f"{run.trained.path} is no MPT: leave --remote-code out")
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    parts = [Path(str(name)) if len(names) > 1 else Path() for name in names]
     try:
-        for name, part in zip(names, parts, strict=True):
+        for name, part in parts.items():
             write(run, run.model(name, native=not remote_code), unfinished / part)
         unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return [folder / part for part in parts]
+    return [folder / part for part in parts.values()]
 
 
 def write(run: TrainedRun, source: SourceModel, folder: Path) -> None:
@@ -121,8 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         run = TrainedRun(chosen.checkpoint, chosen.root)
-        names = run.names if chosen.all else [chosen.source]
-        written = export(run, names, chosen.out, remote_code=chosen.remote_code)
+        parts = {name: name for name in run.names} if chosen.all else {chosen.source: ""}
+        written = export(run, parts, chosen.out, remote_code=chosen.remote_code)
     except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

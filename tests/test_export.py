@@ -162,6 +162,9 @@ def test_every_embedding_and_the_code_of_llm_foundry_if_asked_for(exported, prep
     native = exported["dept_spec", "mail"][0] / "model.safetensors"
     assert native.stat().st_size == pytest.approx((out / "mail" / native.name).stat().st_size, 0.01)
     assert [p.name for p in tmp_path.iterdir()] == ["all"]  # nothing unfinished beside it
+    only = [str(prepared / "runs/std/checkpoints"), "--all", "--out", str(tmp_path / "std")]
+    assert main(only) == 0
+    assert [p.name for p in (tmp_path / "std").iterdir()] == ["global"]
 
 
 def test_what_cannot_be_exported_is_refused_in_a_sentence(exported, prepared, tmp_path, capsys):
