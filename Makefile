@@ -4,16 +4,19 @@ CORPUS ?= multilingual
 YAML ?= yamls/dept_spec.yaml
 WORKERS ?= 2
 ARGS ?=
+MODEL ?= exports/en
+SOURCE ?= en
+TASKS ?= prepared_text,prepared_continuation
 
 BIN := .venv/bin
 READY := .venv/.ready
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock data demo test unit reproduce bench costs lint clean
+.PHONY: help setup lock data demo test unit reproduce bench costs lm-eval lint clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 setup: $(READY)  ## the environment, in .venv
 
@@ -28,6 +31,8 @@ $(READY): requirements.txt
 lock:  ## compile requirements.txt from requirements.in
 	$(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 	    --custom-compile-command 'make lock' requirements.in -o requirements.txt
+	$(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+	    --custom-compile-command 'make lock' -c requirements.txt requirements-lm-eval.in -o requirements-lm-eval.txt
 
 data: $(READY)  ## tokenizers and MDS shards of CORPUS=multilingual or multidomain
 	$(BIN)/python data_prep/prepare.py data_prep/corpora/$(CORPUS).yaml
@@ -52,9 +57,16 @@ bench: data  ## what a slow worker costs another, and what an outer step sends
 costs: $(READY)  ## the paper's table of costs beside ours
 	$(BIN)/python -m dept.costs --paper
 
+lm-eval: $(READY)  ## lm-evaluation-harness on the export MODEL, with validation text of CORPUS and SOURCE
+	test -x .venv-lm-eval/bin/python || $(PYTHON) -m venv .venv-lm-eval
+	$(UV) pip install --quiet --python .venv-lm-eval/bin/python --require-hashes -r requirements-lm-eval.txt
+	$(BIN)/python eval/lm_eval_text.py --corpus $(CORPUS) --source $(SOURCE)
+	.venv-lm-eval/bin/lm_eval --model hf --model_args pretrained=$(MODEL) --include_path eval/lm_eval_tasks \
+	    --tasks $(TASKS) $(ARGS)
+
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:  ## remove everything that is made, data and runs included
-	rm -rf .venv data tokenizers runs
+	rm -rf .venv .venv-lm-eval .lm_eval data tokenizers runs

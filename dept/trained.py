@@ -32,6 +32,9 @@ _PLAIN = [
     _codecs.encode,
 ]
 
+# Of a file that is cut short, is something else, or holds code.
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -51,6 +54,9 @@ class Trained:
     """By source, of a run of DEPT."""
 
     round: int
+
+    mid_round: bool
+    """Whether it was written before its round had ended."""
 
     model_config: Mapping[str, Any]
     """Of the model as a transformers config; empty if the checkpoint has none."""
@@ -75,8 +81,15 @@ class Trained:
                 f"callbacks.start_from.embedding to random or pretrained"
             )
         files, found = SourceFiles(self.path.parent / FOLDER), {}
+        step = None if self.mid_round else 0  # a later run may have left more of this round
         for source in self.identity["sources"]:
-            state = files.read(source, self.round, None)
+            try:
+                state = files.read(source, self.round, step)
+            except _UNREADABLE as error:
+                raise ConfigError(
+                    f"{files.folder / source} holds a file that cannot be read "
+                    f"({str(error).splitlines()[0]}): bring it anew"
+                ) from error
             if state is not None and state["slots"]["private"]:
                 found[source] = state["slots"]["private"]
         if not found:
@@ -103,7 +116,7 @@ def read_trained(path: str | Path) -> Trained:
         with torch.serialization.safe_globals(_PLAIN):
             state = torch.load(file, map_location="cpu", weights_only=True)["state"]
         parameters = state["model"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
+    except (*_UNREADABLE, KeyError, TypeError) as error:
         raise ConfigError(
             f"{file} cannot be read as a checkpoint of Composer ({str(error).splitlines()[0]}): "
             f"name another one"
@@ -111,6 +124,7 @@ def read_trained(path: str | Path) -> Trained:
     built = state.get("integrations", {}).get("huggingface", {})
     files = {name: file["content"] for name, file in (built.get("tokenizer") or {}).items()}
     content = files.get("tokenizer.json")
+    timestamp = _counts(state.get("timestamp"))
     dept = dict(state.get("algorithms", ())).get("Dept")
     return Trained(
         path=file,
@@ -118,7 +132,8 @@ def read_trained(path: str | Path) -> Trained:
         tokens=content and tokens_of(content),
         identity=dept and dept["identity"],
         tokens_trained=dept["totals"]["tokens"] if dept else {},
-        round=_epoch(state.get("timestamp")),
+        round=int(timestamp.get("epoch", 0)),
+        mid_round=int(timestamp.get("batch_in_epoch", 0)) > 0,
         model_config=built.get("model", {}).get("config", {}).get("content", {}),
         tokenizer=files,
     )
@@ -132,7 +147,6 @@ def tokens_of(tokenizer: Mapping[str, Any]) -> list[str]:
     return [token for token, _ in vocabulary]  # unigram: scores come back rounded from checkpoints
 
 
-def _epoch(timestamp: Mapping[str, Any] | None) -> int:
-    """The number of finished rounds, which Composer keeps under several names."""
-    inner = (timestamp or {}).get("Timestamp", timestamp) or {}
-    return int(inner.get("epoch", 0))
+def _counts(timestamp: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Composer's counts of epochs, which are our rounds, and batches; it nests them or not."""
+    return (timestamp or {}).get("Timestamp", timestamp) or {}

@@ -5,81 +5,100 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, MptConfig, PreTrainedModel
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-# What transformers' own MPT always does, or cannot do; by key of llm-foundry's config.
-_FIXED = {
-    "attn_config.alibi": True,
-    "attn_config.attn_type": "multihead_attention",
-    "attn_config.qk_ln": False,
-    "attn_config.qk_gn": False,
-    "attn_config.rope": False,
-    "attn_config.sliding_window_size": -1,
-    "attn_config.attn_logit_softcapping": None,
-    "attn_config.clip_qkv": None,
-    "attn_config.alibi_bias_max": 8,
-    "attn_config.kv_dim": None,
-    "attn_config.nope": False,
-    "block_overrides": None,
-    "embedding_fraction": 1.0,
-    "ffn_config.ffn_type": "mptmlp",
-    "ffn_config.ffn_act_fn": None,
-    "final_logit_softcapping": None,
-    "head_dim": None,
-    "learned_pos_emb": False,
-    "logit_scale": None,
-    "no_bias": True,
-    "norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-}
-_NORMS = ("layernorm", "low_precision_layernorm")
+from dept.options import ConfigError
+from dept.swap import parameter_roles
+from dept.variants import Role
+from eval import mpt
+
+# Of a machine, or of a model on the hub that the run began with; a class named in `auto_map` is
+# code of others, which whoever loads an export with remote code would run.
+_NOT_ARCHITECTURE = ("_name_or_path", "auto_map", "torch_dtype", "transformers_version")
 
 
-def beyond_native(config: Mapping[str, Any]) -> str | None:
-    """Why transformers' own MPT cannot stand for this one; ``None`` if it can.
-
-    Args:
-        config: of llm-foundry's MPT.
-    """
-    for key, fixed in _FIXED.items():
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part, fixed) if isinstance(value, Mapping) else fixed
-        if value != fixed:
-            return f"{key} is {value}, and transformers' own MPT has {fixed}"
-    norm = config.get("norm_type", _NORMS[0])
-    return (
-        None if norm in _NORMS else f"norm_type is {norm}, and transformers' own MPT has layernorm"
-    )
-
-
-def build(config: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
-    """An untrained model, in evaluation mode.
+def assemble(
+    config: Mapping[str, Any], parameters: Mapping[str, Tensor], *, native: bool = True
+) -> PreTrainedModel:
+    """A model with these parameters, in evaluation mode, in float32.
 
     Args:
         config: what a checkpoint holds: of llm-foundry's MPT, or of any model of transformers.
-        vocab_size: rows of its token matrices.
+        parameters: by name, as the model that was trained has them.
+        native: prefer a model of transformers to llm-foundry's MPT where both can.
 
     Returns:
-        transformers' own model where there is one of that architecture, llm-foundry's otherwise.
+        A model of transformers where one computes the same, llm-foundry's otherwise.
+
+    Raises:
+        ConfigError: this machine or this version of transformers cannot build it, or the
+            parameters are not those of such a model.
     """
-    content = {**config, "vocab_size": vocab_size}
+    rows = len(next(parameters[name] for name in token_matrices(config) if name in parameters))
+    content = {k: v for k, v in config.items() if k not in _NOT_ARCHITECTURE}
+    content["vocab_size"] = rows
+    try:
+        model, values = _built(content, parameters, native)
+        # A checkpoint holds a tied matrix under both names, and under one as it was built.
+        tied = (model._tied_weights_keys or ()) if model.config.tie_word_embeddings else ()
+        values = {name: value for name, value in values.items() if name not in tied}
+        missing, unexpected = model.load_state_dict(values, strict=False)
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"a {config['model_type']} with this config cannot be built here "
+            f"({' '.join(str(error).split())}): choose a checkpoint of another model"
+        ) from error
+    missing = [key for key in missing if key not in tied]
+    if missing or unexpected:
+        raise ConfigError(
+            f"the checkpoint does not fit its own model config: it lacks {missing} and has "
+            f"{unexpected} beside"
+        )
+    model.tie_weights()
+    return model
+
+
+def token_matrices(config: Mapping[str, Any]) -> list[str]:
+    """Names of the parameters with a row for each token; a tied one may be missing.
+
+    Args:
+        config: what a checkpoint holds.
+    """
+    if config["model_type"] == "mpt":
+        roles = mpt.ROLES
+    else:
+        with torch.device("meta"):
+            roles = parameter_roles(_of_transformers(dict(config)))
+    return [name for name, role in roles.items() if role is Role.TOKENS]
+
+
+def _built(
+    content: dict[str, Any], parameters: Mapping[str, Tensor], native: bool
+) -> tuple[PreTrainedModel, Mapping[str, Tensor]]:
     if content["model_type"] != "mpt":
-        kind = content.pop("model_type")
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **content)).eval()
-    if beyond_native(config) is None:
-        return AutoModelForCausalLM.from_config(_native_mpt(content)).eval()
+        return _of_transformers(content), parameters
+    other = mpt.stand_in(content) if native else None
+    if other is None:
+        return _of_llmfoundry(content), parameters
+    config = other.config(content)
+    config.vocab_size = content["vocab_size"]
+    config.tie_word_embeddings = content.get("tie_word_embeddings", True)
+    model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32).eval()
+    shapes = {name: value.shape for name, value in model.named_parameters()}
+    return model, other.values(parameters, shapes, content["n_heads"])
+
+
+def _of_transformers(content: dict[str, Any]) -> PreTrainedModel:
+    kept = {k: v for k, v in content.items() if k not in (*_NOT_ARCHITECTURE, "model_type")}
+    config = AutoConfig.for_model(content["model_type"], **kept)
+    return AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32).eval()
+
+
+def _of_llmfoundry(content: dict[str, Any]) -> PreTrainedModel:
     from llmfoundry.models.mpt import MPTConfig, MPTForCausalLM
 
-    return MPTForCausalLM(MPTConfig(**content)).eval()
-
-
-def _native_mpt(config: Mapping[str, Any]) -> MptConfig:
-    same = ("d_model", "n_heads", "n_layers", "expansion_ratio", "max_seq_len", "vocab_size")
-    scale = config["attn_config"].get("softmax_scale")
-    return MptConfig(
-        **{key: config[key] for key in same},
-        learned_pos_emb=False,
-        attn_config={"alibi": True, "softmax_scale": scale},
-        tie_word_embeddings=True,
-    )
+    attention = {**content["attn_config"], "attn_impl": "torch"}  # not flash: it runs anywhere
+    config = MPTConfig(**{**content, "attn_config": attention, "init_device": "cpu"})
+    return MPTForCausalLM(config).eval()

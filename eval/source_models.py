@@ -7,6 +7,7 @@ or from any transformers directory.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +27,12 @@ from transformers import (
 
 from dept.corpus import GLOBAL, PreparedCorpus, PreparedSource, read_corpus
 from dept.options import ConfigError
-from dept.swap import parameter_roles
 from dept.trained import Trained, read_trained
-from dept.variants import VARIANTS, Role, Vocabulary
-from eval.architecture import build
+from dept.variants import VARIANTS, Vocabulary
+from eval.architecture import assemble, token_matrices
 from eval.trimmed_tokenizer import trim
+
+_INPUTS = ["input_ids", "attention_mask"]  # no token types: our models refuse them in `generate`
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,13 @@ class SourceModel:
     def parameters(self) -> int:
         """Of body and embedding; a tied matrix once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model was built for; those of its tokenizer if its config has no word."""
+        names = ("max_seq_len", "max_position_embeddings", "n_positions")
+        stated = (getattr(self.model.config, name, None) for name in names)
+        return next((n for n in stated if n), self.tokenizer.model_max_length)
 
 
 class TrainedRun:
@@ -115,11 +124,12 @@ class TrainedRun:
             return [GLOBAL, *identity["sources"]]
         return list(self.private)
 
-    def model(self, name: str | None = None) -> SourceModel:
+    def model(self, name: str | None = None, *, native: bool = True) -> SourceModel:
         """The model of a source, or with the global embedding.
 
         Args:
-            name: one of :attr:`names`; the first one if there is no other by default.
+            name: one of :attr:`names`; by default ``global``, or the only one.
+            native: prefer a model of transformers to llm-foundry's MPT where both can.
 
         Raises:
             ConfigError: there is no such embedding, or the corpus was prepared with another
@@ -134,28 +144,28 @@ class TrainedRun:
             raise ConfigError(f"{self.trained.path} has embeddings of {', '.join(names)}: {asked}")
         variant = VARIANTS[self.trained.variant] if self.trained.variant else None
         if name == GLOBAL or variant is None:
-            tokenizer = self._global_tokenizer()
-            return self._assembled(GLOBAL, self.trained.parameters, tokenizer, (), None)
+            model = self._assembled(self.trained.parameters, native)
+            return _source_model(GLOBAL, model, self._global_tokenizer())
         prepared = self.prepared(name)
-        whole = AutoTokenizer.from_pretrained(self.corpus.tokenizers[prepared.tokenizer].path)
+        whole = _read_tokenizer(self.corpus.tokenizers[prepared.tokenizer].path)
         values = dict(self.trained.parameters)
         if not variant.has_global_embedding:
             values |= self.private[name]
         if variant.vocabulary is not Vocabulary.TRIMMED:
-            return self._assembled(name, values, whole, (), prepared)
+            return _source_model(name, self._assembled(values, native), whole, prepared=prepared)
         rows = prepared.local_vocabulary()
         tokenizer, extra = trimmed(whole, rows.tolist())
         unknown = whole.unk_token_id if whole.unk_token_id is not None else whole.eos_token_id
         unknown_row = int((rows < unknown).sum())
-        for key, role in self._roles.items():
-            if role is not Role.TOKENS:
-                continue
+        for key in (f"model.{name}" for name in token_matrices(self.trained.model_config)):
+            if key not in values:
+                continue  # tied to the other one
             held = values[key]
             if variant.has_global_embedding:
                 held = held[torch.from_numpy(rows)]
             values[key] = torch.cat([held, held[[unknown_row] * extra]])
         untrained = tuple(range(len(rows), len(rows) + extra))
-        return self._assembled(name, values, tokenizer, untrained, prepared)
+        return _source_model(name, self._assembled(values, native), tokenizer, untrained, prepared)
 
     def prepared(self, name: str) -> PreparedSource:
         """A source of a run of DEPT, in the tokens that the run has it in.
@@ -174,12 +184,6 @@ class TrainedRun:
             )
         return prepared
 
-    @cached_property
-    def _roles(self) -> dict[str, Role]:
-        with torch.device("meta"):
-            model = build(self.trained.model_config, 1)
-        return {f"model.{name}": role for name, role in parameter_roles(model).items()}
-
     def _global_tokenizer(self) -> PreTrainedTokenizerBase:
         name = str((self.config.get("tokenizer") or {}).get("name", ""))
         if self.config.get("train_loader", {}).get("corpus"):
@@ -189,31 +193,34 @@ class TrainedRun:
                 f"{self._config_file} does not exist or names no tokenizer: bring it to where the "
                 f"run wrote it"
             )
-        return AutoTokenizer.from_pretrained(name)
+        return _read_tokenizer(name)
 
-    def _assembled(
-        self,
-        name: str,
-        parameters: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        untrained: tuple[int, ...],
-        prepared: PreparedSource | None,
-    ) -> SourceModel:
+    def _assembled(self, parameters: Mapping[str, Tensor], native: bool) -> PreTrainedModel:
         values = {key.removeprefix("model."): value for key, value in parameters.items()}
-        embedding = next(k for k, role in self._roles.items() if role is Role.TOKENS)
-        model = build(self.trained.model_config, len(parameters[embedding]))
-        if model.config.tie_word_embeddings:
-            for key in model._tied_weights_keys or ():
-                values.pop(key, None)  # the matrix by another name, which is not the source's
-        missing, unexpected = model.load_state_dict(values, strict=False)
-        missing = [key for key in missing if key not in (model._tied_weights_keys or ())]
-        if missing or unexpected:
-            raise ConfigError(
-                f"{self.trained.path} does not fit its own model config: it lacks {missing} and "
-                f"has {unexpected} beside"
-            )
-        model.tie_weights()
-        return SourceModel(name, model, tokenizer, untrained, prepared)
+        try:
+            return assemble(self.trained.model_config, values, native=native)
+        except ConfigError as error:
+            raise ConfigError(f"{self.trained.path}: {error}") from error
+
+
+def _source_model(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    untrained: tuple[int, ...] = (),
+    prepared: PreparedSource | None = None,
+) -> SourceModel:
+    made = SourceModel(name, model, tokenizer, untrained, prepared)
+    tokenizer.model_max_length = made.max_length  # ours say it has no end
+    for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for config in (model.config, model.generation_config):
+            if config is not None:  # of a model that cannot generate
+                setattr(config, role, getattr(tokenizer, role))
+    return made
+
+
+def _read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(path, model_input_names=_INPUTS)
 
 
 def trimmed(
@@ -221,14 +228,20 @@ def trimmed(
 ) -> tuple[PreTrainedTokenizerFast, int]:
     """A tokenizer that has only some tokens; and how many more it needs (:func:`trim`)."""
     content, extra = trim(json.loads(tokenizer.backend_tokenizer.to_str()), token_ids)
-    roles = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     kept = {token["content"] for token in content["added_tokens"]}
+    roles: dict[str, Any] = {}
+    for role, tokens in tokenizer.special_tokens_map.items():
+        if isinstance(tokens, str):
+            roles |= {role: tokens} if tokens in kept else {}
+        else:  # additional_special_tokens
+            roles[role] = [token for token in tokens if token in kept]
     return (
         PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer.from_str(json.dumps(content)),
             model_max_length=tokenizer.model_max_length,
+            model_input_names=_INPUTS,
             clean_up_tokenization_spaces=False,
-            **{role: token for role, token in roles.items() if token in kept},
+            **roles,
         ),
         len(extra),
     )

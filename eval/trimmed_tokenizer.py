@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def trim(
@@ -12,13 +15,20 @@ def trim(
 ) -> tuple[dict[str, Any], list[int]]:
     """Leave only some tokens of a tokenizer.
 
-    A unigram tokenizer finds the most probable segmentation, and one that is the best among all is
-    so among fewer: text that the whole tokenizer cuts into held tokens is cut alike. Other text is
-    spelled with shorter tokens that are held, where the whole one has a token that is not.
+    Text that the whole tokenizer cuts into tokens that are kept is cut exactly alike:
 
-    A BPE tokenizer merges pairs one after another, so it keeps what its tokens are merged from
-    too; and all single characters (bytes, of a byte-level one), or text would vanish. Such tokens
-    come after the rows: the source was never trained on them.
+    * A unigram tokenizer finds the most probable segmentation, and one that is the best among all
+      is so among fewer. A character that is no piece costs the lowest score of all pieces less 10,
+      so that score is kept too (as that of the unknown token, whose own is of no use): else what
+      is spelled with bytes could become cheaper than pieces.
+    * A BPE tokenizer merges pairs one after another. It keeps what its tokens are merged from too,
+      hence every merge on the way to them. It also keeps all single characters, or all bytes where
+      it falls back to them, or text would vanish. What it keeps beside the tokens asked for comes
+      after them: the source was never trained on it.
+
+    Other text is spelled with shorter tokens where the whole tokenizer has one that is not kept.
+    With BPE, whatever could be encoded without loss still can; a unigram tokenizer has the unknown
+    token for a character whose bytes are not all kept.
 
     Args:
         tokenizer: what its ``tokenizer.json`` holds.
@@ -29,33 +39,19 @@ def trim(
         of what it had to keep beside: the ids ``len(token_ids)``, ... in ``trimmed``.
 
     Raises:
-        ValueError: the model of the tokenizer is neither unigram nor BPE, or its unknown token is
-            not kept.
+        ValueError: the model of the tokenizer is neither unigram nor BPE, it is a BPE that marks
+            parts of words, or its unknown token is not kept.
     """
-    trimmed = deepcopy(dict(tokenizer))
+    trimmed = deepcopy(dict(tokenizer)) | {"padding": None, "truncation": None}
     model = trimmed["model"]
     kind = model.get("type") or ("BPE" if "merges" in model else "Unigram")
     added = {token["id"]: token for token in trimmed["added_tokens"]}
     if kind == "Unigram":
-        kept = list(token_ids)
-        pieces = [*model["vocab"]]
-        model["vocab"] = [
-            pieces[i] if i < len(pieces) else [added[i]["content"], 0.0] for i in kept
-        ]
-        if model.get("unk_id") is not None:
-            if model["unk_id"] not in kept:
-                raise ValueError(f"the unknown token {model['unk_id']} is not among those to keep")
-            model["unk_id"] = kept.index(model["unk_id"])
+        kept = [*token_ids]
+        _trim_unigram(model, kept)
     elif kind == "BPE":
         kept = _with_parts(model, token_ids)
-        string_of = {i: piece for piece, i in model["vocab"].items()}
-        row_of = {string_of[i]: row for row, i in enumerate(kept) if i in string_of}
-        model["vocab"] = row_of
-        model["merges"] = [
-            merge
-            for merge in model["merges"]
-            if {*_pair(merge), "".join(_pair(merge))} <= {*row_of}
-        ]
+        _trim_bpe(model, kept, added)
     else:
         raise ValueError(f"a tokenizer of type {kind} cannot be trimmed: Unigram and BPE can")
     rows = {i: row for row, i in enumerate(kept)}
@@ -66,6 +62,33 @@ def trim(
     return trimmed, kept[len(token_ids) :]
 
 
+def _trim_unigram(model: dict[str, Any], kept: Sequence[int]) -> None:
+    # Tokens added behind the pieces stay behind them: `tokenizers` numbers them on.
+    pieces, unknown = model["vocab"], model.get("unk_id")
+    model["vocab"] = [pieces[i] for i in kept if i < len(pieces)]
+    if unknown is not None:
+        if unknown not in kept:
+            raise ValueError(f"the unknown token {unknown} is not among those to keep")
+        model["unk_id"] = row = kept.index(unknown)
+        model["vocab"][row] = [pieces[unknown][0], min(score for _, score in pieces)]
+
+
+def _trim_bpe(
+    model: dict[str, Any], kept: Sequence[int], added: Mapping[int, Mapping[str, Any]]
+) -> None:
+    string_of = {i: piece for piece, i in model["vocab"].items()}
+    # Added tokens go into the vocabulary, or `tokenizers` would number them after it.
+    row_of = {
+        string_of[i] if i in string_of else added[i]["content"]: row for row, i in enumerate(kept)
+    }
+    model["vocab"] = row_of
+    model["merges"] = [
+        merge
+        for merge in model["merges"]
+        if {*_pair(merge), "".join(_pair(merge))} <= row_of.keys()
+    ]
+
+
 def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
     """Both tokens of a merge, which is a string in older files and a list in newer ones."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -73,14 +96,22 @@ def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
 
 
 def _with_parts(model: Mapping[str, Any], token_ids: Sequence[int]) -> list[int]:
-    """The ids, and after them those that they are merged from, directly or not."""
+    """The ids, and after them those that text, or they themselves, are merged from."""
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise ValueError(f"a BPE tokenizer with {key} cannot be trimmed")
     parts: dict[str, set[str]] = {}
     for merge in model["merges"]:
         left, right = _pair(merge)
         parts.setdefault(left + right, set()).update((left, right))
     string_of = {i: piece for piece, i in model["vocab"].items()}
     reached = {string_of[i] for i in token_ids if i in string_of}
-    reached |= {piece for piece in model["vocab"] if len(piece) == 1}
+    if model.get("byte_fallback"):
+        reached |= {piece for piece in model["vocab"] if _BYTE.fullmatch(piece)}
+    else:
+        reached |= {piece for piece in model["vocab"] if len(piece) == 1}
+    if model.get("unk_token") in model["vocab"]:
+        reached.add(model["unk_token"])
     waiting = list(reached)
     while waiting:
         new = parts.get(waiting.pop(), set()) - reached
