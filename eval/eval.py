@@ -25,7 +25,7 @@ if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see train.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from callbacks.summary import write_atomically
 from dept import extends, icl, scratch
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = load(arguments[0], arguments[1:])
         plain = extends.resolve(config)
-        if not plain.get("models") and not plain.get("model"):
+        if not plain.get("models"):
             raise ConfigError("there are no models: name some, as eval/yamls/gauntlet.yaml does")
         icl.check_files(icl.tasks_of(plain))
         output = output_of(plain)
@@ -69,7 +69,7 @@ def load(path: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: as :func:`dept.extends.load`.
     """
-    variables = extends.load(path).get("variables") or {}
+    variables = list((extends.load(path).get("variables") or {}).keys())
     return extends.load(
         path,
         [f"variables.{o}" if o.split("=")[0].split(".")[0] in variables else o for o in overrides],
@@ -107,12 +107,14 @@ def evaluate(config: DictConfig) -> list[dict[str, Any]]:
         ValueError: a model or task cannot be had.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore")
     from contextlib import redirect_stdout
 
     from eval.source_models import load as load_model
 
-    for model in OmegaConf.to_container(config, resolve=True).get("models", []):
+    models = extends.resolve(config)["models"]
+    for model in models:
         if model["model"]["name"] == "source_model":  # fail before slower imports
             load_model(model["model"]["checkpoint"], model["model"].get("source"))
     from llmfoundry.command_utils import eval as llmfoundry_eval
@@ -122,7 +124,7 @@ def evaluate(config: DictConfig) -> list[dict[str, Any]]:
     gauntlet.register()
     with redirect_stdout(sys.stderr):
         trainers, _ = llmfoundry_eval.evaluate(config)
-    return [gauntlet.record(trainer, config) for trainer in trainers]
+    return [gauntlet.record(*pair) for pair in zip(trainers, models, strict=True)]
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class SourceCausalLM(HuggingFaceModel):
 
 
 class SourceTokenizer(PreTrainedTokenizerBase):
-    """``tokenizer: {name: source_model}``: the tokenizer of that model; its class is the model's."""
+    """``tokenizer: {name: source_model}``: the tokenizer of that model, of whatever class."""
 
     def __new__(  # llm-foundry's registry takes classes only
         cls, checkpoint: str, source: str | None = None, root: str | None = None
@@ -78,15 +78,15 @@ def record(trainer: Any, model: Mapping[str, Any]) -> dict[str, Any]:
         for category in (summed.categories if summed else ())
         for benchmark in category["benchmarks"]
     }
-    tasks = []
-    for evaluator in state.evaluators:
-        category, benchmark = known.get("/".join(evaluator.label.split("/")[:2]), (None, {}))
-        for name, metric in state.eval_metrics[evaluator.label].items():
+    tasks: list[dict[str, Any]] = []
+    for label, metrics in state.eval_metrics.items():
+        category, benchmark = known.get("/".join(label.split("/")[:2]), (None, {}))
+        for name, metric in metrics.items():
             value = float(metric.compute())
             questions = int(sum(dist.all_gather_object(float(metric.total))))
             tasks.append(
                 {
-                    "task": evaluator.label,
+                    "task": label,
                     "category": category,
                     "metric": name,
                     "value": value,
