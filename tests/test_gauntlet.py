@@ -7,6 +7,7 @@ import pytest
 import torch
 from training import REPOSITORY, load, train
 
+from dept import extends
 from dept.icl import check_embedding, check_files, is_task
 from dept.options import ConfigError, DeptOptions
 from eval import eval as command
@@ -74,6 +75,16 @@ def test_a_train_yaml_may_name_a_file_of_tasks(prepared, tmp_path):
         load(prepared, "dept_trim", "icl_tasks=gone.yaml")
 
 
+@pytest.mark.parametrize(("name", "count"), [("gauntlet", 9), ("gauntlet_2048", 11)])
+def test_every_task_is_in_a_category(name, count, tmp_path):
+    given = [f"variables.{key}={tmp_path}" for key in ("checkpoint", "gauntlet_root")]
+    config = extends.resolve(extends.load(REPOSITORY / f"eval/yamls/{name}.yaml", given))
+    tasks = {(task["label"], *task["num_fewshot"]) for task in config["icl_tasks"]}
+    categories = config["eval_gauntlet"]["categories"]
+    summed = [(b["name"], b["num_fewshot"]) for c in categories for b in c["benchmarks"]]
+    assert len(summed) == len(tasks) == count and {*summed} == tasks
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return icl_tasks.write(tmp_path_factory.mktemp("tasks"))
@@ -97,7 +108,7 @@ def in_training(run):
     found = {}
     for line in lines:
         found |= {key: value for key, value in line.items() if "metrics/" in key}
-    accuracy = {key.split("/")[1]: v for key, v in found.items() if key.startswith("metrics/")}
+    accuracy = {key.split("/")[1]: value for key, value in found.items() if "-shot/" in key}
     return accuracy, found["icl/metrics/eval_gauntlet/all"]
 
 
@@ -174,6 +185,7 @@ def test_answers_are_generated_with_the_tokenizer_of_the_source(trained, tmp_pat
             logits = loaded.model(input_ids=ids).logits[0, -1]
         said = loaded.tokenizer.decode(logits.argmax())
         rows.append({"context": question, "answer": said})
+    assert rows[0]["answer"].strip() and rows[1]["answer"].strip()
     rows[2]["answer"] = "zygote"
     (tmp_path / "say.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = (

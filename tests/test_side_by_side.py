@@ -221,6 +221,6 @@ def test_tasks_of_any_worker_are_told_of_by_the_first(prepared, fleet, tmp_path)
             (line["epoch"], key): value
             for line in map(json.loads, lines)
             for key, value in line.items()
-            if "metrics/" in key
+            if "-shot/" in key or "gauntlet" in key
         }
     assert told[1] == told[2] and len(told[1]) == ROUNDS * 5  # three tasks, a category, an average
