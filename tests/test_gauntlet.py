@@ -179,14 +179,14 @@ def test_answers_are_generated_with_the_tokenizer_of_the_source(trained, tmp_pat
 
     checkpoints = trained["dept_spec_opt"] / "checkpoints"
     loaded, rows = load_model(checkpoints, "code"), []
-    for question in ("the file", "the list of", "a name in"):
+    for question in (row["query"] for row in icl_tasks.CHOICES):
         ids = torch.tensor([loaded.tokenizer(question, add_special_tokens=False).input_ids])
         with torch.no_grad():
-            logits = loaded.model(input_ids=ids).logits[0, -1]
-        said = loaded.tokenizer.decode(logits.argmax())
-        rows.append({"context": question, "answer": said})
-    assert rows[0]["answer"].strip() and rows[1]["answer"].strip()
-    rows[2]["answer"] = "zygote"
+            says = loaded.model(input_ids=ids).logits[0, -1].argmax()
+        text = loaded.tokenizer.decode(says, skip_special_tokens=True)
+        rows += [{"context": question, "answer": text}] if text.strip() else []
+    rows = [*rows[:2], {"context": "a name in", "answer": "zygote"}]
+    assert len(rows) == 3
     (tmp_path / "say.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = (
         f"icl_tasks=[{{label: say, dataset_uri: {tmp_path}/say.jsonl, num_fewshot: [0], "
@@ -196,6 +196,6 @@ def test_answers_are_generated_with_the_tokenizer_of_the_source(trained, tmp_pat
     result = tmp_path / "said.json"
     options = [f"checkpoint={checkpoints}", "source=code", f"output={result}", "gauntlet_root=x"]
     assert command.main([YAML, *options, "max_seq_len=32", "eval_gauntlet=null", task]) == 0
-    ((said,),) = ([record["tasks"][0]] for record in json.loads(result.read_text()))
+    ((said,),) = (record["tasks"] for record in json.loads(result.read_text()))
     assert said["questions"] == 3 and said["value"] == pytest.approx(2 / 3)
     assert said["random_baseline"] is None and said["category"] is None
