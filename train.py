@@ -107,6 +107,7 @@ def meet(config: dict) -> workers.Workers:
 def pretrain(config) -> None:
     """Train with llm-foundry, with our names in its registries."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}")
     from llmfoundry.command_utils import train

@@ -13,7 +13,7 @@ from composer.loggers import Logger
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dept import resume, updates, workers
+from dept import icl, resume, updates, workers
 from dept.evaluation import Evaluation, own_evaluators
 from dept.loader import SourceLoader
 from dept.options import DeptOptions, parse
@@ -82,7 +82,7 @@ class Dept(Algorithm):
             Event.EVAL_BATCH_START: lambda state, logger: self.evaluation.translate(state.batch),
             Event.EVAL_AFTER_FORWARD: lambda state, logger: self.evaluation.score(state.outputs),
             Event.EVAL_END: self._leave_evaluation,
-            Event.EPOCH_CHECKPOINT: self._tell_unseen,
+            Event.EPOCH_CHECKPOINT: self._tell_evaluation,
         }
 
     def match(self, event: Event, state: State) -> bool:
@@ -118,10 +118,11 @@ class Dept(Algorithm):
             seed=state.rank_zero_seed,
         )
         self.reduction = Reduction(self.slots.start)
-        self.evaluation = Evaluation(self.slots)
+        self.evaluation = Evaluation(self.slots, self.options.icl_source)
         place = self.workers.place
+        mine = self.schedule.sources_of(place.worker)
         state.evaluators = own_evaluators(
-            state.evaluators, names, self.schedule.sources_of(place.worker), place
+            state.evaluators, names, mine, place, self.options.icl_source
         )
 
     def _vocabulary(self, source: str, state: State) -> VocabularyMap:
@@ -258,18 +259,23 @@ class Dept(Algorithm):
 
     def _enter_evaluation(self, state: State, logger: Logger) -> None:
         self._park(state)
-        self.evaluation.enter((state.dataloader_label or "").removeprefix("eval/"))
+        self.evaluation.enter(state.dataloader_label or "eval")
 
     def _leave_evaluation(self, state: State, logger: Logger) -> None:
         self.evaluation.leave()
         self._park(state)
 
-    def _tell_unseen(self, state: State, logger: Logger) -> None:
-        """Log what the evaluations of all workers counted since they last met."""
+    def _tell_evaluation(self, state: State, logger: Logger) -> None:
+        """Log what all workers' evaluations gave since they last met, beside figures of text."""
         counted, self.evaluation.unseen_tokens = self.evaluation.unseen_tokens, {}
+        here = {"unseen": counted, "tasks": icl.results(state) if self.evaluation.has_tasks else {}}
+        self.evaluation.has_tasks = False
         stage = f"the evaluation of round {state.timestamp.epoch.value}"
-        for given in self.workers.gather(counted, stage=stage):
-            logger.log_metrics({f"eval/{name}/unseen_tokens": n for name, n in given.items()})
+        for worker, given in enumerate(self.workers.gather(here, stage=stage)):
+            unseen = {f"eval/{name}/unseen_tokens": n for name, n in given["unseen"].items()}
+            # Of its own tasks, Composer has told already.
+            tasks = given["tasks"] if worker != self.workers.place.worker else {}
+            logger.log_metrics(unseen | tasks)
 
     def _before_checkpoint(self, state: State, logger: Logger) -> None:
         """A checkpoint in mid-round holds the global model; slots are in files of their own."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dept import workers
+from dept import icl, workers
 from dept.corpus import (
     GLOBAL,
     DataError,
@@ -46,19 +46,19 @@ def check(config: Mapping[str, Any]) -> None:
         DataError: the corpus is missing, half-written or of another tokenizer.
     """
     dept, loader = options_of(config)
+    tasks = icl.tasks_of(config)
+    icl.check_files(tasks)
     start_from = (config.get("callbacks") or {}).get("start_from")
     if start_from is not None:
         start_from = parse(StartFromOptions, "callbacks.start_from", start_from)
         find_checkpoint(start_from.checkpoint)
-        if loader is None or dept is not None:
-            raise ConfigError(
-                "callbacks.start_from goes on with a mixture of sources: set train_loader.name to "
-                "mixture, without algorithms.dept"
-            )
+        _check_start_from(start_from, dept, loader)
     if loader is None:
         return
     corpus, names = _corpus_and_sources(loader, dept)
     own = dept is not None and dept.sharing.vocabulary is Vocabulary.OWN
+    if dept is not None:
+        icl.check_embedding(tasks, dept, names)
     prepared = [corpus.source(name, name if own else GLOBAL) for name in names]
     _check_tokenizer(config, corpus)
     length = config.get("max_seq_len")
@@ -114,6 +114,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     * an evaluator for every source, and for held-out ones where there is a global embedding;
     * a loader resumes by itself, and what belongs to a source is DEPT's to save;
     * checkpoints are written whole, and before an end by SIGTERM (``callbacks/checkpoints.py``);
+    * in-context-learning tasks are read in the tokens of the embedding that there is;
     * workers beside the first write nothing but the files of their sources.
     """
     dept, loader = options_of(config)
@@ -142,6 +143,9 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     if dept is None:
         _add_checkpoints(config)
         return config
+    if tasks := icl.tasks_of(config):
+        config["icl_tasks"] = icl.in_own_tokens(tasks, dept, corpus)
+        config.pop("icl_tasks_str", None)
     config["spin_dataloaders"] = False
     config["train_loader"]["own_tokenizers"] = own
     config["scheduler"] = {
@@ -206,6 +210,28 @@ def _quiet(config: dict[str, Any]) -> dict[str, Any]:
     callbacks = {k: v for k, v in (config.get("callbacks") or {}).items() if k not in _FOR_ALL}
     quiet = {"loggers": {}, "save_folder": None, "load_path": None, "autoresume": False}
     return config | quiet | {"callbacks": callbacks}
+
+
+def _check_start_from(
+    start_from: StartFromOptions, dept: DeptOptions | None, loader: CorpusOptions | None
+) -> None:
+    if loader is None:
+        raise ConfigError(
+            "callbacks.start_from goes on with sources of a prepared corpus: set train_loader.name "
+            "to mixture, or to sources with algorithms.dept"
+        )
+    if dept is None:
+        return
+    if dept.sharing.has_global_embedding:
+        raise ConfigError(
+            f"callbacks.start_from adds sources with embeddings of their own, and "
+            f"algorithms.dept.variant is {dept.variant}: set it to spec or spec_opt"
+        )
+    if start_from.embedding == "pretrained":
+        raise ConfigError(
+            "callbacks.start_from.embedding is pretrained, and a new source has none: set it to "
+            "random or merged"
+        )
 
 
 def _evaluates_held_out(dept: DeptOptions | None) -> bool:

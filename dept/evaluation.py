@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dept.icl import is_task
 from dept.place import Place
 from dept.slots import Slots
 from dept.variants import Sharing, Vocabulary
@@ -19,25 +20,35 @@ class Evaluation:
 
     Args:
         slots: of this worker.
+        icl_source: whose embedding reads in-context-learning tasks, if there is no global one.
 
     Attributes:
         unseen_tokens: of each source evaluated, how many of its tokens had no row.
+        has_tasks: whether tasks were evaluated; for who tells of them.
     """
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, icl_source: str | None = None) -> None:
         self.slots = slots
+        self.icl_source = icl_source
         self.unseen_tokens: dict[str, int] = {}
+        self.has_tasks = False
+        self._is_task = False
         self._source: str | None = None
         self._unseen: Tensor | None = None
 
     def enter(self, label: str) -> None:
-        """Begin with the text named ``label``; the model must be parked.
+        """Begin with the text, or the task, of the evaluator ``label``; the model must be parked.
 
         Raises:
             ValueError: it is no source's, and there is no embedding but those of sources.
         """
-        self._source = label if label in self.slots.vocabularies else None
-        variant = self.slots.variant
+        variant, self._is_task = self.slots.variant, is_task(label)
+        self.has_tasks |= self._is_task
+        label = label.removeprefix("eval/")
+        if self._is_task:
+            self._source = self.icl_source
+        else:
+            self._source = label if label in self.slots.vocabularies else None
         if self._source is None:
             if not variant.has_global_embedding:
                 raise ValueError(
@@ -46,7 +57,7 @@ class Evaluation:
                 )
             return
         self.slots.evaluate_as(self._source)
-        if variant.vocabulary is Vocabulary.TRIMMED:
+        if variant.vocabulary is Vocabulary.TRIMMED and not self._is_task:
             self.unseen_tokens[self._source] = 0
 
     def translate(self, batch: dict[str, Tensor]) -> None:
@@ -67,12 +78,14 @@ class Evaluation:
             assert self._unseen is not None
             # Labels are those of the next token here; what was marked must move along.
             unseen = torch.nn.functional.pad(self._unseen[:, 1:], (0, 1))
+            unseen = unseen[: len(targets)]  # Composer takes away what pads the last batch of ranks
             score_unseen_uniformly(logits, targets, unseen, vocabulary.vocab_size)
         else:
             holds = vocabulary.holds().to(targets.device)
             unseen = (targets >= 0) & ~holds[targets.clamp(min=0)]
             restrict_to_vocabulary(logits, targets, holds)
-        self.unseen_tokens[self._source] += int(unseen.sum())
+        if not self._is_task:
+            self.unseen_tokens[self._source] += int(unseen.sum())
 
     def leave(self) -> None:
         """The text is evaluated."""
@@ -80,20 +93,32 @@ class Evaluation:
 
 
 def own_evaluators(
-    evaluators: Sequence[Any], sources: Sequence[str], mine: Sequence[str], place: Place
+    evaluators: Sequence[Any],
+    sources: Sequence[str],
+    mine: Sequence[str],
+    place: Place,
+    icl_source: str | None = None,
 ) -> list[Any]:
     """The evaluators that a worker runs: of its own sources, and a share of all other text.
+
+    In-context-learning tasks stay together, since the Gauntlet sums them up: with the worker of
+    ``icl_source``, or with the first.
 
     Args:
         evaluators: of Composer.
         sources: names of all sources.
         mine: those that belong to the worker.
         place: of the worker.
+        icl_source: whose embedding reads tasks, if there is no global one.
     """
-    labels = [evaluator.label.removeprefix("eval/") for evaluator in evaluators]
-    others = [label for label in labels if label not in sources]
-    mine = {*mine, *others[place.worker :: place.workers]}
-    return [e for e, label in zip(evaluators, labels, strict=True) if label in mine]
+    labels = [e.label for e in evaluators]
+    has_tasks = place.worker == 0 if icl_source is None else icl_source in mine
+    tasks = [label for label in labels if is_task(label)]
+    own = [f"eval/{name}" for name in mine]
+    others = {*labels} - {*tasks, *(f"eval/{name}" for name in sources)}
+    shared = sorted(others, key=labels.index)[place.worker :: place.workers]
+    chosen = {*own, *shared, *(tasks if has_tasks else ())}
+    return [evaluator for evaluator in evaluators if evaluator.label in chosen]
 
 
 @torch.no_grad()

@@ -38,7 +38,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """
     try:
         missing = sorted(
-            OmegaConf.missing_keys(config), key=lambda k: not k.startswith("variables")
+            OmegaConf.missing_keys(config),
+            key=lambda k: (not k.startswith("variables"), k.count("."), k),
         )
         if missing:  # what refers to a variable is missing too
             raise ConfigError(f"{missing[0]} is not set: add {missing[0]}=... to the command")

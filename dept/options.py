@@ -59,6 +59,9 @@ class DeptOptions:
     """Seconds that a worker waits for the slowest one where all meet: at the start and at the
     outer step. Workers that die are noticed at once."""
 
+    icl_source: str | None = None
+    """The source whose embedding reads ``icl_tasks``, in a variant that has no global one."""
+
     def __post_init__(self) -> None:
         where = "algorithms.dept"
         _one_of(f"{where}.variant", self.variant, tuple(VARIANTS))
@@ -179,7 +182,8 @@ class MixtureOptions(CorpusOptions):
 
 @dataclass(frozen=True)
 class StartFromOptions:
-    """``callbacks.start_from``: continued pre-training, of a body that another run has trained."""
+    """``callbacks.start_from``: a body that another run has trained, for continued pre-training on
+    a mixture, or for new sources of SPEC and SPEC-OPT."""
 
     checkpoint: str
     """A Composer checkpoint, or a folder of them, of which the newest is taken:
@@ -189,7 +193,7 @@ class StartFromOptions:
     """``random``: as the model is built; ``pretrained``: the global one of the checkpoint (STD,
     GLOB, TRIM); ``merged``: made from the private ones of its sources (SPEC, SPEC-OPT), by token
     string (``dept/merged_embedding.py``); ``mapping``: the same, but as a file says for the tokens
-    that are in it."""
+    that are in it. A new source has no pretrained one."""
 
     mapping: str | None = None
     """That file: ``{token: {source: {token of the source: weight}}}`` in JSON, as

@@ -32,11 +32,13 @@ SHAPING = (
     "callbacks.active_forgetting",
 )
 
-# Where data comes from, how much of it is kept, and how long to wait, are a machine's affair.
+# Where data comes from, how much of it is kept, and how long to wait, are a machine's affair; what
+# is evaluated changes nothing that is trained.
 _NOT_SHAPING = (
     "train_loader.remote",
     "train_loader.cache_limit",
     "algorithms.dept.worker_timeout",
+    "algorithms.dept.icl_source",
 )
 
 # Several workers count other batches than one, and write -w<workers> in the names.

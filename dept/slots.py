@@ -94,7 +94,7 @@ class Slots:
                 name: value[rows[name].to(value.device)] if name in rows else value
                 for name, value in self.start.items()
             }
-            values |= self._private(source)
+            values |= self.private_of(source)
             states = self.inner.pop(source, {})
         self.live.load(values, states)
         self.active, self.parked, self._evaluating = source, False, False
@@ -135,8 +135,22 @@ class Slots:
         """Give the parked model the private embedding of ``source``, if the variant has any."""
         self.park()
         if self.private_names:
-            self.live.load(self._private(source), {})
+            self.live.load(self.private_of(source), {})
             self.parked, self._evaluating = False, True
+
+    def private_of(self, source: str) -> dict[str, Tensor]:
+        """The private embedding of ``source``, drawn at random the first time it is asked for."""
+        if self.private_names and source not in self.private:
+            self.private[source] = {
+                name: value.cpu()
+                for name, value in random_embedding(
+                    self.live.model,
+                    self.private_names,
+                    rows=self.vocabularies[source].rows,
+                    seed=f"{self.seed}/{source}",
+                ).items()
+            }
+        return self.private.get(source, {})
 
     def rows(self, source: str) -> dict[str, Tensor]:
         """For each parameter averaged by token row, the global rows that ``source`` holds."""
@@ -178,20 +192,6 @@ class Slots:
             raise RuntimeError("no slot is running")
         source, self.active = self.active, None
         return source
-
-    def _private(self, source: str) -> dict[str, Tensor]:
-        """The private embedding of ``source``, drawn at random the first time it is asked for."""
-        if self.private_names and source not in self.private:
-            self.private[source] = {
-                name: value.cpu()
-                for name, value in random_embedding(
-                    self.live.model,
-                    self.private_names,
-                    rows=self.vocabularies[source].rows,
-                    seed=f"{self.seed}/{source}",
-                ).items()
-            }
-        return self.private.get(source, {})
 
 
 def _to_cpu(state: dict[str, Any]) -> dict[str, Any]:

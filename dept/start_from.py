@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from composer.utils import dist
 from llmfoundry.interfaces import CallbackWithConfig
 from torch import Tensor, nn
 
+from dept.algorithm import Dept
 from dept.corpus import GLOBAL, PreparedCorpus, read_corpus
 from dept.merged_embedding import Merged, SourceEmbedding, merge
 from dept.options import ConfigError, StartFromOptions, parse
-from dept.swap import parameter_roles
+from dept.swap import parameter_roles, vocabulary_modules
 from dept.token_mapping import from_mapping, read_mapping
 from dept.token_strings import strings_of
 from dept.trained import Trained, read_trained, tokens_of
@@ -27,6 +29,9 @@ from dept.variants import VARIANTS, Role, Vocabulary
 class StartFrom(CallbackWithConfig):
     """Puts the body of a checkpoint into the model as built, before its own checkpoint is loaded.
 
+    A mixture has one embedding, which is the model's. With ``algorithms.dept`` every source of the
+    run is a new one for the body, and has its own.
+
     Args:
         train_config: the resolved config, given by llm-foundry.
         options: see :class:`dept.options.StartFromOptions`.
@@ -35,37 +40,64 @@ class StartFrom(CallbackWithConfig):
     def __init__(self, train_config: dict[str, Any], **options: Any) -> None:
         self.options = parse(StartFromOptions, "callbacks.start_from", options)
         loader = train_config["train_loader"]
-        self.corpus = read_corpus(Path(loader.get("root", ".")), loader["corpus"])
+        self.root = Path(loader.get("root", "."))
+        self.corpus = read_corpus(self.root, loader["corpus"])
+        self.trained: Trained
 
     def init(self, state: State, logger: Logger) -> None:
-        trained = read_trained(self.options.checkpoint)
-        values = body(trained, state.model)
-        if self.options.embedding == "pretrained":
-            values |= pretrained(trained, state.model, self.corpus)
-        elif self.options.embedding in ("merged", "mapping"):
-            values |= self._merged(trained, state.model)
+        self.trained = read_trained(self.options.checkpoint)
+        values = body(self.trained, state.model)
+        if _dept_of(state) is not None:
+            pass  # embeddings are the sources' own: see before_load
+        elif self.options.embedding == "pretrained":
+            values |= pretrained(self.trained, state.model, self.corpus)
+        elif self.options.embedding != "random":
+            roles = parameter_roles(state.model)
+            rows = len(vocabulary_modules(state.model)[0].weight)
+            strings = self._strings(GLOBAL, rows)
+            built = {name: state.model.get_parameter(name).detach().cpu() for name in roles}
+            values |= self._merged(roles, strings, built)
         for name, value in values.items():
             state.model.get_parameter(name).data.copy_(value)
 
-    def _merged(self, trained: Trained, model: nn.Module) -> dict[str, Tensor]:
-        private, roles = trained.private(), parameter_roles(model)
-        values = {}
+    def before_load(self, state: State, logger: Logger) -> None:
+        """Embeddings of new sources, once the algorithm knows which are this worker's."""
+        dept = _dept_of(state)
+        if dept is None or self.options.embedding == "random":
+            return
+        for source in dept.schedule.sources_of(dept.workers.place.worker):
+            prepared = dept.loader.prepared[source]
+            strings = self._strings(prepared.tokenizer, prepared.vocab_size)
+            held = [strings[i] for i in dept.slots.vocabularies[source].token_ids.tolist()]
+            private = dept.slots.private_of(source)
+            private |= self._merged(dept.slots.live.roles, held, private)
+
+    def _strings(self, tokenizer: str, rows: int) -> list[str]:
+        return strings_of(self.corpus.tokenizers[tokenizer].path, rows)
+
+    def _merged(
+        self, roles: Mapping[str, Role], strings: list[str], otherwise: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """An embedding for the tokens ``strings``, in this order, made of the private ones."""
+        trained = self.trained
+        corpus = read_corpus(self.root, trained.corpus or self.corpus.name)
+        private, values = trained.private(), {}
         for name, role in roles.items():
             if role is Role.POSITIONS:
                 values[name] = torch.stack([of[name] for of in private.values()]).mean(dim=0)
             elif role is Role.TOKENS:
-                sources = source_embeddings(trained, private, name, self.corpus)
-                merged = self._rows(sources, model.get_parameter(name).detach().cpu())
+                sources = source_embeddings(trained, private, name, corpus)
+                merged = self._rows(sources, strings, otherwise[name])
                 values[name] = merged.vectors
                 if dist.get_global_rank() == 0:
                     told = ", ".join(f"{n} {origin}" for origin, n in merged.summary().items())
                     print(f"{name} from {len(sources)} sources: rows {told}", file=sys.stderr)
         return values
 
-    def _rows(self, sources: dict[str, SourceEmbedding], built: Tensor) -> Merged:
-        tokenizer = self.corpus.tokenizers[GLOBAL]
-        target = strings_of(tokenizer.path, len(built))
-        merged = merge(sources, target, built, weighting=self.options.weighting)
+    def _rows(
+        self, sources: dict[str, SourceEmbedding], target: list[str], otherwise: Tensor
+    ) -> Merged:
+        merged = merge(sources, target, otherwise, weighting=self.options.weighting)
         if self.options.mapping is None:
             return merged
         mapping = read_mapping(self.options.mapping)
@@ -73,6 +105,10 @@ class StartFrom(CallbackWithConfig):
             return from_mapping(sources, target, merged.vectors, mapping)
         except ValueError as error:
             raise ConfigError(f"{self.options.mapping}: {error}") from error
+
+
+def _dept_of(state: State) -> Dept | None:
+    return next((a for a in state.algorithms if isinstance(a, Dept)), None)
 
 
 def body(trained: Trained, model: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
@@ -63,6 +64,13 @@ class Trained:
 
     tokenizer: Mapping[str, Any]
     """Files of the tokenizer that the model was built with, as JSON by name; may be empty."""
+
+    @property
+    def corpus(self) -> str | None:
+        """Name of the corpus, as ``config.yaml`` of the run says; ``None`` if that is not there."""
+        file = self.path.parent.parent / "config.yaml"
+        config: Any = OmegaConf.load(file) if file.is_file() else {}
+        return (config.get("train_loader") or {}).get("corpus")
 
     @property
     def variant(self) -> str | None:

@@ -1,10 +1,12 @@
 """Scores of tokens inside and outside a source's vocabulary."""
 
 import math
+from types import SimpleNamespace
 
 import torch
 
-from dept.evaluation import restrict_to_vocabulary, score_unseen_uniformly
+from dept.evaluation import own_evaluators, restrict_to_vocabulary, score_unseen_uniformly
+from dept.place import Place
 
 V = 7
 LOGITS = torch.randn(2, 3, V, generator=torch.Generator().manual_seed(0))
@@ -42,3 +44,19 @@ def test_a_token_without_a_row_costs_one_in_the_global_vocabulary():
 def test_nothing_unseen_changes_nothing():
     none = torch.zeros(2, 3, dtype=torch.bool)
     assert torch.equal(score_unseen_uniformly(LOGITS.clone(), TARGETS, none, 8192), LOGITS)
+
+
+def test_tasks_stay_together_with_their_embedding():
+    labels = ["eval/a", "eval/b", "eval/c", "eval/old", "eval/new", "x/0-shot", "x/3-shot/c"]
+    every, sources = [SimpleNamespace(label=label) for label in labels], ("a", "b", "c")
+
+    def chosen(worker, icl_source):
+        mine = [("a", "b"), ("c",)][worker]
+        place = Place(worker=worker, workers=2)
+        return [e.label for e in own_evaluators(every, sources, mine, place, icl_source)]
+
+    text = [["eval/a", "eval/b", "eval/old"], ["eval/c", "eval/new"]]
+    tasks = ["x/0-shot", "x/3-shot/c"]
+    assert [chosen(worker, None) for worker in (0, 1)] == [text[0] + tasks, text[1]]
+    assert [chosen(worker, "b") for worker in (0, 1)] == [text[0] + tasks, text[1]]
+    assert [chosen(worker, "c") for worker in (0, 1)] == [text[0], text[1] + tasks]

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import icl_tasks
 import numpy as np
 import pytest
 from fleet import Fleet
@@ -205,3 +206,21 @@ def test_dropout_does_not_depend_on_who_trains_what(prepared, fleet):
     assert_same(learned(four), learned(one))
     name = "global/model.transformer.wte.weight"
     assert not np.array_equal(learned(one)[name], learned(plain)[name])
+
+
+def test_tasks_of_any_worker_are_told_of_by_the_first(prepared, fleet, tmp_path):
+    """``tools`` belongs to the last worker, which logs nothing itself."""
+    options = ["algorithms.dept.icl_source=tools", *icl_tasks.in_training(tmp_path)]
+    icl_tasks.write(tmp_path)
+    told = {}
+    for count in (1, 2):
+        name = f"{count}-tasks"
+        fleet.train(prepared, "dept_spec", f"run_name={name}", *options, processes=count)
+        lines = (prepared / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        told[count] = {
+            (line["epoch"], key): value
+            for line in map(json.loads, lines)
+            for key, value in line.items()
+            if "-shot/" in key or "gauntlet" in key
+        }
+    assert told[1] == told[2] and len(told[1]) == ROUNDS * 5  # three tasks, a category, an average

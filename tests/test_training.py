@@ -137,7 +137,7 @@ def test_a_run_is_algorithm_1(prepared, monkeypatch, experiment, inner_state, mo
         def __init__(self, live, *args, **kwargs):
             started["model"] = copy.deepcopy(live.model)
             super().__init__(live, *args, **kwargs)
-            self.drawn = {s: copy.deepcopy(self._private(s)) for s in self.vocabularies}
+            self.drawn = {s: copy.deepcopy(self.private_of(s)) for s in self.vocabularies}
             self.private = {}
 
     monkeypatch.setattr(algorithm, "Slots", Remembering)

@@ -1,0 +1,130 @@
+"""In-context-learning tasks, by llm-foundry's own evaluation:
+
+    composer eval/eval.py eval/yamls/gauntlet.yaml checkpoint=runs/<run_name>/checkpoints \\
+        source=en gauntlet_root=/path/to/task/files [key=value ...]
+
+The yaml is one of llm-foundry's for evaluation, with `extends` as train yamls have it. The model
+`source_model` is what eval/source_models.py loads: a checkpoint with the embedding and tokenizer of
+a source or the global ones, a transformers directory, or a name on the hub. `composer -n 2` shares
+the questions of a task.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
+    sys.path.insert(0, REPOSITORY)
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see train.py
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from omegaconf import DictConfig
+
+from dept import durable, extends, icl, scratch
+from dept.launcher import end_with_launcher
+from dept.options import ConfigError
+from dept.run_folder import find_checkpoint
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Evaluate what a yaml says; returns the exit status."""
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        print(__doc__)
+        return 0 if arguments else 2
+    end_with_launcher()
+    is_first = os.environ.get("RANK", "0") == "0"
+    try:
+        config = load(arguments[0], arguments[1:])
+        plain = extends.resolve(config)
+        if not plain.get("models"):
+            raise ConfigError("there are no models: name some, as eval/yamls/gauntlet.yaml does")
+        icl.check_files(icl.tasks_of(plain))
+        output = output_of(plain)
+        scratch.enter()
+        records = evaluate(config)
+    except ValueError as error:
+        if is_first:
+            print(f"{arguments[0]}: {error}", file=sys.stderr)
+        return 2
+    if is_first:
+        from eval.gauntlet import show
+
+        durable.write(output, json.dumps(records, indent=1) + "\n")
+        show(records)
+        print(output)
+    return 0
+
+
+def load(path: str, overrides: Sequence[str]) -> DictConfig:
+    """A yaml with overrides; one of a variable needs no ``variables.`` in front.
+
+    Raises:
+        ConfigError: as :func:`dept.extends.load`.
+    """
+    variables = list((extends.load(path).get("variables") or {}).keys())
+    return extends.load(
+        path,
+        [f"variables.{o}" if o.split("=")[0].split(".")[0] in variables else o for o in overrides],
+    )
+
+
+def output_of(config: dict[str, Any]) -> Path:
+    """Where results go: as the yaml says, or beside the run whose checkpoint is evaluated.
+
+    Raises:
+        ConfigError: there is such a file, or no run, or no such checkpoint.
+    """
+    variables = config.get("variables") or {}
+    chosen, source = variables.get("output"), variables.get("source")
+    checkpoint = Path(str(variables.get("checkpoint")))
+    if chosen:
+        path = Path(chosen)
+    elif (checkpoint / "config.json").is_file() or not checkpoint.exists():
+        raise ConfigError(
+            f"{checkpoint} is no checkpoint of a run, beside which results could go: set "
+            f"variables.output to a file, or correct variables.checkpoint"
+        )
+    else:
+        run = find_checkpoint(checkpoint).parent.parent
+        path = run / f"gauntlet-{source or 'global'}.json"
+    if path.exists():
+        raise ConfigError(f"{path} is there already: remove it, or set variables.output to another")
+    return path
+
+
+def evaluate(config: DictConfig) -> list[dict[str, Any]]:
+    """Evaluate every model of a yaml with llm-foundry, whose own tables go to stderr.
+
+    Raises:
+        ValueError: a model or task cannot be had.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore")
+    from contextlib import redirect_stdout
+
+    from eval.source_models import load as load_model
+
+    models = extends.resolve(config)["models"]
+    for model in models:
+        if model["model"]["name"] == "source_model":  # fail before slower imports
+            load_model(model["model"]["checkpoint"], model["model"].get("source"))
+    from llmfoundry.command_utils import eval as llmfoundry_eval
+
+    from eval import gauntlet
+
+    gauntlet.register()
+    with redirect_stdout(sys.stderr):
+        trainers, _ = llmfoundry_eval.evaluate(config)
+    return [gauntlet.record(*pair) for pair in zip(trainers, models, strict=True)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
