@@ -1,1 +1,1 @@
-"""Evaluation: comparing runs, and what is written of them."""
+"""Evaluation: comparing runs, what is written of them, and trained models in use."""

@@ -7,7 +7,7 @@
 installed, and gives the logits of training: an MPT with ALiBi as transformers' MPT, one with
 learned positions as a GPT-2, with rotary ones as a GPT-NeoX. An MPT that none of them can be
 (grouped queries, gated layers) brings llm-foundry's code along, to be loaded with
-`trust_remote_code=True` where `catalogue`, `einops` and `tabulate` are installed.
+`trust_remote_code=True` by transformers 4, with `catalogue`, `einops` and `tabulate` installed.
 """
 
 from __future__ import annotations

@@ -187,8 +187,8 @@ def _limits(source: SourceModel, remote_code: bool) -> list[str]:
     if remote_code:
         lines.append(
             "The Python files are llm-foundry's (Apache License 2.0), as its own export writes "
-            "them; they need `catalogue`, `einops` and `tabulate`. Loading runs them: read them if "
-            "you do not trust where this is from."
+            "them, for transformers 4; they need `catalogue`, `einops` and `tabulate`. Loading "
+            "runs them: read them if you do not trust where this is from."
         )
     return lines
 
