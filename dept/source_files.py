@@ -37,8 +37,8 @@ class SourceFiles:
     def write(self, source: str, round_index: int, step: int, state: Mapping[str, Any]) -> Path:
         """Write a file that is whole or not there, whenever the process dies."""
         path = self._path(source, round_index, step)
-        with durable.replacing(path) as temporary:
-            torch.save(dict(state), temporary)
+        with durable.replacing(path) as temporary, open(temporary, "wb") as file:
+            torch.save(dict(state), file)  # given a path, torch would write its name inside
         return path
 
     def read(self, source: str, round_index: int, step: int | None = None) -> dict[str, Any] | None:

@@ -45,6 +45,9 @@ class Method:
     seeds: list[int] | None = None
     """Those of the plan by default."""
 
+    corpora: list[str] | None = None
+    """As well."""
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -154,6 +157,12 @@ def read_plan(path: str | Path) -> Plan:
     for stage in (*plan.continued, *plan.variations):
         if stage not in STAGES:
             raise ConfigError(f"{path}: {stage!r} is no stage: it may be {', '.join(STAGES)}")
+    for name, method in plan.methods.items():
+        for corpus in set(method.corpora or ()) - set(plan.corpora):
+            raise ConfigError(
+                f"{path}: methods.{name} is for corpus {corpus!r}, which is not in corpora: "
+                f"it may be {', '.join(plan.corpora)}"
+            )
     return plan
 
 
@@ -183,6 +192,8 @@ def jobs(plan: Plan, sources: Mapping[str, Sequence[str]]) -> list[Job]:
 def _pretraining(plan: Plan, corpus: str, seed: int, sources: Sequence[str]) -> Iterable[Job]:
     for name, method in plan.methods.items():
         if seed not in (plan.seeds if method.seeds is None else method.seeds):
+            continue
+        if corpus not in (plan.corpora if method.corpora is None else method.corpora):
             continue
         for source in sources if method.per_source else (None,):
             of_source = () if source is None else (f"variables.source={source}",)

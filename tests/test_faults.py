@@ -28,7 +28,7 @@ def saved(root, name):
 
 @pytest.fixture(scope="module")
 def unbroken(prepared):
-    return tensors_of(train(prepared, "dept_spec", "run_name=unbroken"))
+    return tensors_of(train(prepared, "dept_spec", "run_name=in-peace"))
 
 
 def assert_goes_on(prepared, name, unbroken, *options):

@@ -13,20 +13,21 @@ SOURCES = {"multilingual": ("en", "it"), "multidomain": ("python", "bible")}
 
 
 def test_the_plan_of_the_repository_covers_the_protocol():
-    """Every method on both corpora with two seeds, gone on from as the paper does."""
+    """At equal steps, the paper's comparison, every method on both corpora with two seeds."""
     plan = read_plan(PLAN)
     planned = jobs(plan, SOURCES)
     names = [job.name for job in planned]
     assert len(set(names)) == len(names)
-    main = {"std_tau0", "std_tau03", "std_tau1", "act", "glob", "trim", "spec", "spec_opt"}
+    temperatures = {"std_steps", "std_steps_tau03", "std_steps_tau1"}
+    main = {*temperatures, "std_tau0", "act_steps", "glob", "trim", "spec", "spec_opt"}
     for corpus in SOURCES:
         for seed in (17, 18):
             here = [job for job in planned if (job.corpus, job.seed) == (corpus, seed)]
             for stage in ("pretrain", "cpt_random"):
                 assert main <= {job.method for job in here if job.stage == stage}
             pretrained = {job.method for job in here if job.stage == "cpt_pretrained"}
-            assert pretrained >= {"std_tau0", "std_tau03", "std_tau1", "glob", "trim"}
-            assert not pretrained & {"act", "spec", "spec_opt"}
+            assert pretrained >= {*temperatures, "std_tau0", "glob", "trim"}
+            assert not pretrained & {"act_steps", "spec", "spec_opt"}
     for number, job in enumerate(planned):
         assert job.after is None or job.after in names[:number]
         if job.after is not None:
@@ -48,6 +49,11 @@ def test_a_model_for_each_source_is_gone_on_from_for_each():
         ("methods: {std: {yaml std: x: y}}", "cannot be read: while parsing a flow mapping"),
         ("- std", "is not a mapping of keys"),
         ("methods: {std: {yml: std}}", "methods.std has no option 'yml'"),
+        (
+            "{corpora: {a: {unseen: []}}, seeds: [], continued: {}, variations: {}, "
+            "methods: {std: {yaml: std, learning_rate: 1.0, corpora: [b]}}}",
+            "methods.std is for corpus 'b', which is not in corpora: it may be a",
+        ),
     ],
 )
 def test_a_wrong_plan_is_refused(tmp_path, text, message):

@@ -67,9 +67,9 @@ def test_what_a_kill_left_of_a_file_is_swept_away_and_never_read(files):
     assert (files.folder / "en" / "notes.txt").exists()
 
 
-def flip_a_bit(path):
+def flip_a_bit(path, value):
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[data.index(torch.full((2,), value).numpy().tobytes())] ^= 1
     path.write_bytes(data)
 
 
@@ -78,12 +78,12 @@ def test_an_altered_state_is_found_by_its_checksum_and_an_earlier_one_of_the_rou
     write(files, (2, 0), source="it")
     assert files.torn(2) == ([], True)
     newest, before = (files.folder / "en" / f"round2-step{step}.pt" for step in (6, 3))
-    flip_a_bit(newest)
+    flip_a_bit(newest, 2.06)
     with pytest.raises(ValueError, match=r"en/round2-step6.pt is cut short or was altered"):
         files.read("en", 2)
     os.truncate(before, 100)
     assert files.torn(2) == ([newest, before], True)
-    flip_a_bit(files.folder / "en" / "round2-step0.pt")
+    flip_a_bit(files.folder / "en" / "round2-step0.pt", 2.0)
     torn, is_enough = files.torn(2)
     assert len(torn) == 3 and not is_enough  # round 1 is not where the others are
     assert files.torn(1) == ([], True)
