@@ -9,8 +9,10 @@ with the one tokenizer of the yaml, whose ids are not theirs.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -164,9 +166,10 @@ def _in_a_folder_of_its_own(build_icl_evaluators: Callable[..., Any]) -> Callabl
     def build(*arguments: Any, **options: Any) -> Any:
         from composer.utils import dist
 
-        folder = [tempfile.mkdtemp(prefix="icl-")]
+        folder = [tempfile.mkdtemp(prefix="icl-") if dist.get_global_rank() == 0 else ""]
         dist.broadcast_object_list(folder)  # ranks of a worker read what the first one copies
         os.makedirs(folder[0], exist_ok=True)
+        atexit.register(shutil.rmtree, folder[0], ignore_errors=True)
         return build_icl_evaluators(*arguments, **{"destination_dir": folder[0], **options})
 
     functools.update_wrapper(build, build_icl_evaluators, assigned=("__doc__", "__name__"))
