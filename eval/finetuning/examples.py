@@ -115,7 +115,7 @@ def _rows(data: DataOptions, where: str) -> Sequence[Mapping[str, Any]]:
         if data.hub is not None:
             return load_dataset(data.hub, data.config, split=where, revision=data.revision)
         kind, options = FORMATS[Path(where).suffix]
-        return load_dataset(kind, data_files={"all": where}, split="all", **options)
+        return load_dataset(kind, data_files={"rows": where}, split="rows", **options)
     except Exception as error:  # of any library that reads for it
         cause = error.__cause__ or error
         name = f"{data.hub}, {where}" if data.hub else where
