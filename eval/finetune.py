@@ -1,7 +1,7 @@
 """Fine-tune a trained body on a task, from a yaml:
 
-    composer eval/finetune.py eval/yamls/finetune/sst2.yaml checkpoint=runs/<run_name>/checkpoints \\
-        [source=global] [key=value ...]
+    composer eval/finetune.py eval/yamls/finetune/sst2.yaml \\
+        checkpoint=runs/<run_name>/checkpoints [source=global] [key=value ...]
 
 Sequences, head and losses are those of Radford et al. 2018; Composer trains. `val` chooses the
 epoch, of which `test` is told. The keys, with their defaults, are in eval/finetuning/options.py.
@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.summary import read_summary, write_atomically
-from dept import extends, run_folder
+from callbacks.summary import read_summary
+from dept import durable, extends, run_folder
 from dept.launcher import end_with_launcher
 from eval.finetuning.examples import read_splits
 from eval.finetuning.options import FineTuneOptions, read_options
@@ -50,15 +51,19 @@ def main(arguments: list[str]) -> int:
         options = read_options(extends.resolve(extends.load(arguments[0], arguments[1:])))
         name = run_name(options)
         folder = Path(options.folder.format(run_name=name))
-        summary = look_into(folder, options, is_first)
+        summary = look_into(folder, options)
         if summary is None:
-            summary = run(options, name, folder, is_first)
+            with run_folder.hold(folder) if is_first else nullcontext():
+                summary = run(options, name, folder, is_first)
         elif is_first:
             print(f"{folder} is finished; another run_name trains anew", file=sys.stderr)
     except ValueError as error:
         if is_first:
             print(f"{arguments[0]}: {error}", file=sys.stderr)
         return 2
+    except run_folder.NotSaved as error:
+        print(f"{arguments[0]}: {error}", file=sys.stderr)
+        return 1
     if is_first:
         show(summary, folder)
     return 0
@@ -76,7 +81,7 @@ def run_name(options: FineTuneOptions) -> str:
     return "-".join(part for part in parts if part)
 
 
-def look_into(folder: Path, options: FineTuneOptions, is_first: bool) -> dict[str, Any] | None:
+def look_into(folder: Path, options: FineTuneOptions) -> dict[str, Any] | None:
     """Look at what an earlier job left; the summary if the run is finished.
 
     Raises:
@@ -89,22 +94,22 @@ def look_into(folder: Path, options: FineTuneOptions, is_first: bool) -> dict[st
     is_on_hub = not path.exists() and options.checkpoint.count("/") <= 1
     if not is_on_hub and not (path / "config.json").is_file():
         run_folder.find_checkpoint(path)  # before the slow imports
-    for torn in run_folder.recover(folder / "checkpoints") if is_first else ():
-        print(f"{torn} was cut short by a kill and is left aside", file=sys.stderr)
     return read_summary(folder / "summary.json")
 
 
 def run(options: FineTuneOptions, name: str, folder: Path, is_first: bool) -> dict[str, Any]:
     """Read the data and train; writes ``config.yaml`` and ``summary.json``."""
     splits = read_splits(options.data, options.task)
+    for torn in run_folder.recover(folder / "checkpoints") if is_first else ():
+        print(f"{torn} was cut short by a kill and is left aside", file=sys.stderr)
     warnings.filterwarnings("ignore")  # what the pinned libraries say of each other
     from eval.finetuning.training import fine_tune
 
     if is_first:
-        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(asdict(options)))
+        durable.write(folder / "config.yaml", OmegaConf.to_yaml(asdict(options)))
     summary = fine_tune(options, splits, name, folder)
     if is_first:
-        write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        durable.write(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 

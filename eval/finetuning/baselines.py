@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from eval.finetuning.examples import Example
@@ -49,7 +50,9 @@ def bag_of_words(splits: Splits, kind: str, classes: int, counts: Any) -> float:
                 for name in ("val", "test")
             }
         else:
-            model = LogisticRegression(C=strength, max_iter=1000) if classes else Ridge(1 / strength)
+            model = (
+                LogisticRegression(C=strength, max_iter=1000) if classes else Ridge(1 / strength)
+            )
             model.fit(of_split["train"], labels["train"])
             found = {name: model.predict(of_split[name]) for name in ("val", "test")}
         scores = {name: _score(found[name], labels[name], classes) for name in ("val", "test")}
@@ -59,9 +62,8 @@ def bag_of_words(splits: Splits, kind: str, classes: int, counts: Any) -> float:
 
 def word_counts(train: Sequence[Example]) -> Any:
     """Counts of the words of ``train``, in small letters."""
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    texts = [text for example in train for piece in example.pieces.values() for text in _list(piece)]
+    pieces = [piece for example in train for piece in example.pieces.values()]
+    texts = [text for piece in pieces for text in ([piece] if isinstance(piece, str) else piece)]
     return CountVectorizer().fit(texts).transform
 
 
@@ -99,7 +101,3 @@ def _score(found: np.ndarray, labels: np.ndarray, classes: int) -> float:
         return float((found == labels).mean())
     correlation = float(np.corrcoef(found, labels)[0, 1])
     return correlation if np.isfinite(correlation) else 0.0
-
-
-def _list(piece: Any) -> list[str]:
-    return [piece] if isinstance(piece, str) else piece

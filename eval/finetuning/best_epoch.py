@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from composer.core import Callback, State
 from composer.loggers import Logger
+from composer.utils import dist
 
 
 class BestEpoch(Callback):
@@ -28,6 +30,13 @@ class BestEpoch(Callback):
             for split, metrics in state.eval_metrics.items()
         }
         self.history.append({"epoch": time.epoch.value, "batch": time.batch.value, **figures})
+        if dist.get_global_rank() == 0:
+            told = ", ".join(f"{split} {of[self.metric]:.3f}" for split, of in figures.items())
+            print(
+                f"epoch {time.epoch.value}, batch {time.batch.value}: {self.metric} {told}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}

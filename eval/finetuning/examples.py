@@ -146,7 +146,9 @@ def _label(row: Mapping[str, Any], task: TaskOptions, where: str) -> float | int
         try:
             return float(value)
         except (TypeError, ValueError):
-            raise DataError(f"{where} has {value!r} in column {column}: it must be a number") from None
+            raise DataError(
+                f"{where} has {value!r} in column {column}: it must be a number"
+            ) from None
     names = [str(name) for name in task.labels]
     if str(value) in names:
         return names.index(str(value))

@@ -31,9 +31,7 @@ class TaskOptions:
 
     def __post_init__(self) -> None:
         if self.kind not in LAYOUTS:
-            raise ConfigError(
-                f"task.kind is {self.kind!r}: set it to one of {', '.join(LAYOUTS)}"
-            )
+            raise ConfigError(f"task.kind is {self.kind!r}: set it to one of {', '.join(LAYOUTS)}")
         layout = LAYOUTS[self.kind]
         wanted = [*layout.pieces, "label"]
         for name in self.columns:

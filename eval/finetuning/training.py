@@ -16,7 +16,9 @@ from composer.utils import dist
 from torch import nn
 from transformers import PreTrainedModel
 
+from callbacks.checkpoints import Checkpoints
 from callbacks.jsonl_logger import JsonlLogger
+from callbacks.stop_on_sigterm import StopOnSigterm
 from dept.options import ConfigError
 from eval.finetuning.baselines import bag_of_words, majority, token_counts, word_counts
 from eval.finetuning.batches import loader, samples
@@ -68,7 +70,7 @@ def fine_tune(
     )
     of = {name: samples(s, kind, source.tokenizer, special, limit) for name, s in splits.items()}
     metric = next(iter(model.get_metrics()))
-    best_epoch = BestEpoch(metric)
+    best_epoch, checkpoints = BestEpoch(metric), str(folder / "checkpoints")
     batch_size = of_this_process(options.global_train_batch_size)
     optimizer = torch.optim.AdamW(
         decayed(model, options.optimizer.weight_decay),
@@ -92,19 +94,21 @@ def fine_tune(
         optimizers=optimizer,
         schedulers=LinearWithWarmupScheduler(t_warmup=options.t_warmup, alpha_f=0.0),
         algorithms=[
-            GradientClipping(
-                clipping_type="norm", clipping_threshold=options.clipping_threshold
-            )
+            GradientClipping(clipping_type="norm", clipping_threshold=options.clipping_threshold)
         ],
-        callbacks=[best_epoch],
+        callbacks=[
+            best_epoch,
+            StopOnSigterm(),
+            Checkpoints(
+                checkpoints, save_interval=options.save_interval, num_checkpoints_to_keep=1
+            ),
+        ],
         loggers=[JsonlLogger(str(folder / "metrics.jsonl"))],
         device_train_microbatch_size=options.device_train_microbatch_size or batch_size,
         precision=options.precision,
         seed=options.seed,
         run_name=run_name,
-        save_folder=str(folder / "checkpoints"),
-        save_interval=options.save_interval,
-        save_num_checkpoints_to_keep=1,
+        save_folder=checkpoints,
         autoresume=True,
         progress_bar=sys.stderr.isatty(),
         load_progress_bar=False,
