@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from eval.finetuning.examples import Example
 
-STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Inverse strengths of the L2 penalty that are tried; the best one on ``val`` is taken."""
 
 Splits = Mapping[str, Sequence[Example]]
@@ -39,7 +39,7 @@ def bag_of_words(splits: Splits, kind: str, classes: int, counts: Any) -> float:
     """
     of_split = {name: _features(of, kind, counts) for name, of in splits.items()}
     labels = {name: np.array([example.label for example in of]) for name, of in splits.items()}
-    best = (-np.inf, 0.0)
+    best = {"val": -np.inf}
     for strength in STRENGTHS:
         if kind == "choice":
             right = np.eye(classes, dtype=int)[labels["train"]].reshape(-1)
@@ -56,15 +56,15 @@ def bag_of_words(splits: Splits, kind: str, classes: int, counts: Any) -> float:
             model.fit(of_split["train"], labels["train"])
             found = {name: model.predict(of_split[name]) for name in ("val", "test")}
         scores = {name: _score(found[name], labels[name], classes) for name in ("val", "test")}
-        best = max(best, (scores["val"], scores["test"]))
-    return best[1]
+        best = scores if scores["val"] > best["val"] else best
+    return best["test"]
 
 
 def word_counts(train: Sequence[Example]) -> Any:
     """Counts of the words of ``train``, in small letters."""
     pieces = [piece for example in train for piece in example.pieces.values()]
     texts = [text for piece in pieces for text in ([piece] if isinstance(piece, str) else piece)]
-    return CountVectorizer().fit(texts).transform
+    return CountVectorizer(token_pattern=r"\w+").fit(texts).transform
 
 
 def token_counts(tokenizer: Any, rows: int) -> Any:

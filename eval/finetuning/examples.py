@@ -152,8 +152,8 @@ def _label(row: Mapping[str, Any], task: TaskOptions, where: str) -> float | int
     names = [str(name) for name in task.labels]
     if str(value) in names:
         return names.index(str(value))
-    if isinstance(value, int) and 0 <= value < len(names):
-        return value
+    if str(value).isdigit() and int(value) < len(names):
+        return int(value)
     raise DataError(
         f"{where} has the label {value!r}: task.labels has {', '.join(names)}"
         + (", and test labels of the hub are often hidden" if value == -1 else "")

@@ -57,17 +57,23 @@ def add_rows(model: PreTrainedModel, generator: torch.Generator) -> Special:
     Returns:
         Their ids.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
-    model.resize_token_embeddings(rows + 3, mean_resizing=False)
-    matrices = {
-        id(module.weight): module.weight
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-        if module is not None
-    }
-    for weight in matrices.values():
-        with torch.no_grad():
-            drawn = torch.randn(weight[rows:].shape, generator=generator)
-            weight[rows:] = (drawn * weight[:rows].std()).to(weight)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    modules = [embedding] if head is None or head is embedding else [embedding, head]
+    rows = embedding.weight.shape[0]
+    longer: dict[int, nn.Parameter] = {}  # a tied matrix stays one
+    for module in modules:
+        weight = module.weight.detach()
+        if id(module.weight) not in longer:
+            drawn = torch.randn(3, weight.shape[1], generator=generator) * weight.std()
+            longer[id(module.weight)] = nn.Parameter(torch.cat([weight, drawn.to(weight)]))
+        module.weight = longer[id(module.weight)]
+        if isinstance(module, nn.Embedding):
+            module.num_embeddings = rows + 3
+        else:
+            module.out_features = rows + 3
+            if module.bias is not None:
+                module.bias = nn.Parameter(F.pad(module.bias.detach(), (0, 3)))
+    model.config.vocab_size = rows + 3
     return Special.after(rows)
 
 
@@ -85,6 +91,7 @@ class FineTuned(ComposerModel):
         lm_coef: weight of the auxiliary loss, 0.5 in Radford et al.
         dropout: of what the head reads.
         embedding_dropout: of what the embedding gives to the body.
+        token_dropout: share of the text's tokens whose embedding is zero; none of the layout's.
         mean: of the numbers to be estimated: where the estimate starts.
         generator: for the head.
     """
@@ -97,26 +104,29 @@ class FineTuned(ComposerModel):
         lm_coef: float,
         dropout: float,
         embedding_dropout: float,
+        token_dropout: float,
         generator: torch.Generator,
         mean: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.kind, self.classes, self.lm_coef = kind, classes, lm_coef
-        self.embedding_dropout = embedding_dropout
-        if embedding_dropout:
-            model.get_input_embeddings().register_forward_hook(self._drop)
-        width = model.get_input_embeddings().weight.shape[1]
+        self.embedding_dropout, self.token_dropout = embedding_dropout, token_dropout
+        rows, width = model.get_input_embeddings().weight.shape
+        self.of_text = rows - 3
+        model.get_input_embeddings().register_forward_hook(self._drop)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, classes if classes and kind != "choice" else 1)
         with torch.no_grad():
             drawn = torch.randn(self.head.weight.shape, generator=generator)
             self.head.weight.copy_(0.02 * drawn)
             self.head.bias.fill_(0.0 if classes else mean)
+        if not lm_coef and not model.config.tie_word_embeddings:
+            model.get_output_embeddings().requires_grad_(False)  # nothing reads it
         self.metrics = nn.ModuleDict(_metrics(classes))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Scores and the loss of the language model.
+        """Scores and, in training, the loss of the language model.
 
         Args:
             batch: ``input_ids`` and ``attention_mask`` of shape [B, S, T], S sequences an example.
@@ -127,21 +137,34 @@ class FineTuned(ComposerModel):
         """
         shape = batch["input_ids"].shape
         ids, mask = (batch[key].flatten(0, 1) for key in ("input_ids", "attention_mask"))
-        out = self.model(
-            input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
-        )
-        read = last_token(out.hidden_states[-1], mask).view(*shape[:2], -1)
+        hidden, language_model = self._read(ids, mask)
+        read = last_token(hidden, mask).view(*shape[:2], -1)
         if self.kind != "choice":
             read = read.sum(dim=1)  # of both orders, where there are two sequences
         scores = self.head(self.dropout(read.float()))
         if self.kind == "choice" or not self.classes:
             scores = scores.squeeze(-1)
-        return scores, language_model_loss(out.logits, ids, mask)
+        return scores, language_model
 
-    def _drop(self, _: nn.Module, given: tuple[Any, ...], out: Tensor) -> Tensor | None:
-        if given[0].is_floating_point():
+    def _read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states [N, T, d], and the loss of the language model where it is asked for."""
+        given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        asked, body = self.training and self.lm_coef > 0, self.model.base_model
+        if not asked and body is not self.model:  # llm-foundry's MPT names no body
+            hidden = body(**given).last_hidden_state
+            return hidden, hidden.new_zeros(())
+        out = self.model(**given, output_hidden_states=True)
+        loss = language_model_loss(out.logits, ids, mask) if asked else out.logits.new_zeros(())
+        return out.hidden_states[-1], loss
+
+    def _drop(self, _: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        ids = given[0]
+        if not self.training or ids.is_floating_point():
             return None  # llm-foundry's tied head calls the same module, with hidden states
-        return F.dropout(out, self.embedding_dropout, self.training)
+        if self.token_dropout:
+            dropped = torch.rand(ids.shape, device=ids.device) < self.token_dropout
+            out = out.masked_fill((dropped & (ids < self.of_text))[..., None], 0.0)
+        return F.dropout(out, self.embedding_dropout)
 
     def loss(self, outputs: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         scores, language_model = outputs

@@ -168,6 +168,10 @@ class FineTuneOptions:
     embedding_dropout: float = 0.0
     """Of what the embedding gives to the body, 0.1 in Radford et al., who pre-trained with it."""
 
+    token_dropout: float = 0.0
+    """Share of the tokens that the body does not get to see, drawn anew for each batch: for small
+    bodies, which would learn examples by heart."""
+
     precision: str = "fp32"
     """``amp_bf16`` on GPUs."""
 
@@ -193,7 +197,7 @@ class FineTuneOptions:
         _at_least("seed", self.seed, 0, int)
         _at_least("lm_coef", self.lm_coef, 0.0)
         _at_least("clipping_threshold", self.clipping_threshold, 0.0)
-        for key in ("dropout", "embedding_dropout"):
+        for key in ("dropout", "embedding_dropout", "token_dropout"):
             value = getattr(self, key)
             if not _is_number(value) or not 0 <= value < 1:
                 raise ConfigError(f"{key} is {value!r}: set it from 0 to below 1")

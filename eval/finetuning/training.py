@@ -65,6 +65,7 @@ def fine_tune(
         lm_coef=options.lm_coef,
         dropout=options.dropout,
         embedding_dropout=options.embedding_dropout,
+        token_dropout=options.token_dropout,
         mean=sum(numbers) / len(numbers),
         generator=generator,
     )
