@@ -42,6 +42,10 @@ class TaskOptions:
         for name in wanted:
             if name not in self.columns and name not in layout.optional:
                 raise ConfigError(f"task.columns lacks {name}: say which column has it")
+        if any(isinstance(label, bool) for label in self.labels or ()):
+            raise ConfigError(
+                f"task.labels is {self.labels}: yaml takes yes, no, on, off for truth; quote them"
+            )
         if self.labels is not None and len(set(map(str, self.labels))) < max(2, len(self.labels)):
             raise ConfigError(f"task.labels is {self.labels}: write two or more different ones")
         if self.kind == "choice" and self.labels is None:
