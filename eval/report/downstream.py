@@ -30,16 +30,15 @@ def downstream(records: list[Record], corpus: str) -> list[Table]:
         return []
     metrics = {run["task"]: run["metric"] for run in sorted(here, key=lambda run: run["task"])}
     trained = [run for run in here if run["init"] == "pretrained"]
-    rows = [[Cell(name), *_row(_without(here, key), metrics)] for key, name in WITHOUT.items()]
+    counted = {name: _without(here, key) for key, name in WITHOUT.items()}
+    rows = [[Cell(name), *_row(of, metrics)] for name, of in counted.items() if of]
     anew = [run for run in here if run["init"] == "random"]
     rows += [[Cell("no pre-training"), *_row(_test(anew), metrics)]] if anew else []
     found = {method: _test(runs) for method, runs in by_method(trained).items()}
     best = {task: _highest(of[task] for of in found.values() if task in of) for task in metrics}
-    parts = [len(rows)]
-    for method, of in found.items():
-        if method != next(iter(found)) and not _is_baseline(trained, method):
-            parts += [len(rows)] if len(parts) == 1 else []
-        rows.append([Cell(label(method)), *_row(of, metrics, best)])
+    baselines = [method for method in found if any(r["baseline"] for r in by_method(here)[method])]
+    parts = dict.fromkeys((len(rows), len(rows) + len(baselines)))
+    rows += [[Cell(label(method)), *_row(of, metrics, best)] for method, of in found.items()]
     caption = (
         "On test examples, higher is better; of the epoch that was best on validation examples; "
         "best of the methods bold. Mean over seeds ± half the range over seeds. Above the line, "
@@ -86,7 +85,3 @@ def _row(
 def _highest(found: Iterable[Measured]) -> str:
     """The highest mean as it is shown: equal figures are all the best."""
     return f"{max((m.mean for m in found if not m.diverged), default=-1.0):.3f}"
-
-
-def _is_baseline(runs: Iterable[Record], method: str) -> bool:
-    return any(run["baseline"] for run in runs if run["method"] == method)
