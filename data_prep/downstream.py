@@ -26,7 +26,7 @@ if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
 from data_prep.archives import fetch, read_members
-from data_prep.files import write_atomic
+from dept import durable
 
 Row = Mapping[str, str | int]
 
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         except (ValueError, RuntimeError) as error:
             print(error, file=sys.stderr)
             return 2
-        write_atomic(path, ("\n".join(lines) + "\n").encode())
+        durable.write(path, "\n".join(lines) + "\n")
         print(f"{path}: {len(lines):,} rows")
     return 0
 

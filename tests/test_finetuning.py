@@ -1,6 +1,7 @@
 """Fine-tuning: layouts, head, losses, and examples, against a few lines each."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MptConfig, MptForCausalL
 
 from data_prep.downstream import main as prepare_downstream
 from data_prep.downstream import rated, sections
+from dept import extends
 from dept.corpus import DataError
 from dept.options import ConfigError
 from eval.finetuning.baselines import bag_of_words, majority, word_counts
@@ -352,3 +354,21 @@ def test_labelled_text_of_packages_is_rows_and_what_is_there_stays(tmp_path, cap
         path.write_text("mine")
     assert prepare_downstream(["--root", str(tmp_path)]) == 0
     assert path.read_text() == "mine" and "there already" in capsys.readouterr().out
+
+
+def test_the_yamls_of_the_repository_are_understood():
+    tasks = {}
+    for path in sorted(Path(__file__).parent.parent.joinpath("eval/yamls/finetune").glob("*.yaml")):
+        if path.stem in ("base", "small"):
+            continue
+        options = read_options(extends.resolve(extends.load(path, ["checkpoint=x"])))
+        assert options.lm_coef >= 0 and options.source is None
+        tasks[options.task.name] = (options.task.kind, options.optimizer.lr, options.data.hub)
+    glue, radford = "nyu-mll/glue", 6.25e-5
+    assert {name: tasks[name] for name in ("SST-2", "MNLI", "STS-B", "RACE")} == {
+        "SST-2": ("classification", radford, glue),
+        "MNLI": ("entailment", radford, glue),
+        "STS-B": ("similarity", radford, glue),
+        "RACE": ("choice", radford, "ehovy/race"),
+    }
+    assert {"movies", "news"} < tasks.keys()
