@@ -13,7 +13,7 @@ READY := .venv/.ready
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock data demo test unit reproduce bench costs lm-eval lint clean
+.PHONY: help setup lock data downstream demo test unit reproduce bench costs lm-eval lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -37,6 +37,9 @@ lock:  ## compile requirements.txt from requirements.in
 data: $(READY)  ## tokenizers and MDS shards of CORPUS=multilingual or multidomain
 	$(BIN)/python data_prep/prepare.py data_prep/corpora/$(CORPUS).yaml
 
+downstream: $(READY)  ## labelled text that fine-tuning is tried on
+	$(BIN)/python data_prep/downstream.py
+
 demo: data  ## pre-train SPEC on eight languages; YAML=... for another experiment, WORKERS=1, 2, 4 or 8
 	$(BIN)/composer -n $(WORKERS) train.py $(YAML) $(ARGS)
 
@@ -49,6 +52,7 @@ unit: $(READY)  ## the tests that launch nothing
 reproduce: $(READY)  ## the paper's comparison on both corpora, into results/; goes on where it was
 	$(MAKE) data CORPUS=multilingual
 	$(MAKE) data CORPUS=multidomain
+	$(MAKE) downstream
 	$(BIN)/python -m eval.reproduce $(ARGS)
 
 bench: data  ## what a slow worker costs another, and what an outer step sends

@@ -126,7 +126,7 @@ def load_corpus(path: Path) -> Corpus:
 def _corpus(content: Any) -> Corpus:
     keys = ("corpus", "sequence_length", "split", "tokenizers", "sources", "held_out", "part_bytes")
     content = _mapping(content, "a corpus yaml", keys)
-    name = _name(content.get("corpus"), "corpus", reserved=("packages",))
+    name = _name(content.get("corpus"), "corpus", reserved=("packages", "downstream"))
     split = _options(SplitOptions, content.get("split"), "split")
     tokenizers = _mapping(
         content.get("tokenizers"), "tokenizers", ("global", "own", "sample_bytes")

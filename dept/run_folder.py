@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -155,12 +155,15 @@ def recover(save_folder: str | Path) -> list[Path]:
     return aside
 
 
-def refuse_other_settings(config: Mapping[str, Any], stored: Path) -> None:
+def refuse_other_settings(
+    config: Mapping[str, Any], stored: Path, shaping: Sequence[str] = SHAPING
+) -> None:
     """Refuse to go on with a run whose settings were others.
 
     Args:
         config: the resolved config, as llm-foundry will have it.
         stored: ``config.yaml`` of the run; may not exist.
+        shaping: the settings that it must not differ in.
 
     Raises:
         ConfigError: a setting that shapes the numbers differs.
@@ -169,7 +172,7 @@ def refuse_other_settings(config: Mapping[str, Any], stored: Path) -> None:
         return
     before = OmegaConf.to_container(OmegaConf.load(stored))
     assert isinstance(before, dict)
-    for section in SHAPING:
+    for section in shaping:
         difference = _first_difference(section, _at(before, section), _at(config, section))
         if difference is not None:
             key, old, new = difference

@@ -21,6 +21,7 @@ STAGES = (
     "plasticity",
     "stability",
     "study",
+    "downstream",
 )
 
 
@@ -98,6 +99,21 @@ class Variations:
 
 
 @dataclass(frozen=True)
+class Downstream:
+    """Fine-tuning of what continued pre-training from random embeddings gave."""
+
+    corpora: list[str]
+    tasks: list[str]
+    """Yamls below ``eval/yamls/finetune/``."""
+
+    methods: list[str]
+    untrained: str | None = None
+    """Method whose architecture is fine-tuned from random initialisation, too."""
+
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Plan:
     """A whole comparison, as its yaml has it."""
 
@@ -112,12 +128,15 @@ class Plan:
     """By stage."""
 
     overrides: list[str] = field(default_factory=list)
-    """Of every run."""
+    """Of every run of ``train.py``."""
+
+    downstream: Any = None
+    """:class:`Downstream`"""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of ``train.py``."""
+    """One run of ``train.py``, or of ``eval/finetune.py`` in the stage ``downstream``."""
 
     name: str
     corpus: str
@@ -153,6 +172,8 @@ def read_plan(path: str | Path) -> Plan:
     ):
         entries = given.get(section) or {}
         given[section] = {k: parse(cls, f"{path}: {section}.{k}", v) for k, v in entries.items()}
+    if given.get("downstream"):
+        given["downstream"] = parse(Downstream, f"{path}: downstream", given["downstream"])
     plan = parse(Plan, str(path), given)
     for stage in (*plan.continued, *plan.variations):
         if stage not in STAGES:
@@ -186,6 +207,8 @@ def jobs(plan: Plan, sources: Mapping[str, Sequence[str]]) -> list[Job]:
                     result += _continuations(plan, stage, continuation, trained)
     for stage, variations in plan.variations.items():
         result += _variations(plan, stage, variations)
+    if plan.downstream:
+        result += [job for body in result for job in _fine_tuning(plan.downstream, body)]
     return result
 
 
@@ -258,6 +281,33 @@ def _variations(plan: Plan, stage: str, variations: Variations) -> Iterable[Job]
                 )
                 names[name] = job.name
                 yield job
+
+
+def _fine_tuning(downstream: Downstream, body: Job) -> Iterable[Job]:
+    if body.stage != "cpt_random" or body.corpus not in downstream.corpora:
+        return
+    if body.method not in downstream.methods:
+        return
+    for task in downstream.tasks:
+        for init in ("pretrained", "random"):
+            if init == "random" and body.method != downstream.untrained:
+                continue
+            setting = task if init == "pretrained" else f"{task}-untrained"
+            name = f"{body.corpus}-downstream-{body.method}-{setting}-s{body.seed}"
+            checkpoint = f"checkpoint=runs/{body.name}/checkpoints"
+            own = (f"run_name={name}", checkpoint, f"init={init}", f"seed={body.seed}")
+            yield Job(
+                name=name,
+                corpus=body.corpus,
+                stage="downstream",
+                method=body.method,
+                seed=body.seed,
+                yaml=f"eval/yamls/finetune/{task}.yaml",
+                overrides=(*own, *downstream.overrides),
+                baseline=body.baseline,
+                setting=setting,
+                after=body.name,
+            )
 
 
 def _job(

@@ -12,6 +12,8 @@ import yaml
 from eval.plan import Job
 
 FIGURES = ("loss", "perplexity", "bits_per_byte")
+FINE_TUNED = ("task", "metric", "init", "learning_rate", "examples", "baselines", "best", "test")
+FINE_TUNED += ("history", "timing")
 
 
 def record(job: Job, folder: Path) -> dict[str, Any]:
@@ -22,19 +24,14 @@ def record(job: Job, folder: Path) -> dict[str, Any]:
         folder: ``runs/<run_name>``, with ``summary.json``, ``metrics.jsonl``, ``config.yaml``.
     """
     summary = json.loads((folder / "summary.json").read_text())
+    if job.stage == "downstream":
+        return _of_job(job) | {key: summary[key] for key in FINE_TUNED}
     config = yaml.safe_load((folder / "config.yaml").read_text())
     with open(folder / "metrics.jsonl") as file:
         lines = [json.loads(line) for line in file]
     kept = ("tokens", "steps", "rounds", "local_steps", "sources", "held_out", "average")
     return {
-        "run": job.name,
-        "corpus": job.corpus,
-        "stage": job.stage,
-        "method": job.method,
-        "setting": job.setting,
-        "baseline": job.baseline,
-        "seed": job.seed,
-        "source": job.source,
+        **_of_job(job),
         "learning_rate": float(config["optimizer"]["lr"]),
         **{key: summary[key] for key in kept},
         "communication": summary["communication"],
@@ -42,6 +39,11 @@ def record(job: Job, folder: Path) -> dict[str, Any]:
         "curves": curves(lines, summary),
         "norms": norms(lines, summary),
     }
+
+
+def _of_job(job: Job) -> dict[str, Any]:
+    keys = ("corpus", "stage", "method", "setting", "baseline", "seed", "source")
+    return {"run": job.name, **{key: getattr(job, key) for key in keys}}
 
 
 def curves(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:

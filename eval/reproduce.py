@@ -30,6 +30,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from callbacks.summary import read_summary
 from dept import durable, extends
 from dept.corpus import read_corpus
+from eval import finetune
+from eval.finetuning.options import read_options
 from eval.plan import Job, jobs, read_plan
 from eval.records import record
 from eval.report import run_records, writing
@@ -79,6 +81,9 @@ def is_finished(job: Job) -> bool:
     if summary_of(job) is None:
         return False
     config = extends.resolve(extends.load(job.yaml, job.overrides))
+    if job.stage == "downstream":
+        options = read_options(config)
+        return finetune.look_into(Path("runs") / job.name, options) is not None
     return look_into(Path("runs") / job.name, config, is_first=False) is not None
 
 
@@ -149,6 +154,10 @@ def write(wanted: list[Job], results: Path) -> None:
 
 def _tell(console: Console, job: Job) -> None:
     summary = summary_of(job)
+    if job.stage == "downstream":
+        figure = summary["test"][summary["metric"]]
+        console.print(f"{job.name}: {summary['metric']} {figure:.3f}", highlight=False)
+        return
     figures = (summary or {}).get("average") or next(iter(summary["held_out"].values()))["eval"]
     console.print(
         f"{job.name}: {figures['bits_per_byte']:.3f} bits per byte, perplexity "
@@ -165,7 +174,7 @@ def _round(of: tuple[Job, multiprocessing.Process]) -> str:
 
 
 def _train(job: Job) -> None:
-    """In a process of its own: one run of ``train.py``, which ends when its parent does."""
+    """In a process of its own: one run, which ends when its parent does."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log_of(job).parent.mkdir(parents=True, exist_ok=True)
     with open(log_of(job), "a") as log:
@@ -176,7 +185,8 @@ def _train(job: Job) -> None:
     import train
 
     try:
-        sys.exit(train.main([job.yaml, *job.overrides]))
+        command = finetune.main if job.stage == "downstream" else train.main
+        sys.exit(command([job.yaml, *job.overrides]))
     finally:
         atexit._run_exitfuncs()  # a forked process ends without; Composer and Streaming clean up so
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from run_record import record
+from run_record import fine_tuned, record
 
 from eval import plan
 from eval.report import curves, names
@@ -230,3 +230,30 @@ def test_curves_are_means_and_tokens_of_bodies_are_added_up():
     line = curves.over_tokens(arranged(seeds), "c", "pretrain")["spec"]
     assert line.x.tolist() == [1000, 2000, 3000]
     assert line.y.tolist() == [[4.0, 3.0, 2.0], [4.0, 3.0, 2.5]]
+
+
+def test_fine_tuning_is_methods_by_tasks_beside_what_tasks_give_without_a_body():
+    records = [
+        fine_tuned("std_tau0", 0.70, seed=17),
+        fine_tuned("std_tau0", 0.74, seed=18),
+        fine_tuned("std_tau0", 0.60, init="random"),
+        fine_tuned("spec", 0.78),
+        fine_tuned("spec", 0.41, task="pairs", metric="pearson"),
+        fine_tuned("std_tau0", -0.2, task="pairs", metric="pearson"),
+        fine_tuned("glob", math.nan, task="pairs", metric="pearson"),
+    ]
+    (table,) = [t for t in tables(arranged(records)) if t.topic == "downstream"]
+    assert table.head == [
+        ("method", ""),
+        ("movies", "accuracy"),
+        ("pairs", "Pearson correlation"),
+    ]
+    assert cells(table) == {
+        "most frequent class": ["0.500", ""],
+        "bag of words": ["0.800", ""],
+        "no pre-training": ["0.600", ""],
+        "STD τ=0": ["0.720 ± 0.020", "-0.200"],
+        "GLOB": ["", "diverged"],
+        "SPEC": ["0.780", "0.410"],
+    }
+    assert bold(table) == {("SPEC", 0), ("SPEC", 1)} and table.parts == (3, 4)

@@ -32,6 +32,12 @@ continued:
   cpt_merged: {yaml: continued_merged, methods: [spec]}
   plasticity: {yaml: plasticity, methods: [spec], overrides: [eval_interval=2ba]}
 variations: {}
+downstream:
+  corpora: [tiny]
+  tasks: [movies]
+  methods: [spec]
+  untrained: spec
+  overrides: [max_duration=2ep, optimizer.lr=4.0e-3, token_dropout=0.0]
 """
 RUNS = {
     "tiny-pretrain-std_tau0-s1",
@@ -40,6 +46,8 @@ RUNS = {
     "tiny-cpt_random-spec-s1",
     "tiny-cpt_merged-spec-s1",
     "tiny-plasticity-spec-held-s1",
+    "tiny-downstream-spec-movies-s1",
+    "tiny-downstream-spec-movies-untrained-s1",
 }
 
 
@@ -49,6 +57,15 @@ def root(prepared):
         if not (prepared / entry).exists():
             (prepared / entry).symlink_to(REPOSITORY / entry)
     (prepared / "plan.yaml").write_text(PLAN)
+    words = ["the", "film", "was", "long", "and"]
+    rows = [
+        {"sentence": " ".join([words[n % 5], words[n // 5 % 5], ["bad", "good"][n % 2]])}
+        | {"label": n % 2}
+        for n in range(120)
+    ]
+    movies = prepared / "data" / "downstream" / "movies.jsonl"
+    movies.parent.mkdir(exist_ok=True)
+    movies.write_text("\n".join(map(json.dumps, rows)))
     return prepared
 
 
@@ -96,6 +113,11 @@ def test_a_killed_comparison_goes_on_where_it_was(root):
     assert (results / "index.html").is_file() and list((results / "plots").glob("*plasticity*"))
     unseen = json.loads((results / "runs" / "tiny-plasticity-spec-held-s1.json").read_text())
     assert unseen["curves"]["steps"] == [2, 4, 6]
+    assert "tiny, fine-tuning" in told and "no pre-training" in told and "bag of words" in told
+    name = "tiny-downstream-spec-movies-s1"
+    kept = json.loads((results / "runs" / f"{name}.json").read_text())
+    config = (root / "runs" / name / "config.yaml").read_text()
+    assert kept["metric"] == "accuracy" and "runs/tiny-cpt_random-spec-s1/checkpoints" in config
 
 
 def test_a_finished_run_of_another_plan_is_not_taken(root):

@@ -127,6 +127,7 @@ TOPICS = {
     "cpt_pretrained": "Continued pre-training from pre-trained embeddings",
     "cpt_merged": "Continued pre-training from merged embeddings",
     "pretrain": "Pre-training",
+    "downstream": "Fine-tuning",
     "plasticity": "Plasticity",
     "norms": "Stability",
     "communication": "Communication",
@@ -145,6 +146,7 @@ STAGES = {
     "plasticity": "plasticity",
     "stability": "stability",
     "study": "study",
+    "downstream": "fine-tuning",
 }
 
 METRICS = {"perplexity": "perplexity", "bits_per_byte": "bits per byte"}

@@ -80,7 +80,7 @@ def check(records: Iterable[Record]) -> None:
             continue
         place = (record["corpus"], stage, method, record["seed"], record["source"])
         place += (record["learning_rate"],) if stage == "tuning" else ()
-        place += (record["setting"],) if stage == "study" else ()
+        place += (record["setting"],) if stage in ("study", "downstream") else ()
         if place in places:
             raise ValueError(f"{run} and {places[place]} are for the same place of a table")
         places[place] = run

@@ -7,6 +7,7 @@ from typing import Any
 
 from eval.report.compare import Measured
 from eval.report.comparison_tables import comparison_tables, comparisons, overview
+from eval.report.downstream import downstream
 from eval.report.names import METHODS, METRICS, STAGES, label, metric_of
 from eval.report.run_records import Record, by_method, corpora, number, select, sequential_steps
 from eval.report.sent import sent
@@ -25,7 +26,7 @@ def tables(records: list[Record]) -> list[Table]:
         for comparison in every:
             if comparison.corpus == corpus:
                 found += comparison_tables(comparison)
-        for make in (communication, tuning, study, setting):
+        for make in (downstream, communication, tuning, study, setting):
             found += make(records, corpus)
     return found
 
@@ -123,6 +124,8 @@ def setting(records: list[Record], corpus: str) -> list[Table]:
     """What each run was given, as far as it does not depend on the machine."""
     rows, parts = [], []
     for stage, name in STAGES.items():
+        if stage == "downstream":  # its runs have epochs of a task, not rounds
+            continue
         found = by_method(select(records, corpus, stage))
         parts += [len(rows)] if rows and found else []
         for method, runs in found.items():

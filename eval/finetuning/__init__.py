@@ -1,0 +1,1 @@
+"""Fine-tuning on downstream tasks: what `eval/finetune.py` is made of."""

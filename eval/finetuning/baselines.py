@@ -1,0 +1,103 @@
+"""What a task gives without a language model: the most frequent class, and a bag of words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix, hstack
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from eval.finetuning.examples import Example
+
+STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Inverse strengths of the L2 penalty that are tried; the best one on ``val`` is taken."""
+
+Splits = Mapping[str, Sequence[Example]]
+
+
+def majority(splits: Splits) -> float:
+    """Accuracy on ``test`` of the class, or place of the answer, most frequent in ``train``."""
+    labels = {name: np.array([example.label for example in of]) for name, of in splits.items()}
+    return float((labels["test"] == np.bincount(labels["train"]).argmax()).mean())
+
+
+def bag_of_words(splits: Splits, kind: str, classes: int, counts: Any) -> float:
+    """A linear model of counts.
+
+    A logistic regression, whose score on ``test`` is its accuracy; of a choice, on whether each
+    answer is the right one; or, of a number to be estimated, a ridge regression and its Pearson
+    correlation. Pieces are counted apart; of two texts without an order, their sum and difference.
+
+    Args:
+        splits: ``train``, ``val`` and ``test``.
+        kind: of the task, a key of ``layouts.LAYOUTS``.
+        classes: how many; 0 for a number that is to be estimated.
+        counts: turns texts into a sparse matrix of counts, shape [texts, V].
+    """
+    of_split = {name: _features(of, kind, counts) for name, of in splits.items()}
+    labels = {name: np.array([example.label for example in of]) for name, of in splits.items()}
+    best = {"val": -np.inf}
+    for strength in STRENGTHS:
+        if kind == "choice":
+            right = np.eye(classes, dtype=int)[labels["train"]].reshape(-1)
+            model: Any = LogisticRegression(C=strength, max_iter=1000)
+            model.fit(of_split["train"], right)
+            found = {
+                name: model.decision_function(of_split[name]).reshape(-1, classes).argmax(axis=1)
+                for name in ("val", "test")
+            }
+        else:
+            model = (
+                LogisticRegression(C=strength, max_iter=1000) if classes else Ridge(1 / strength)
+            )
+            model.fit(of_split["train"], labels["train"])
+            found = {name: model.predict(of_split[name]) for name in ("val", "test")}
+        scores = {name: _score(found[name], labels[name], classes) for name in ("val", "test")}
+        best = scores if scores["val"] > best["val"] else best
+    return best["test"]
+
+
+def word_counts(train: Sequence[Example]) -> Any:
+    """Counts of the words of ``train``, in small letters."""
+    pieces = [piece for example in train for piece in example.pieces.values()]
+    texts = [text for piece in pieces for text in ([piece] if isinstance(piece, str) else piece)]
+    return CountVectorizer(token_pattern=r"\w+").fit(texts).transform
+
+
+def token_counts(tokenizer: Any, rows: int) -> Any:
+    """Counts of the tokens that the model reads, of whole texts.
+
+    Args:
+        tokenizer: of the model.
+        rows: of its embedding.
+    """
+
+    def counts(texts: Sequence[str]) -> csr_matrix:
+        ids = tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+        ends = np.cumsum([0, *map(len, ids)])
+        flat = np.concatenate([np.asarray(of, dtype=np.int64) for of in ids])
+        return csr_matrix((np.ones(len(flat)), flat, ends), shape=(len(ids), rows))
+
+    return counts
+
+
+def _features(examples: Sequence[Example], kind: str, counts: Any) -> csr_matrix:
+    """Of each example, or of each answer of a choice."""
+    if kind == "choice":  # all else is the same for every answer, and a linear model cannot use it
+        return counts([answer for example in examples for answer in example.pieces["answers"]])
+    names = list(examples[0].pieces)
+    matrices = [counts([example.pieces[name] for example in examples]) for name in names]
+    if kind == "similarity":
+        one, other = matrices
+        matrices = [one + other, abs(one - other)]
+    return hstack(matrices, format="csr")
+
+
+def _score(found: np.ndarray, labels: np.ndarray, classes: int) -> float:
+    if classes:
+        return float((found == labels).mean())
+    correlation = float(np.corrcoef(found, labels)[0, 1])
+    return correlation if np.isfinite(correlation) else 0.0

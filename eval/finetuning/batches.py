@@ -1,0 +1,92 @@
+"""Examples as batches of token ids, in an order that a seed decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from composer import DataSpec
+from composer.utils import dist
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from eval.finetuning.examples import Example
+from eval.finetuning.layouts import LAYOUTS, Special
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An example in tokens."""
+
+    sequences: list[list[int]]
+    pieces: Mapping[str, Any]
+    """Ids of its pieces, whole."""
+
+    label: float | int
+
+
+def samples(
+    examples: Sequence[Example],
+    kind: str,
+    tokenizer: PreTrainedTokenizerBase,
+    special: Special,
+    limit: int,
+) -> list[Sample]:
+    """Examples in tokens, laid out as their kind of task has it.
+
+    Args:
+        examples: of one split.
+        kind: of the task, a key of ``layouts.LAYOUTS``.
+        tokenizer: of the model; its own special tokens are not added.
+        special: tokens that are.
+        limit: tokens of a sequence.
+
+    Raises:
+        ConfigError: the layout does not fit in so many tokens.
+    """
+
+    def ids(text: str | list[str]) -> Any:
+        return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    found = []
+    for example in examples:
+        pieces = {name: ids(text) for name, text in example.pieces.items()}
+        found.append(Sample(LAYOUTS[kind].sequences(pieces, special, limit), pieces, example.label))
+    return found
+
+
+def batch(of: Sequence[Sample]) -> dict[str, Tensor]:
+    """Samples as tensors, padded on the right to the longest sequence.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` int64[B, S, T], and ``labels`` [B], int64 of classes or
+        float32 of estimates.
+    """
+    length = max(len(sequence) for sample in of for sequence in sample.sequences)
+    ids = torch.zeros(len(of), len(of[0].sequences), length, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, sample in enumerate(of):
+        for place, sequence in enumerate(sample.sequences):
+            ids[row, place, : len(sequence)] = torch.tensor(sequence)
+            mask[row, place, : len(sequence)] = 1
+    labels = torch.tensor([sample.label for sample in of])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def loader(of: Sequence[Sample], batch_size: int, *, shuffle: bool, seed: int) -> DataSpec:
+    """Batches of one process, as Composer takes them.
+
+    Args:
+        of: every sample of the split.
+        batch_size: of this process.
+        shuffle: in another order each epoch, which the seed decides.
+        seed: any whole number.
+    """
+    sampler = dist.get_sampler(of, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+    return DataSpec(
+        DataLoader(of, batch_size=batch_size, sampler=sampler, collate_fn=batch),  # type: ignore
+        get_num_tokens_in_batch=lambda of: int(of["attention_mask"].sum()),
+    )

@@ -1,0 +1,55 @@
+"""The figures of each evaluation, and which one counts: chosen by `val`, told of `test`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+
+class BestEpoch(Callback):
+    """Keeps what is measured at each evaluation, over interruptions too.
+
+    Args:
+        metric: that evaluations are compared by; the higher the better.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.history: list[dict[str, Any]] = []
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        time = state.timestamp
+        figures = {
+            split: {name: float(metric.compute()) for name, metric in metrics.items()}
+            for split, metrics in state.eval_metrics.items()
+        }
+        self.history.append({"epoch": time.epoch.value, "batch": time.batch.value, **figures})
+        if dist.get_global_rank() == 0:
+            told = ", ".join(f"{split} {of[self.metric]:.3f}" for split, of in figures.items())
+            print(
+                f"epoch {time.epoch.value}, batch {time.batch.value}: {self.metric} {told}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = state["history"]
+
+
+def best(history: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The first evaluation with the highest figure on ``val``; one that is no number is lowest."""
+
+    def figure(entry: dict[str, Any]) -> float:
+        value = entry["val"][metric]
+        return value if math.isfinite(value) else -math.inf
+
+    return max(history, key=figure)

@@ -1,0 +1,123 @@
+"""How an example of a task becomes sequences of tokens (Radford et al. 2018, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dept.options import ConfigError
+
+Pieces = Mapping[str, Any]
+"""Token ids of an example's pieces by name; of ``answers`` a list of them."""
+
+
+@dataclass(frozen=True)
+class Special:
+    """Ids of the tokens that a layout adds: three rows of the embedding after all others."""
+
+    start: int
+    delimiter: int
+    extract: int
+    """The last one of each sequence; the head reads what the body makes of it."""
+
+    @classmethod
+    def after(cls, rows: int) -> Special:
+        """The ids behind an embedding of so many rows."""
+        return cls(rows, rows + 1, rows + 2)
+
+
+def lay_out(groups: Sequence[Sequence[Sequence[int]]], special: Special, limit: int) -> list[int]:
+    """One sequence: ``[start; group; delimiter; group; ...; extract]``.
+
+    Args:
+        groups: pieces of token ids; those of one group follow each other without a delimiter.
+        special: tokens to add.
+        limit: tokens that the sequence may have. Pieces are cut, the added tokens never are.
+
+    Raises:
+        ConfigError: the added tokens alone are more than that.
+    """
+    pieces = [list(piece) for group in groups for piece in group]
+    room = limit - 1 - len(groups)
+    if room < len(pieces):
+        raise ConfigError(
+            f"max_length is {limit}, and {len(pieces)} pieces with their delimiters need "
+            f"{len(pieces) + len(groups) + 1}: set it higher"
+        )
+    lengths = iter(cut([len(piece) for piece in pieces], room))
+    ids = [special.start]
+    for place, group in enumerate(groups):
+        ids += [special.delimiter] if place else []
+        for piece in group:
+            ids += list(piece)[: next(lengths)]
+    return [*ids, special.extract]
+
+
+def cut(lengths: Sequence[int], room: int) -> list[int]:
+    """How long pieces may be: the longest is cut first, one token after another.
+
+    Args:
+        lengths: of the pieces, in tokens.
+        room: that they may have together.
+
+    Returns:
+        Their lengths after that: short pieces stay whole as long as possible; of equally long ones
+        the first is cut first.
+    """
+    kept = list(lengths)
+    while sum(kept) > room:
+        longest = max(kept)
+        next_longest = max((n for n in kept if n < longest), default=0)
+        places = [place for place, n in enumerate(kept) if n == longest]
+        surplus = sum(kept) - room
+        each, first = divmod(surplus, len(places))
+        if longest - each <= next_longest:
+            each, first = longest - next_longest, 0  # then others are as long
+        for rank, place in enumerate(places):
+            kept[place] -= each + (rank < first)
+    return kept
+
+
+def classification(pieces: Pieces, special: Special, limit: int) -> list[list[int]]:
+    """``[start; text; extract]``."""
+    return [lay_out([[pieces["text"]]], special, limit)]
+
+
+def entailment(pieces: Pieces, special: Special, limit: int) -> list[list[int]]:
+    """``[start; premise; delimiter; hypothesis; extract]``."""
+    return [lay_out([[pieces["premise"]], [pieces["hypothesis"]]], special, limit)]
+
+
+def similarity(pieces: Pieces, special: Special, limit: int) -> list[list[int]]:
+    """Two sequences, since there is no order: ``[start; first; delimiter; second; extract]`` and
+    the same with the second one first."""
+    one, other = [pieces["first"]], [pieces["second"]]
+    return [lay_out(groups, special, limit) for groups in ([one, other], [other, one])]
+
+
+def choice(pieces: Pieces, special: Special, limit: int) -> list[list[int]]:
+    """A sequence an answer: ``[start; context; question; delimiter; answer; extract]``."""
+    asked = [pieces["context"], *([pieces["question"]] if "question" in pieces else [])]
+    return [lay_out([asked, [answer]], special, limit) for answer in pieces["answers"]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A kind of task: which pieces its examples have, and their sequences."""
+
+    pieces: tuple[str, ...]
+    """Names of the pieces; examples with the same first one are in the same split."""
+
+    sequences: Callable[[Pieces, Special, int], list[list[int]]]
+
+    optional: tuple[str, ...] = ()
+    """Pieces that a task may do without."""
+
+
+LAYOUTS = {
+    "classification": Layout(("text",), classification),
+    "entailment": Layout(("premise", "hypothesis"), entailment),
+    "similarity": Layout(("first", "second"), similarity),
+    "choice": Layout(("context", "question", "answers"), choice, optional=("question",)),
+}

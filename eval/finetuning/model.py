@@ -1,0 +1,191 @@
+"""A pre-trained body with a head for a task, as Composer trains it (Radford et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from composer.models import ComposerModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+from transformers import PreTrainedModel
+
+from eval.finetuning.layouts import Special
+
+Batch = Mapping[str, Tensor]
+
+
+def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The hidden state of the last token that is no padding, wherever the padding is.
+
+    Args:
+        hidden: shape [N, T, d].
+        mask: 1 for a token, 0 for padding, shape [N, T].
+
+    Returns:
+        Shape [N, d].
+    """
+    places = torch.arange(mask.shape[1], device=mask.device)
+    last = (mask * places).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def language_model_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of each token after those before it, in nats; the mean over tokens that are no
+    padding and have one before them.
+
+    Args:
+        logits: shape [N, T, V].
+        ids: shape [N, T].
+        mask: 1 for a token, 0 for padding, shape [N, T].
+    """
+    counts = (mask[:, :-1] * mask[:, 1:]).bool()
+    return F.cross_entropy(logits[:, :-1][counts].float(), ids[:, 1:][counts])
+
+
+def add_rows(model: PreTrainedModel, generator: torch.Generator) -> Special:
+    """Add the three tokens of layouts to a model: new rows of its token matrices.
+
+    They are drawn like the rows that are there: normal, with their standard deviation. (The rows of
+    ``<s>`` and ``</s>`` are left alone: a source may not have trained them, another model may not
+    have them.)
+
+    Returns:
+        Their ids.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    modules = [embedding] if head is None or head is embedding else [embedding, head]
+    rows = embedding.weight.shape[0]
+    longer: dict[int, nn.Parameter] = {}  # a tied matrix stays one
+    for module in modules:
+        weight = module.weight.detach()
+        if id(module.weight) not in longer:
+            drawn = torch.randn(3, weight.shape[1], generator=generator) * weight.std()
+            longer[id(module.weight)] = nn.Parameter(torch.cat([weight, drawn.to(weight)]))
+        module.weight = longer[id(module.weight)]
+        if isinstance(module, nn.Embedding):
+            module.num_embeddings = rows + 3
+        else:
+            module.out_features = rows + 3
+            if module.bias is not None:
+                module.bias = nn.Parameter(F.pad(module.bias.detach(), (0, 3)))
+    model.config.vocab_size = rows + 3
+    return Special.after(rows)
+
+
+class FineTuned(ComposerModel):
+    """A body and a linear head on the last token of each sequence.
+
+    The loss is ``L_task + lm_coef * L_lm`` (Radford et al. 2018, equation 5): cross-entropy over
+    the classes, or over the answers of a choice, or the squared error; and the language model's
+    over the sequences themselves.
+
+    Args:
+        model: with rows for the tokens of layouts.
+        kind: of the task, a key of ``layouts.LAYOUTS``.
+        classes: how many; 0 for a number that is to be estimated.
+        lm_coef: weight of the auxiliary loss, 0.5 in Radford et al.
+        dropout: of what the head reads.
+        embedding_dropout: of what the embedding gives to the body.
+        token_dropout: share of the text's tokens whose embedding is zero; none of the layout's.
+        mean: of the numbers to be estimated: where the estimate starts.
+        generator: for the head.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        kind: str,
+        classes: int,
+        lm_coef: float,
+        dropout: float,
+        embedding_dropout: float,
+        token_dropout: float,
+        generator: torch.Generator,
+        mean: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.kind, self.classes, self.lm_coef = kind, classes, lm_coef
+        self.embedding_dropout, self.token_dropout = embedding_dropout, token_dropout
+        rows, width = model.get_input_embeddings().weight.shape
+        self.of_text = rows - 3
+        model.get_input_embeddings().register_forward_hook(self._drop)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, classes if classes and kind != "choice" else 1)
+        with torch.no_grad():
+            drawn = torch.randn(self.head.weight.shape, generator=generator)
+            self.head.weight.copy_(0.02 * drawn)
+            self.head.bias.fill_(0.0 if classes else mean)
+        if not lm_coef and not model.config.tie_word_embeddings:
+            model.get_output_embeddings().requires_grad_(False)  # nothing reads it
+        self.metrics = nn.ModuleDict(_metrics(classes))
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Scores and, in training, the loss of the language model.
+
+        Args:
+            batch: ``input_ids`` and ``attention_mask`` of shape [B, S, T], S sequences an example.
+
+        Returns:
+            Scores of the classes [B, classes], of the answers [B, S], or the estimates [B]; and a
+            scalar.
+        """
+        shape = batch["input_ids"].shape
+        ids, mask = (batch[key].flatten(0, 1) for key in ("input_ids", "attention_mask"))
+        hidden, language_model = self._read(ids, mask)
+        read = last_token(hidden, mask).view(*shape[:2], -1)
+        if self.kind != "choice":
+            read = read.sum(dim=1)  # of both orders, where there are two sequences
+        scores = self.head(self.dropout(read.float()))
+        if self.kind == "choice" or not self.classes:
+            scores = scores.squeeze(-1)
+        return scores, language_model
+
+    def _read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states [N, T, d], and the loss of the language model where it is asked for."""
+        given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        asked, body = self.training and self.lm_coef > 0, self.model.base_model
+        if not asked and body is not self.model:  # llm-foundry's MPT names no body
+            hidden = body(**given).last_hidden_state
+            return hidden, hidden.new_zeros(())
+        out = self.model(**given, output_hidden_states=True)
+        loss = language_model_loss(out.logits, ids, mask) if asked else out.logits.new_zeros(())
+        return out.hidden_states[-1], loss
+
+    def _drop(self, _: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        ids = given[0]
+        if not self.training or ids.is_floating_point():
+            return None  # llm-foundry's tied head calls the same module, with hidden states
+        if self.token_dropout:
+            dropped = torch.rand(ids.shape, device=ids.device) < self.token_dropout
+            out = out.masked_fill((dropped & (ids < self.of_text))[..., None], 0.0)
+        return F.dropout(out, self.embedding_dropout)
+
+    def loss(self, outputs: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+        scores, language_model = outputs
+        if self.classes:
+            task = F.cross_entropy(scores, batch["labels"])
+        else:
+            task = F.mse_loss(scores, batch["labels"])
+        return task + self.lm_coef * language_model
+
+    def eval_forward(self, batch: Batch, outputs: Any = None) -> Tensor:
+        return outputs[0] if outputs is not None else self(batch)[0]
+
+    def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
+        return {} if is_train else dict(self.metrics.items())
+
+    def update_metric(self, batch: Batch, outputs: Tensor, metric: Metric) -> None:
+        metric.update(outputs, batch["labels"])
+
+
+def _metrics(classes: int) -> dict[str, Metric]:
+    """The first one is what epochs, and methods, are compared by."""
+    if classes:
+        return {"accuracy": MulticlassAccuracy(num_classes=classes, average="micro")}
+    return {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}

@@ -1,0 +1,227 @@
+"""The keys of a fine-tuning yaml: each with its meaning, its default and its check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dept.options import ConfigError, parse
+from eval.finetuning.layouts import LAYOUTS
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """``task``: what is to be learned."""
+
+    name: str
+    """Of its column in the report, and in the names of runs."""
+
+    kind: str
+    """How pieces of text become sequences: ``classification``, ``entailment``, ``similarity`` or
+    ``choice`` (``eval/finetuning/layouts.py``)."""
+
+    columns: Mapping[str, Any]
+    """The column of each piece, and of ``label``. ``answers`` is one column that holds a list, or a
+    list of columns."""
+
+    labels: list[Any] | None = None
+    """The classes, in the order of their numbers; a row has the name or the number. Without them
+    the label is a number that is to be estimated."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in LAYOUTS:
+            raise ConfigError(f"task.kind is {self.kind!r}: set it to one of {', '.join(LAYOUTS)}")
+        layout = LAYOUTS[self.kind]
+        wanted = [*layout.pieces, "label"]
+        for name in self.columns:
+            if name not in wanted:
+                raise ConfigError(
+                    f"task.columns has {name!r}: {self.kind} knows {', '.join(wanted)}"
+                )
+        for name in wanted:
+            if name not in self.columns and name not in layout.optional:
+                raise ConfigError(f"task.columns lacks {name}: say which column has it")
+        if any(isinstance(label, bool) for label in self.labels or ()):
+            raise ConfigError(
+                f"task.labels is {self.labels}: yaml takes yes, no, on, off for truth; quote them"
+            )
+        if self.labels is not None and len(set(map(str, self.labels))) < max(2, len(self.labels)):
+            raise ConfigError(f"task.labels is {self.labels}: write two or more different ones")
+        if self.kind == "choice" and self.labels is None:
+            raise ConfigError("task.labels is not set: write how the label names answers, in order")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """``data``: where rows come from."""
+
+    train: str
+    """Split of ``hub``, or a file: ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet``."""
+
+    val: str | None = None
+    """What the best epoch is chosen by; a part of ``train`` by default."""
+
+    test: str | None = None
+    """What is reported; a part of ``train`` by default."""
+
+    val_fraction: float = 0.1
+    """Share of ``train`` that is ``val``, drawn by a hash of the first piece of text."""
+
+    test_fraction: float = 0.1
+    """Share of ``train`` that is ``test``, drawn likewise."""
+
+    hub: str | None = None
+    """A data set of the Hugging Face hub, as ``nyu-mll/glue``; without it splits are files."""
+
+    config: str | None = None
+    """Second argument of ``datasets.load_dataset``."""
+
+    revision: str | None = None
+    """Commit or tag of the data set."""
+
+    def __post_init__(self) -> None:
+        for key in ("val_fraction", "test_fraction"):
+            share = getattr(self, key)
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+                raise ConfigError(f"data.{key} is {share!r}: set it between 0 and 1")
+        if self.drawn["val"] + self.drawn["test"] >= 1:
+            raise ConfigError("data.val_fraction and data.test_fraction leave nothing to train on")
+
+    @property
+    def drawn(self) -> dict[str, float]:
+        """Shares of ``train`` that are other splits."""
+        return {
+            "val": 0.0 if self.val else self.val_fraction,
+            "test": 0.0 if self.test else self.test_fraction,
+        }
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """``optimizer``: AdamW of torch."""
+
+    lr: float = 6.25e-5
+    """At the end of the warm-up; that of Radford et al. 2018, of 117M parameters."""
+
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    """Of matrices; gains and biases have none."""
+
+    def __post_init__(self) -> None:
+        _at_least("optimizer.lr", self.lr, 0.0)
+        _at_least("optimizer.weight_decay", self.weight_decay, 0.0)
+
+
+@dataclass(frozen=True)
+class FineTuneOptions:
+    """A whole yaml."""
+
+    checkpoint: str
+    """A checkpoint, a folder of them (``runs/<run_name>/checkpoints``), a transformers directory,
+    or a name on the hub."""
+
+    task: Any
+    """:class:`TaskOptions`"""
+
+    data: Any
+    """:class:`DataOptions`"""
+
+    source: str | None = None
+    """Which embedding and tokenizer of a checkpoint: a source, or ``global``."""
+
+    root: str | None = None
+    """Folder that holds ``data/`` and ``tokenizers/`` of the checkpoint's corpus, if not where the
+    run had it."""
+
+    init: str = "pretrained"
+    """``pretrained``, or ``random``: the same architecture and tokenizer without pre-training."""
+
+    run_name: str | None = None
+    """That of the checkpoint's run, with source, task, and seed, by default."""
+
+    seed: int = 17
+    """Of new rows, the head, dropout, and the order of examples."""
+
+    max_length: int | None = None
+    """Tokens of a sequence; those of the model by default."""
+
+    max_duration: str = "3ep"
+    global_train_batch_size: int = 32
+    """Examples, of all processes together."""
+
+    device_train_microbatch_size: int | None = None
+    """Examples that a process takes through the model at once; all of its batch by default."""
+
+    optimizer: Any = field(default_factory=dict)
+    """:class:`OptimizerOptions`"""
+
+    t_warmup: str = "0.002dur"
+    """Linear warm-up, of Radford et al.; then linearly to 0 at the end."""
+
+    clipping_threshold: float = 1.0
+    """Norm that gradients are clipped to."""
+
+    lm_coef: float = 0.5
+    """Weight of the language model's loss on the same sequences, of Radford et al.; 0 for none."""
+
+    dropout: float = 0.1
+    """Of what the head reads, of Radford et al."""
+
+    embedding_dropout: float = 0.0
+    """Of what the embedding gives to the body, 0.1 in Radford et al., who pre-trained with it."""
+
+    token_dropout: float = 0.0
+    """Share of the tokens that the body does not get to see, drawn anew for each batch: for small
+    bodies, which would learn examples by heart."""
+
+    precision: str = "fp32"
+    """``amp_bf16`` on GPUs."""
+
+    folder: str = "runs/{run_name}"
+    """Where checkpoints, metrics and the summary are written."""
+
+    save_interval: str = "1ep"
+    """Checkpoints to go on from after a kill; the newest is kept."""
+
+    def __post_init__(self) -> None:
+        for name, cls in (
+            ("task", TaskOptions),
+            ("data", DataOptions),
+            ("optimizer", OptimizerOptions),
+        ):
+            object.__setattr__(self, name, parse(cls, name, getattr(self, name)))
+        if self.init not in ("pretrained", "random"):
+            raise ConfigError(f"init is {self.init!r}: set it to pretrained or random")
+        for key in ("global_train_batch_size", "device_train_microbatch_size", "max_length"):
+            value = getattr(self, key)
+            if value is not None:
+                _at_least(key, value, 1, int)
+        _at_least("seed", self.seed, 0, int)
+        _at_least("lm_coef", self.lm_coef, 0.0)
+        _at_least("clipping_threshold", self.clipping_threshold, 0.0)
+        for key in ("dropout", "embedding_dropout", "token_dropout"):
+            value = getattr(self, key)
+            if not _is_number(value) or not 0 <= value < 1:
+                raise ConfigError(f"{key} is {value!r}: set it from 0 to below 1")
+
+
+def read_options(config: Mapping[str, Any]) -> FineTuneOptions:
+    """The options of a resolved yaml.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value cannot be.
+    """
+    free = {key: value for key, value in config.items() if key != "variables"}
+    return parse(FineTuneOptions, "the yaml", free)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _at_least(key: str, value: Any, least: float, kind: type = float) -> None:
+    if not _is_number(value) or value < least or (kind is int and not isinstance(value, int)):
+        what = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{key} is {value!r}: set it to {what} of {least:g} or more")
