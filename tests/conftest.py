@@ -10,7 +10,10 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py does, before torch is imported
+# As the commands do, before torch is imported: sums depend on the number of threads, and runs in
+# this process are compared with runs in others.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SEQUENCE_LENGTH = 32
 
