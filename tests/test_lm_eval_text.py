@@ -6,7 +6,9 @@ import pytest
 import yaml
 from training import REPOSITORY
 
-from eval.lm_eval_text import CHOICES, continuations, main
+from eval import continuations as continuing
+from eval.continuations import CHOICES, continuations
+from eval.lm_eval_text import main
 
 
 def test_one_of_the_lines_goes_on_with_the_text():
@@ -20,6 +22,30 @@ def test_one_of_the_lines_goes_on_with_the_text():
         assert right == f"{right[0]}{n}" and len(set(own)) == CHOICES
         assert not any(line.endswith(str(n)) for line in own if line != right)
     assert len({question["answer"] for question in questions}) > 1
+
+
+def test_a_document_may_give_several_questions():
+    texts = ["\n".join(f"{n}-{k}" for k in range(12)) for n in range(3)]
+    questions = continuations(texts, each=5, context_lines=2)
+    assert len(questions) == 15 and len({q["context"] for q in questions}) == 15
+    assert len(continuations(texts, each=50, context_lines=2)) == 30
+
+
+def test_questions_of_the_test_are_of_text_that_nobody_trained_on(prepared, capsys):
+    arguments = ["--corpus", "tiny", "--root", str(prepared), "--source"]
+    assert continuing.main([*arguments, "manual"]) == 0
+    folder = prepared / "data" / "downstream"
+    rows = {
+        split: [json.loads(n) for n in (folder / f"manual_continues_{split}.jsonl").open()]
+        for split in ("train", "test")
+    }
+    contexts = {split: {row["context"] for row in of} for split, of in rows.items()}
+    assert contexts["train"] and contexts["test"] and not contexts["train"] & contexts["test"]
+    task = yaml.safe_load((REPOSITORY / "eval/yamls/finetune/continuations.yaml").read_text())
+    columns = set(task["task"]["columns"].values())
+    assert columns == set(rows["test"][0])
+    assert continuing.main([*arguments, "no"]) == 2
+    assert "error: Corpus tiny has no source 'no'" in capsys.readouterr().err
 
 
 def test_tasks_find_what_is_written(prepared, tmp_path, capsys):
