@@ -9,6 +9,7 @@ never looks whole.
 from __future__ import annotations
 
 import collections
+import hashlib
 import io
 import itertools
 import shutil
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.files import WORK, publish_directory, read_json, read_texts, write_json
-from data_prep.mds import TokenShards, merge_indexes
+from data_prep.mds import TokenShards, merged_index
 from data_prep.pool import Task
 from dept import durable
 from dept.corpus import SPLITS, DataError, count_tokens, local_vocabulary, unigram_cross_entropy
@@ -200,6 +201,7 @@ def finish(
                 f"({tokenizer['name']} tokenizer) and a sample takes {sequence_length}: bring more "
                 "text, lower sequence_length, or raise split.val_fraction."
             )
+    indexes = {split: merged_index(directory / split, parts[split]) for split in SPLITS}
     stats = {
         "source": source,
         "tokenizer": {k: tokenizer[k] for k in ("name", "hash", "special_ids")},
@@ -209,11 +211,13 @@ def finish(
         "dtype": token_dtype(tokenizer["vocab_size"]),
         "splits": splits,
         "unigram_ce": unigram_cross_entropy(counts["val"], counts["train"]),
+        # An index holds hashes of its shards: with these, all of a source is of one writing.
+        "index_sha256": {s: hashlib.sha256(index).hexdigest() for s, index in indexes.items()},
     }
     buffer = io.BytesIO()
     np.save(buffer, counts["train"])
     durable.write(directory / "counts.npy", buffer.getvalue())
     write_json(directory / "stats.json", stats)
-    for split in SPLITS:
-        merge_indexes(directory / split, parts[split])
+    for split, index in indexes.items():
+        durable.write(directory / split / "index.json", index)
     return stats

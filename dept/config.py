@@ -14,7 +14,6 @@ from dept.corpus import (
     PreparedCorpus,
     PreparedSource,
     read_corpus,
-    tokenizer_hash,
 )
 from dept.options import (
     ConfigError,
@@ -31,7 +30,9 @@ from dept.remote import fetch_corpus
 from dept.run_folder import checkpoint_name, find_checkpoint
 from dept.schedule import RoundSchedule
 from dept.shard_cache import block_bytes, too_small
+from dept.shard_files import refuse_missing
 from dept.source_files import FOLDER
+from dept.tokenizer_files import tokenizer_hash
 from dept.variants import Vocabulary
 
 
@@ -60,6 +61,11 @@ def check(config: Mapping[str, Any]) -> None:
     if dept is not None:
         icl.check_embedding(tasks, dept, names)
     prepared = [corpus.source(name, name if own else GLOBAL) for name in names]
+    if loader.remote is None:
+        held_out = corpus.held_out if _evaluates_held_out(dept) else ()
+        for source in (*prepared, *map(corpus.source, held_out)):
+            for index in source.indexes.values():
+                refuse_missing(index)
     _check_tokenizer(config, corpus)
     length = config.get("max_seq_len")
     if length != corpus.sequence_length:
@@ -110,6 +116,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     """What DEPT adds to an llm-foundry config; registered as a config transform.
 
     * schedulers run on sequential steps (``dept/learning_rate.py``);
+    * a model of transformers runs no code of its repository, unless the yaml says so;
     * a model without a vocabulary size gets that of the global tokenizer;
     * an evaluator for every source, and for held-out ones where there is a global embedding;
     * a loader resumes by itself, and what belongs to a source is DEPT's to save;
@@ -118,6 +125,8 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     * workers beside the first write nothing but the files of their sources.
     """
     dept, loader = options_of(config)
+    if str(config["model"].get("name")).startswith("hf_"):
+        config["model"].setdefault("trust_remote_code", False)  # llm-foundry's default is true
     if loader is None:
         return config
     corpus, names = _corpus_and_sources(loader, dept)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from dept.corpus import GLOBAL, SPLITS, DataError
+from dept.corpus import GLOBAL, SPLITS, DataError, described
 from dept.options import ConfigError
 
 ATTEMPTS = 2
@@ -55,18 +53,18 @@ def fetch_corpus(
             "leave remote out, or set root to a folder to fetch into"
         )
     _fetch(remote, Path(root), data, [data / "corpus.json"])
-    described = _read(Path(root) / data / "corpus.json")
+    content = described(Path(root) / data / "corpus.json", corpus)
     folders = {
         data / name / (name if own_tokenizers else GLOBAL)
-        for name in described["sources"]
+        for name in content["sources"]
         if (sources is None or name in sources)
-        and (not own_tokenizers or name in described["tokenizers"])
+        and (not own_tokenizers or name in content["tokenizers"])
     }
     if held_out:
-        folders |= {data / name / GLOBAL for name in described["held_out"]}
+        folders |= {data / name / GLOBAL for name in content["held_out"]}
     files = [
         Path("tokenizers", corpus, name, file)
-        for name in described["tokenizers"]
+        for name in content["tokenizers"]
         for file in TOKENIZER_FILES
     ]
     files += [folder / file for folder in sorted(folders) for file in SOURCE_FILES]
@@ -169,10 +167,3 @@ def _fetch(remote: str, root: Path, data: Path, files: Sequence[Path]) -> None:
             except Exception as error:  # each service has its own
                 raise unreachable(address, error) from error
             publish(fetched, root / file)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except ValueError:
-        raise DataError(f"{file} is not JSON: remove it, so that it is fetched again") from None
