@@ -50,10 +50,12 @@ def main(arguments: list[str]) -> int:
         plain = extends.resolve(config)
         trust.guard()
         trust.check(plain)
-        configs.check(plain)
+        notes = configs.check(plain)
         folder = run_folder.folder_of(plain)
         lock = run_folder.hold(folder) if is_first and plain.get("save_folder") else None
         finished = look_into(folder, plain, is_first)
+        for note in notes if is_first and finished is None else ():
+            print(f"{arguments[0]}: {note}", file=sys.stderr)
     except ValueError as error:
         # Every process comes to the same end; one says so.
         if is_first:

@@ -18,9 +18,9 @@ import numpy as np
 import xxhash
 
 from dept import durable
+from dept.shard_files import HASH
 
 SHARD_BYTES = 1 << 26  # the default of MDSWriter
-HASH = "xxh64"
 
 
 class TokenShards:

@@ -225,7 +225,7 @@ class Preparation:
                 parts: dict[str, list[str]] = {split: [] for split in SPLITS}
                 for (split, part), numbers in texts.items():
                     parts[split].append(part)
-                    if not _part_is_whole(directory / split / part):
+                    if not _part_is_whole(directory / split / part, facts["hash"]):
                         shutil.rmtree(directory / split / part, ignore_errors=True)
                         files = [part_path(self.data / source.name, split, n) for n in numbers]
                         tokenizer = {**facts, "path": self.root / facts["path"]}
@@ -249,13 +249,18 @@ def _whole(directory: Path) -> bool:
     return True
 
 
-def _part_is_whole(directory: Path) -> bool:
-    """False where a part is not yet there, or somebody has removed what was damaged in it."""
+def _part_is_whole(directory: Path, tokenizer: str) -> bool:
+    """False where a part is not yet there, was damaged and removed, or is of another tokenizer."""
     try:
         refuse_missing(read_index(directory, "prepare it"))
     except DataError:
         return False
-    return (directory / "part.json").exists() and (directory / "counts.npy").exists()
+    part = read_json(directory / "part.json")
+    return (
+        part is not None
+        and part.get("tokenizer", tokenizer) == tokenizer
+        and (directory / "counts.npy").exists()
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -74,6 +74,7 @@ class Packer:
             self._encoder.model._resize_cache(CACHED_WORDS)
         self._eos = tokenizer["eos_id"]
         self._vocab_size = tokenizer["vocab_size"]
+        self._hash = tokenizer.get("hash")
         self._length = sequence_length
         self._directory = directory
         self._shards = TokenShards(directory, sequence_length, token_dtype(self._vocab_size))
@@ -121,6 +122,7 @@ class Packer:
                 "tokens": self._shards.samples * self._length,
                 "samples": self._shards.samples,
                 "dropped_tokens": len(self._rest),
+                "tokenizer": self._hash,
             },
         )
 
@@ -192,8 +194,9 @@ def finish(
             ("documents", "bytes", "tokens", "samples", "dropped_tokens"), 0
         )
         for part in parts[split]:
-            for key, value in read_json(directory / split / part / "part.json").items():
-                splits[split][key] += value
+            content = read_json(directory / split / part / "part.json")
+            for key in splits[split]:
+                splits[split][key] += content[key]
             counts[split] += np.load(directory / split / part / "counts.npy")
         if not splits[split]["samples"]:
             raise DataError(

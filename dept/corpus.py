@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from dept.errors import DataError
-from dept.shard_files import SplitIndex, is_name, read_index
+from dept.shard_files import ShardFile, SplitIndex, is_name, read_index
 from dept.tokenizer_files import tokenizer_fault
 
 GLOBAL = "global"
@@ -133,6 +133,10 @@ class PreparedSource:
     def val(self) -> Path:
         """Directory of MDS shards to validate on."""
         return self.directory / "val"
+
+    def shards(self, split: str) -> tuple[ShardFile, ...]:
+        """The shards of a split, as its index has them."""
+        return self.indexes[split].shards
 
     def counts(self) -> np.ndarray:
         """Occurrences of each id in the train samples, int64[vocab_size].

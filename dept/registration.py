@@ -21,6 +21,7 @@ from dept.options import CorpusOptions, MixtureOptions, SourcesOptions, parse
 from dept.outer_optimizer import TORCH_OPTIMIZERS
 from dept.remote import address_of, fetch_corpus
 from dept.scratch import one_at_a_time
+from dept.shard_files import HASH
 from dept.source_checkpoints import SourceCheckpoints
 from dept.start_from import StartFrom
 
@@ -101,6 +102,9 @@ def build_mixture(
     chosen = parse(MixtureOptions, "train_loader", options)
     prepared = _prepared(chosen, own_tokenizers=False)
     batches = chosen.epoch_batches
+    hashed = all(
+        HASH in shard.hashes for source in prepared.values() for shard in source.shards("train")
+    )
     dataset = {
         "streams": {
             name: {
@@ -116,6 +120,7 @@ def build_mixture(
         "shuffle_seed": chosen.seed,
         "keep_zip": True,
         "cache_limit": chosen.cache_limit,
+        "validate_hash": HASH if hashed else None,  # of what is fetched
     }
     text = {"name": "text", "dataset": dataset, "drop_last": True, "num_workers": 0}
     text |= {"persistent_workers": False, "prefetch_factor": None, "pin_memory": False}

@@ -21,6 +21,7 @@ import xxhash
 from dept.errors import DataError
 
 INDEX = "index.json"
+HASH = "xxh64"  # that data preparation writes
 BLOCK = 1 << 22  # bytes that are hashed at once
 
 _ENCODING = re.compile(r"ndarray:(uint16|uint32):([1-9]\d{0,9})")
