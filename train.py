@@ -27,6 +27,7 @@ from dept import config as configs
 from dept import extends, run_folder, scratch, trust, workers
 from dept.errors import DataError
 from dept.launcher import end_with_launcher
+from dept.options import ConfigError
 from dept.place import Place
 
 # What the pinned libraries say of themselves at import, or of each other, on every run.
@@ -79,8 +80,8 @@ def main(arguments: list[str]) -> int:
                 flush=True,
             )
         raise
-    except (DataError, pickle.UnpicklingError) as error:  # of what is read while a run goes on
-        said = error if isinstance(error, DataError) else trust.say(error)
+    except (DataError, ConfigError, pickle.UnpicklingError) as error:  # of what is read only now
+        said = trust.say(error) if isinstance(error, pickle.UnpicklingError) else error
         print(f"{arguments[0]}: {said}", file=sys.stderr, flush=True)
         return 2
     except run_folder.NotSaved as error:

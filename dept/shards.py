@@ -161,15 +161,23 @@ class TokenReader:
             DataError: its shard cannot be fetched, or is not as it was written.
         """
         number = int(np.searchsorted(self._ends, index, side="right"))
-        if self._shards:
-            self._cache.need(self._shards[number])
-        if number in self._unread:
-            self._look_at(number)
         first = self._ends[number] - self.shard_samples[number]
-        return self._readers[number].get_item(int(index - first))["tokens"]
+        for _ in range(1 + ATTEMPTS):
+            if self._shards:
+                self._cache.need(self._shards[number])
+            try:
+                if number in self._unread:
+                    self._look_at(number)
+                return self._readers[number].get_item(int(index - first))["tokens"]
+            except FileNotFoundError:
+                if self._shards:
+                    self._cache.forget(self._shards[number])
+        raise DataError(f"{self._files[number].path} was removed while it was read")
 
     def _look_at(self, number: int) -> None:
         """A look at a shard before the first of its samples: it is read as a whole, once."""
+        if not self._files[number].path.exists():
+            raise FileNotFoundError
         found = fault(self._files[number], self._vocab_size)
         if found is not None:
             mend = f"remove it, so that it is fetched again from {self._shards[number].address}"
