@@ -138,8 +138,9 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     * workers beside the first write nothing but the files of their sources.
     """
     dept, loader = options_of(config)
-    if str(config["model"].get("name")).startswith("hf_"):
-        config["model"].setdefault("trust_remote_code", False)  # llm-foundry's default is true
+    model = config.get("model")
+    if isinstance(model, dict) and str(model.get("name")).startswith("hf_"):
+        model.setdefault("trust_remote_code", False)  # llm-foundry's default is true
     if loader is None:
         return config
     corpus, names = _corpus_and_sources(loader, dept)

@@ -122,14 +122,17 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: ``load_path`` holds code, or the tokenizer's folder names some.
     """
-    path = config.get("load_path")
-    if path is not None:
-        local = Path(str(path).format(rank=0, run_name=config.get("run_name")))
-        if local.is_file():
-            refuse_code(local)
-    tokenizer = config.get("tokenizer") or {}
+    path = str(config.get("load_path"))
+    for placeholder, value in (("rank", 0), ("run_name", config.get("run_name"))):
+        path = path.replace(f"{{{placeholder}}}", str(value))
+    if Path(path).is_file():
+        refuse_code(path)
+    tokenizer = config.get("tokenizer")
+    if not isinstance(tokenizer, Mapping):
+        return
     name = str(tokenizer.get("name"))
-    trusted = (tokenizer.get("kwargs") or {}).get("trust_remote_code")
+    kwargs = tokenizer.get("kwargs")
+    trusted = isinstance(kwargs, Mapping) and kwargs.get("trust_remote_code")
     if not trusted and Path(name).is_dir() and names_code(name):
         raise ConfigError(
             f"tokenizer.name is {name}, whose configuration names code to run (auto_map): "

@@ -194,6 +194,22 @@ def test_pickled_counts_and_names_that_lead_elsewhere_are_refused(corpus):
         read_corpus(corpus, "tiny")
 
 
+def test_a_remote_corpus_writes_nothing_outside_its_folder(corpus, tmp_path_factory):
+    from dept.remote import fetch_corpus
+    from dept.shards import TokenReader
+
+    root = tmp_path_factory.mktemp("here") / "root"
+    index = corpus / "data/tiny/code/global/train/index.json"
+    edit(index, first(lambda s: s["raw_data"].update(basename="../../../../../../outside")))
+    fetch_corpus(str(corpus), root, "tiny", ["code"])
+    with pytest.raises(DataError, match=r"names a file '../../../../../../outside'"):
+        TokenReader(root / "data/tiny/code/global/train", remote=str(index.parent))
+    edit(corpus / "data/tiny/corpus.json", lambda c: c["sources"].append("../../../outside"))
+    with pytest.raises(DataError, match=r"has the name '../../../outside'"):
+        fetch_corpus(str(corpus), root.parent / "other", "tiny")
+    assert sorted(p.name for p in root.parent.iterdir()) == ["other", "root"]
+
+
 def test_corpora_that_were_prepared_before_are_read(corpus, capsys):
     for stats in corpus.glob("data/tiny/*/*/stats.json"):
         edit(stats, lambda s: s.pop("index_sha256"))
