@@ -13,10 +13,10 @@ READY := .venv/.ready
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock data downstream demo test unit reproduce bench costs lm-eval lint clean
+.PHONY: help setup lock data check-data downstream demo test unit reproduce bench costs lm-eval lint clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY)  ## the environment, in .venv
 
@@ -36,6 +36,9 @@ lock:  ## compile requirements.txt from requirements.in
 
 data: $(READY)  ## tokenizers and MDS shards of CORPUS=multilingual or multidomain
 	$(BIN)/python data_prep/prepare.py data_prep/corpora/$(CORPUS).yaml
+
+check-data: $(READY)  ## every shard, count and tokenizer of a prepared CORPUS against each other
+	$(BIN)/python data_prep/check.py $(CORPUS)
 
 downstream: $(READY)  ## labelled text that fine-tuning is tried on
 	$(BIN)/python data_prep/downstream.py
@@ -68,9 +71,10 @@ lm-eval: $(READY)  ## lm-evaluation-harness on the export MODEL, with validation
 	.venv-lm-eval/bin/lm_eval --model hf --model_args pretrained=$(MODEL) --include_path eval/lm_eval_tasks \
 	    --tasks $(TASKS) $(ARGS)
 
-lint: $(READY)  ## ruff
+lint: $(READY)  ## ruff, and known vulnerabilities of what requirements.txt pins
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/audit.py
 
 clean:  ## remove everything that is made, data and runs included
 	rm -rf .venv .venv-lm-eval .lm_eval data tokenizers runs

@@ -8,6 +8,7 @@ Every yaml is an llm-foundry yaml; `extends: FILE` merges it over another, and `
 """
 
 import os
+import pickle
 import signal
 import sys
 import warnings
@@ -23,8 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from callbacks.summary import read_summary, show
 from dept import config as configs
-from dept import extends, run_folder, scratch, workers
+from dept import extends, run_folder, scratch, trust, workers
+from dept.errors import DataError
 from dept.launcher import end_with_launcher
+from dept.options import ConfigError
 from dept.place import Place
 
 # What the pinned libraries say of themselves at import, or of each other, on every run.
@@ -46,10 +49,14 @@ def main(arguments: list[str]) -> int:
     try:
         config = extends.load(arguments[0], arguments[1:])
         plain = extends.resolve(config)
-        configs.check(plain)
+        trust.guard()
+        trust.check(plain)
+        notes = configs.check(plain)
         folder = run_folder.folder_of(plain)
         lock = run_folder.hold(folder) if is_first and plain.get("save_folder") else None
         finished = look_into(folder, plain, is_first)
+        for note in notes if is_first and finished is None else ():
+            print(f"{arguments[0]}: {note}", file=sys.stderr)
     except ValueError as error:
         # Every process comes to the same end; one says so.
         if is_first:
@@ -73,6 +80,10 @@ def main(arguments: list[str]) -> int:
                 flush=True,
             )
         raise
+    except (DataError, ConfigError, pickle.UnpicklingError) as error:  # of what is read only now
+        said = trust.say(error) if isinstance(error, pickle.UnpicklingError) else error
+        print(f"{arguments[0]}: {said}", file=sys.stderr, flush=True)
+        return 2
     except run_folder.NotSaved as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
         return 1
@@ -92,6 +103,9 @@ def look_into(folder: Path, config: dict, is_first: bool) -> dict | None:
     run_folder.refuse_other_settings(configs.complete(deepcopy(config)), folder / "config.yaml")
     for path in run_folder.recover(config["save_folder"]) if is_first else ():
         print(f"{path} was cut short by a kill and is left aside", file=sys.stderr)
+    newest = Path(config["save_folder"]) / "latest-rank0.pt"
+    if newest.is_file():
+        trust.refuse_code(newest.resolve())
     summary = read_summary(folder / "summary.json")
     return summary if summary and f"{summary['rounds']}ep" == str(config["max_duration"]) else None
 

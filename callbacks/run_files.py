@@ -15,11 +15,13 @@ from composer.utils import dist
 from llmfoundry.interfaces import CallbackWithConfig
 from omegaconf import OmegaConf
 
+from callbacks.passes import of_mixture, passes
 from callbacks.source_metrics import SourceMetrics, average
 from callbacks.summary import show
 from dept import durable
 from dept.algorithm import Dept
 from dept.costs.transport import every_step_bytes
+from dept.options import options_of
 
 SUMMARY, CONFIG = "summary.json", "config.yaml"
 
@@ -56,6 +58,7 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
     metrics = next(c for c in state.callbacks if isinstance(c, SourceMetrics))
     dept = next((a for a in state.algorithms if isinstance(a, Dept)), None)
     entries: dict[str, Any] = {"sources": {}, "held_out": {}}
+    read = _passes(state, dept, config)
     for name, result in metrics.latest.items():
         entry = {"vocab_size": metrics.vocab_sizes[name]}
         if dept is not None and name not in metrics.held_out:
@@ -64,6 +67,8 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
                 "rounds_trained": dept.totals["rounds_trained"].get(name, 0),
                 "tokens": dept.totals["tokens"].get(name, 0),
             }
+        if name in read:
+            entry["passes"] = read[name]
         kind = "held_out" if name in metrics.held_out else "sources"
         entries[kind][name] = entry | {"eval": asdict(result)}
     trained = [r for name, r in metrics.latest.items() if name not in metrics.held_out]
@@ -96,6 +101,15 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
         },
         "peak_memory_bytes": memory,
     }
+
+
+def _passes(state: State, dept: Dept | None, config: dict[str, Any]) -> dict[str, float]:
+    """How often each source was read, if sources of a prepared corpus were."""
+    if dept is not None:
+        sizes = {name: p.splits["train"].tokens for name, p in dept.loader.prepared.items()}
+        return passes(dept.totals["tokens"], sizes)
+    _, loader = options_of(config)
+    return of_mixture(loader, state.timestamp.token.value) if loader is not None else {}
 
 
 def _communication(dept: Dept | None, state: State) -> dict[str, Any]:

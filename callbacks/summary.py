@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from callbacks.passes import line
+
 COLUMNS = {
     "unigram_ce": "unigram CE",
     "loss": "loss",
@@ -66,4 +68,6 @@ def show(summary: Mapping[str, Any], folder: Path) -> None:
             f"{summary['workers']} workers sent {sent['sent_bytes_per_round'] / 1e6:,.1f} MB a "
             f"round, {sent['every_step_bytes'] / sent['sent_bytes']:.0f} times less than that."
         )
+    if said := line(summary["sources"]):
+        console.print(said)
     console.print(f"{folder}: summary.json, metrics.jsonl, config.yaml, checkpoints", style="dim")

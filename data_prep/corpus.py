@@ -77,6 +77,7 @@ class Source:
     filter: Mapping[str, Any] = field(default_factory=dict)  # column: value or list of values
     bad_documents: str = "refuse"  # of text that is no UTF-8, has NUL or is too long; or skip
     max_document_bytes: int = 8 * 10**6  # a longer one is bad; memory grows to 100 bytes a byte
+    max_unpacked_bytes: int = 100 * 10**9  # of a .gz or .zst file: one that holds more is refused
     split: SplitOptions = SplitOptions()
     tokenizer: TokenizerOptions | None = None  # its own, where it differs from tokenizers.own
 
@@ -101,7 +102,10 @@ class Corpus:
 
     def recipe(self) -> dict[str, Any]:
         """Everything that decides what the prepared data is, as JSON."""
-        return dataclasses.asdict(self)
+        content = dataclasses.asdict(self)
+        for source in (*content["sources"], *content["held_out"]):
+            del source["max_unpacked_bytes"]  # refuses, or changes nothing
+        return content
 
 
 def load_corpus(path: Path) -> Corpus:
@@ -176,6 +180,7 @@ def _source(name: Any, content: Any, held_out: bool, split: SplitOptions) -> Sou
 
         keys = (*PACKAGE_ONLY_OURS, *sorted(SOURCE_KEYS))
         package = {k: v for k, v in content.items() if k not in PACKAGE_ONLY_OURS + REMARKS}
+        package = _with_sizes(package)
     content = _mapping(content, f"source {name}", keys)
     values = {k: v for k, v in content.items() if k in ours and package is None}
     values |= {k: v for k, v in content.items() if k in PACKAGE_ONLY_OURS}
@@ -202,14 +207,28 @@ def _source(name: Any, content: Any, held_out: bool, split: SplitOptions) -> Sou
         if values.get(key, choices[0]) not in choices:
             raise DataError(f"{name}.{key} is {values[key]!r}: write one of {', '.join(choices)}.")
     values["filter"] = dict(_mapping(values.get("filter"), f"{name}.filter", None))
-    if "max_document_bytes" in values:
-        values["max_document_bytes"] = _size(values["max_document_bytes"], "max_document_bytes")
+    for key in ("max_document_bytes", "max_unpacked_bytes"):
+        if key in values:
+            values[key] = _size(values[key], f"{name}.{key}")
     values["split"] = _options(SplitOptions, values.get("split"), f"{name}.split", split)
     if values.get("tokenizer") is not None:
         if held_out:
             raise DataError(f"{name}.tokenizer: a held-out source has the global one alone.")
         values["tokenizer"] = _tokenizer(values["tokenizer"], f"{name}.tokenizer")
     return Source(name=name, held_out=held_out, **values)
+
+
+def _with_sizes(package: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a source from packages, its limits in bytes."""
+    content = dict(package)
+    for key in ("max_member_bytes", "max_archive_bytes"):
+        if key in content:
+            content[key] = _size(content[key], key)
+    if isinstance(content.get("packages"), list):
+        content["packages"] = [
+            _with_sizes(part) if isinstance(part, Mapping) else part for part in content["packages"]
+        ]
+    return content
 
 
 def format_of(path: Path, source: str) -> str:

@@ -45,6 +45,7 @@ class HubReader(Reader):
                     revision=hub.revision,
                     data_files=hub.data_files,
                     streaming=True,
+                    trust_remote_code=False,
                 )
                 if state:
                     self._stream.load_state_dict(state)

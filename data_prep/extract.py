@@ -7,10 +7,8 @@ one sentence when the bytes are not of its format; the caller adds the name of t
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import csv
-import gzip
 import io
 import json
 import re
@@ -31,24 +29,6 @@ def reader(name: str) -> Callable[[Reader], Reader]:
         return function
 
     return register
-
-
-def decompress(data: bytes, limit: int) -> bytes:
-    """The bytes of a .gz or .bz2 stream (by its first bytes), or the data as they are.
-
-    Raises:
-        ValueError: more than `limit` bytes come out.
-    """
-    if data[:2] == b"\x1f\x8b":
-        stream: Any = gzip.GzipFile(fileobj=io.BytesIO(data))
-    elif data[:3] == b"BZh":
-        stream = bz2.BZ2File(io.BytesIO(data))
-    else:
-        return data
-    out = stream.read(limit + 1)
-    if len(out) > limit:
-        raise ValueError(f"more than {limit:,} bytes come out of it, so it is not unpacked")
-    return out
 
 
 def paragraphs(text: str, options: Mapping[str, Any]) -> Passages:

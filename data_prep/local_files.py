@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import itertools
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,23 +90,39 @@ class FileReader(Reader):
             self._raw = None
 
     def _lines(self, path: Path, limit: int) -> Iterator[tuple[int, bytes]]:
-        """Numbered lines; of one beyond the limit, just the first limit + 1 bytes."""
+        """Numbered lines; of one beyond the limit, no more than limit + 4 bytes.
+
+        The rest of such a line is read only if the next one is asked for.
+        """
         import zstandard
 
         stream, self._raw = open_binary(path)
+        most = self.source.max_unpacked_bytes if stream is not self._raw else None
+        size = 0
+
+        def read() -> bytes:
+            nonlocal size
+            piece = stream.readline(limit + 4)  # a byte order mark may go
+            size += len(piece)
+            if most is not None and size > most:
+                raise DataError(
+                    f"Source {self.source.name}: {path} unpacks to more than {most:,} bytes: leave "
+                    f"it out, or raise max_unpacked_bytes in {self.source.name}."
+                )
+            return piece
+
         with self._raw, stream:
             try:
                 for number in itertools.count(1):
-                    line = stream.readline(limit + 1)
+                    line = rest = read()
                     if not line:
                         return
-                    rest = line
-                    while len(rest) > limit and not rest.endswith(b"\n"):
-                        rest = stream.readline(limit + 1)
                     if number == 1:
                         line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark
                     yield number, line
-            except zstandard.ZstdError as error:
+                    while len(rest) > limit and not rest.endswith(b"\n"):
+                        rest = read()
+            except (zstandard.ZstdError, zlib.error) as error:
                 raise ValueError(error) from None
 
     def _txt(self, path: Path) -> Iterator[tuple[str, Any]]:
@@ -113,22 +130,28 @@ class FileReader(Reader):
         limit = self.source.max_document_bytes
         lines: list[bytes] = []
         size = first = 0
+        is_cut = False
 
         def document() -> tuple[str, bytes]:
             text = b"".join(lines).replace(b"\r\n", b"\n").strip(b"\n")
             return f"{path} line {first}", text
 
         for number, line in self._lines(path, limit):
-            blank = self.source.document == "paragraph" and not line.strip()
-            if lines and (blank or self.source.document == "line"):
-                yield document()
-                lines, size = [], 0
-            if blank or (not lines and not line.strip()):
+            blank = not line.strip()
+            between = blank and self.source.document == "paragraph"
+            if between or self.source.document == "line":
+                if lines:
+                    yield document()
+                lines, size, is_cut = [], 0, False
+            if between or is_cut or (not lines and blank):
                 continue
             first = first if lines else number
-            if size <= limit:  # what is beyond need not be kept
+            if size <= limit or not blank:  # of blank lines beyond it, none need be kept
                 lines.append(line)
-                size += len(line)
+                size += len(line) - line.endswith(b"\r\n")
+            if size - (len(line) - len(line.rstrip(b"\r\n"))) > limit and not blank:
+                yield document()  # which is refused, before all the rest is read
+                lines, size, is_cut = [], 0, True
         if lines:
             yield document()
 
@@ -146,7 +169,7 @@ class FileReader(Reader):
             except UnicodeDecodeError:
                 yield where, line  # becomes the message about UTF-8
                 continue
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"Source {self.source.name}: {where} is not JSON ({error}): mend the line."
                 ) from None

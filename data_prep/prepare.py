@@ -38,7 +38,9 @@ from data_prep.train_tokenizer import (
     train_tokenizer,
     words_path,
 )
-from dept.corpus import GLOBAL, SPLITS, DataError, read_corpus, read_source, tokenizer_hash
+from dept.corpus import GLOBAL, SPLITS, DataError, read_corpus, read_source
+from dept.shard_files import read_index, refuse_missing
+from dept.tokenizer_files import tokenizer_hash
 
 
 class Preparation:
@@ -107,7 +109,9 @@ class Preparation:
             corpus = read_corpus(self.root, self.corpus.corpus)
             for source in self.sources:
                 for tokenizer in self.tokenizers_of(source):
-                    corpus.source(source.name, tokenizer)
+                    prepared = corpus.source(source.name, tokenizer)
+                    for index in prepared.indexes.values():
+                        refuse_missing(index)
         except DataError:
             return False
         return True
@@ -116,7 +120,7 @@ class Preparation:
         """Removes what a killed run left unfinished."""
         for folder in (self.data, self.tokenizers):
             shutil.rmtree(folder / WORK, ignore_errors=True)
-            for path in folder.rglob(".*.[0-9]*"):
+            for path in folder.rglob(".writing-*"):
                 path.unlink(missing_ok=True)
 
     def _collect(self, pool: Workers) -> dict[str, dict[str, Any]]:
@@ -221,7 +225,8 @@ class Preparation:
                 parts: dict[str, list[str]] = {split: [] for split in SPLITS}
                 for (split, part), numbers in texts.items():
                     parts[split].append(part)
-                    if not (directory / split / part).exists():
+                    if not _part_is_whole(directory / split / part, facts["hash"]):
+                        shutil.rmtree(directory / split / part, ignore_errors=True)
                         files = [part_path(self.data / source.name, split, n) for n in numbers]
                         tokenizer = {**facts, "path": self.root / facts["path"]}
                         size = summary[split]["bytes"] * len(numbers)
@@ -237,10 +242,25 @@ class Preparation:
 
 def _whole(directory: Path) -> bool:
     try:
-        read_source(directory)
+        for index in read_source(directory).indexes.values():
+            refuse_missing(index)
     except DataError:
         return False
     return True
+
+
+def _part_is_whole(directory: Path, tokenizer: str) -> bool:
+    """False where a part is not yet there, was damaged and removed, or is of another tokenizer."""
+    try:
+        refuse_missing(read_index(directory, "prepare it"))
+    except DataError:
+        return False
+    part = read_json(directory / "part.json")
+    return (
+        part is not None
+        and part.get("tokenizer", tokenizer) == tokenizer
+        and (directory / "counts.npy").exists()
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

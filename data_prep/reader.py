@@ -24,6 +24,10 @@ class BadDocument(Exception):
     """Text that cannot be used; the message says why."""
 
 
+class TooLong(BadDocument):
+    """Text beyond max_document_bytes."""
+
+
 class Reader:
     """Iterates over the good documents of a source; subclasses yield rows.
 
@@ -51,8 +55,9 @@ class Reader:
                 yield document
             except BadDocument as bad:
                 if self.source.bad_documents == "refuse":
+                    mend = "raise that" if isinstance(bad, TooLong) else "mend it"
                     raise DataError(
-                        f"Source {self.source.name}: {where} {bad}; mend it, or leave such "
+                        f"Source {self.source.name}: {where} {bad}; {mend}, or leave such "
                         f"documents out with `bad_documents: skip` in {self.source.name}."
                     ) from None
                 self.skipped += 1
@@ -114,7 +119,7 @@ class Reader:
 
     def _too_long(self) -> BadDocument:
         limit = self.source.max_document_bytes
-        return BadDocument(f"is longer than max_document_bytes ({limit:,} bytes)")
+        return TooLong(f"is longer than max_document_bytes ({limit:,} bytes)")
 
     def nothing(self) -> str:
         """Why there is no document, for a message."""

@@ -9,6 +9,7 @@ never looks whole.
 from __future__ import annotations
 
 import collections
+import hashlib
 import io
 import itertools
 import shutil
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.files import WORK, publish_directory, read_json, read_texts, write_json
-from data_prep.mds import TokenShards, merge_indexes
+from data_prep.mds import TokenShards, merged_index
 from data_prep.pool import Task
 from dept import durable
 from dept.corpus import SPLITS, DataError, count_tokens, local_vocabulary, unigram_cross_entropy
@@ -73,6 +74,7 @@ class Packer:
             self._encoder.model._resize_cache(CACHED_WORDS)
         self._eos = tokenizer["eos_id"]
         self._vocab_size = tokenizer["vocab_size"]
+        self._hash = tokenizer.get("hash")
         self._length = sequence_length
         self._directory = directory
         self._shards = TokenShards(directory, sequence_length, token_dtype(self._vocab_size))
@@ -120,6 +122,7 @@ class Packer:
                 "tokens": self._shards.samples * self._length,
                 "samples": self._shards.samples,
                 "dropped_tokens": len(self._rest),
+                "tokenizer": self._hash,
             },
         )
 
@@ -191,8 +194,9 @@ def finish(
             ("documents", "bytes", "tokens", "samples", "dropped_tokens"), 0
         )
         for part in parts[split]:
-            for key, value in read_json(directory / split / part / "part.json").items():
-                splits[split][key] += value
+            content = read_json(directory / split / part / "part.json")
+            for key in splits[split]:
+                splits[split][key] += content[key]
             counts[split] += np.load(directory / split / part / "counts.npy")
         if not splits[split]["samples"]:
             raise DataError(
@@ -200,6 +204,7 @@ def finish(
                 f"({tokenizer['name']} tokenizer) and a sample takes {sequence_length}: bring more "
                 "text, lower sequence_length, or raise split.val_fraction."
             )
+    indexes = {split: merged_index(directory / split, parts[split]) for split in SPLITS}
     stats = {
         "source": source,
         "tokenizer": {k: tokenizer[k] for k in ("name", "hash", "special_ids")},
@@ -209,11 +214,13 @@ def finish(
         "dtype": token_dtype(tokenizer["vocab_size"]),
         "splits": splits,
         "unigram_ce": unigram_cross_entropy(counts["val"], counts["train"]),
+        # An index holds hashes of its shards: with these, all of a source is of one writing.
+        "index_sha256": {s: hashlib.sha256(index).hexdigest() for s, index in indexes.items()},
     }
     buffer = io.BytesIO()
     np.save(buffer, counts["train"])
     durable.write(directory / "counts.npy", buffer.getvalue())
     write_json(directory / "stats.json", stats)
-    for split in SPLITS:
-        merge_indexes(directory / split, parts[split])
+    for split, index in indexes.items():
+        durable.write(directory / split / "index.json", index)
     return stats

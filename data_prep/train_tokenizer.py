@@ -250,7 +250,7 @@ def _fetch(options: TokenizerOptions, directory: Path) -> None:
     if options.path and not Path(name).is_dir():
         raise DataError(f"Tokenizer directory {name} does not exist: correct the path in the yaml.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(
             f"Tokenizer {name} cannot be loaded ({str(error).splitlines()[0]}): "
@@ -262,6 +262,7 @@ def _fetch(options: TokenizerOptions, directory: Path) -> None:
         raise DataError(f"Tokenizer {name} has no fast form (tokenizer.json): take another.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.init_kwargs.pop("auto_map", None)  # names code, which is not copied
     tokenizer.save_pretrained(directory)
 
 

@@ -250,6 +250,8 @@ class Dept(Algorithm):
         for source, slot in slots.items():
             metrics[f"dept/{source}/train_loss"] = sum(slot["losses"]) / len(slot["losses"])
             metrics[f"dept/{source}/update_norm"] = slot["norm"]
+            size = self.loader.prepared[source].splits["train"].tokens
+            metrics[f"dept/{source}/passes"] = self.totals["tokens"][source] / size
         pairs = updates.cosines({source: slot["sketch"] for source, slot in slots.items()})
         for (first, second), cosine in pairs.items():
             metrics[f"dept/cosine/{first}-{second}"] = cosine

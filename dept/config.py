@@ -14,7 +14,6 @@ from dept.corpus import (
     PreparedCorpus,
     PreparedSource,
     read_corpus,
-    tokenizer_hash,
 )
 from dept.options import (
     ConfigError,
@@ -31,15 +30,24 @@ from dept.remote import fetch_corpus
 from dept.run_folder import checkpoint_name, find_checkpoint
 from dept.schedule import RoundSchedule
 from dept.shard_cache import block_bytes, too_small
+from dept.shard_files import fault, remake, size_fault
 from dept.source_files import FOLDER
+from dept.tokenizer_files import tokenizer_hash
 from dept.variants import Vocabulary
 
+READ_AT_START = 1 << 30
+"""Bytes of shards up to which a corpus is read whole before training, in about a second; of a
+larger one each shard is looked at before its first sample (``make check-data`` reads all)."""
 
-def check(config: Mapping[str, Any]) -> None:
+
+def check(config: Mapping[str, Any]) -> list[str]:
     """Refuse what cannot run, before the libraries that take half a minute to import.
 
     Args:
         config: a resolved yaml, as plain containers.
+
+    Returns:
+        What can run and is still worth saying, in sentences.
 
     Raises:
         ConfigError: a key or value is wrong.
@@ -54,12 +62,17 @@ def check(config: Mapping[str, Any]) -> None:
         find_checkpoint(start_from.checkpoint)
         _check_start_from(start_from, dept, loader)
     if loader is None:
-        return
+        return []
     corpus, names = _corpus_and_sources(loader, dept)
     own = dept is not None and dept.sharing.vocabulary is Vocabulary.OWN
     if dept is not None:
         icl.check_embedding(tasks, dept, names)
     prepared = [corpus.source(name, name if own else GLOBAL) for name in names]
+    for source in prepared:
+        source.counts()
+    if loader.remote is None:
+        held_out = corpus.held_out if _evaluates_held_out(dept) else ()
+        _check_shards([*prepared, *map(corpus.source, held_out)])
     _check_tokenizer(config, corpus)
     length = config.get("max_seq_len")
     if length != corpus.sequence_length:
@@ -76,7 +89,7 @@ def check(config: Mapping[str, Any]) -> None:
         if source.splits["val"].samples < 1 or source.splits["train"].samples < 1:
             raise DataError(f"source {source.name} has an empty split: give it more text")
     if dept is None:
-        return
+        return []
     place = Place.of(os.environ, dept.ranks_per_worker)
     RoundSchedule(
         sources=tuple(names),
@@ -104,12 +117,19 @@ def check(config: Mapping[str, Any]) -> None:
         )
     if config.get("spin_dataloaders"):
         raise ConfigError("spin_dataloaders: true skips batches on resume: set it to false")
+    return [
+        f"source {source.name} has {source.splits['train'].samples} samples, fewer than a batch of "
+        f"{batch}, which holds some of them more than once"
+        for source in prepared
+        if source.splits["train"].samples < batch
+    ]
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
     """What DEPT adds to an llm-foundry config; registered as a config transform.
 
     * schedulers run on sequential steps (``dept/learning_rate.py``);
+    * a model of transformers runs no code of its repository, unless the yaml says so;
     * a model without a vocabulary size gets that of the global tokenizer;
     * an evaluator for every source, and for held-out ones where there is a global embedding;
     * a loader resumes by itself, and what belongs to a source is DEPT's to save;
@@ -118,6 +138,9 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     * workers beside the first write nothing but the files of their sources.
     """
     dept, loader = options_of(config)
+    model = config.get("model")
+    if isinstance(model, dict) and str(model.get("name")).startswith("hf_"):
+        model.setdefault("trust_remote_code", False)  # llm-foundry's default is true
     if loader is None:
         return config
     corpus, names = _corpus_and_sources(loader, dept)
@@ -259,6 +282,16 @@ def _corpus_and_sources(
                 f"choose from {', '.join(corpus.sources + corpus.held_out)}"
             )
     return corpus, names
+
+
+def _check_shards(sources: Sequence[PreparedSource]) -> None:
+    """Existence and sizes of all shards; what is in them too, where that takes no time."""
+    shards = [(s, source) for source in sources for i in source.indexes.values() for s in i.shards]
+    reads = sum(shard.bytes for shard, _ in shards) <= READ_AT_START
+    for shard, source in shards:
+        found = fault(shard, source.vocab_size) if reads else size_fault(shard)
+        if found is not None:
+            raise DataError(f"{found}: {remake(shard)}")
 
 
 def _check_cache_limit(loader: SourcesOptions, prepared: Sequence[PreparedSource]) -> None:

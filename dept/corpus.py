@@ -16,7 +16,6 @@ Layout, relative to the root of the repository:
         counts.npy                        int64[vocab_size], tokens of the written train samples
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -26,29 +25,14 @@ from typing import Any
 
 import numpy as np
 
+from dept.errors import DataError
+from dept.shard_files import ShardFile, SplitIndex, is_name, read_index
+from dept.tokenizer_files import tokenizer_fault
+
 GLOBAL = "global"
 """Name of the tokenizer that all sources share; no source may be called so."""
 
 SPLITS = ("train", "val")
-
-
-class DataError(ValueError):
-    """Prepared data is missing, half-written or of another kind than asked for; the message names
-    file and mend."""
-
-
-def tokenizer_hash(path: str | Path) -> str:
-    """Identity of a tokenizer: sha256 (hex) of the `tokenizer.json` in directory `path`.
-
-    Raises:
-        DataError: there is no `tokenizer.json`.
-    """
-    file = Path(path) / "tokenizer.json"
-    if not file.is_file():
-        raise DataError(
-            f"{file} does not exist: name a directory that holds a fast transformers tokenizer."
-        )
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def count_tokens(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -138,6 +122,7 @@ class PreparedSource:
     splits: dict[str, PreparedSplit]
     unigram_ce: float  # nats per validation token
     directory: Path
+    indexes: dict[str, SplitIndex]  # of the shards of each split
 
     @property
     def train(self) -> Path:
@@ -149,6 +134,10 @@ class PreparedSource:
         """Directory of MDS shards to validate on."""
         return self.directory / "val"
 
+    def shards(self, split: str) -> tuple[ShardFile, ...]:
+        """The shards of a split, as its index has them."""
+        return self.indexes[split].shards
+
     def counts(self) -> np.ndarray:
         """Occurrences of each id in the train samples, int64[vocab_size].
 
@@ -157,15 +146,17 @@ class PreparedSource:
         """
         file = self.directory / "counts.npy"
         try:
-            counts = np.load(file)
-        except (OSError, ValueError) as error:
+            # Mapped, so that a header which promises too much is refused before memory is taken.
+            counts = np.array(np.load(file, mmap_mode="r", allow_pickle=False), ndmin=1)
+        except (OSError, ValueError, EOFError, OverflowError) as error:
             raise DataError(
-                f"{file} cannot be read ({error}): {_mend(self.directory.parent.parent.name)}"
+                f"{file} cannot be read ({error}): {make_again(self.directory.parent.parent.name)}"
             ) from None
-        if counts.shape != (self.vocab_size,) or int(counts.sum()) != self.splits["train"].tokens:
+        is_ours = counts.shape == (self.vocab_size,) and counts.dtype == np.int64
+        if not is_ours or int(counts.sum()) != self.splits["train"].tokens:
             raise DataError(
                 f"{file} does not belong to the stats.json beside it: "
-                f"{_mend(self.directory.parent.parent.name)}"
+                f"{make_again(self.directory.parent.parent.name)}"
             )
         return counts
 
@@ -207,21 +198,21 @@ class PreparedCorpus:
         if source.tokenizer_hash != self.tokenizers[tokenizer].hash:
             raise DataError(
                 f"{source.directory} was written with another tokenizer than "
-                f"{self.tokenizers[tokenizer].path}: {_mend(self.name)}"
+                f"{self.tokenizers[tokenizer].path}: {make_again(self.name)}"
             )
         return source
 
 
 def read_source(directory: str | Path) -> PreparedSource:
-    """Reads `data/<corpus>/<source>/<tokenizer>/stats.json` and checks that both splits are whole.
+    """Reads `data/<corpus>/<source>/<tokenizer>/stats.json` and the indexes of both splits.
 
     Raises:
-        DataError: a file is missing, or a split holds another number of samples than the statistics
-            say.
+        DataError: a file is missing, or an index is another than the statistics were written with.
     """
     directory = Path(directory)
     corpus = directory.parent.parent.name
     stats = _read_json(directory / "stats.json", corpus)
+    indexes = {split: read_index(directory / split, make_again(corpus)) for split in SPLITS}
     try:
         source = PreparedSource(
             name=stats["source"],
@@ -235,16 +226,24 @@ def read_source(directory: str | Path) -> PreparedSource:
             splits={k: PreparedSplit(**v) for k, v in stats["splits"].items()},
             unigram_ce=stats["unigram_ce"],
             directory=directory,
+            indexes=indexes,
         )
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{directory / 'stats.json'} lacks {error}: {_mend(corpus)}") from None
-    for split in SPLITS:
-        index = _read_json(directory / split / "index.json", corpus)
-        samples = sum(shard["samples"] for shard in index["shards"])
-        if samples != source.splits[split].samples:
+        written_with = {split: stats.get("index_sha256", {}).get(split) for split in SPLITS}
+        shape = {(source.dtype, source.sequence_length)}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{directory / 'stats.json'} lacks {error}: {make_again(corpus)}") from None
+    for split, index in indexes.items():
+        if index.samples != source.splits[split].samples:
             raise DataError(
-                f"{directory / split} holds {samples} samples and stats.json says "
-                f"{source.splits[split].samples}: {_mend(corpus)}"
+                f"{index.path} counts {index.samples} samples and stats.json beside it "
+                f"{source.splits[split].samples}: {make_again(corpus)}"
+            )
+        # Of corpora that were prepared before there was a hash, the shape of samples must do.
+        same = written_with[split] in (None, index.sha256)
+        if not same or {(s.dtype, s.sequence_length) for s in index.shards} - shape:
+            raise DataError(
+                f"{index.path} is not the one that {directory / 'stats.json'} was written with, so "
+                f"its shards may be of another tokenizer: {make_again(corpus)}"
             )
     return source
 
@@ -262,15 +261,13 @@ def read_corpus(root: str | Path, name: str) -> PreparedCorpus:
     """
     root = Path(root)
     directory = root / "data" / name
-    corpus = _read_json(directory / "corpus.json", name)
+    corpus = described(directory / "corpus.json", name)
     tokenizers = {}
     for key, value in corpus["tokenizers"].items():
-        path = root / value["path"]
-        if not (path / "tokenizer.json").is_file() or tokenizer_hash(path) != value["hash"]:
-            raise DataError(
-                f"{path} is missing or is not the tokenizer that {directory} was made with: "
-                f"{_mend(name)}"
-            )
+        path = root / "tokenizers" / name / key
+        fault = tokenizer_fault(path, value)
+        if fault is not None:
+            raise DataError(f"{fault}: {make_again(name)}")
         tokenizers[key] = PreparedTokenizer(key, path, value["hash"], value["vocab_size"])
     return PreparedCorpus(
         name=corpus["corpus"],
@@ -282,16 +279,42 @@ def read_corpus(root: str | Path, name: str) -> PreparedCorpus:
     )
 
 
+def described(file: Path, name: str) -> Mapping[str, Any]:
+    """Reads a `corpus.json`; its names become names of folders, so they are checked.
+
+    Raises:
+        DataError: it is missing, is no description of a corpus, or a name points elsewhere.
+    """
+    corpus = _read_json(file, name)
+    try:
+        names = [corpus["corpus"], *corpus["sources"], *corpus["held_out"], *corpus["tokenizers"]]
+        whole = isinstance(corpus["sequence_length"], int) and all(
+            {"hash", "vocab_size"} <= set(value) for value in corpus["tokenizers"].values()
+        )
+    except (KeyError, TypeError, AttributeError):
+        whole, names = False, []
+    if not whole or GLOBAL not in corpus["tokenizers"]:
+        raise DataError(f"{file} does not describe a corpus: {make_again(name)}")
+    for each in names:
+        if not is_name(each):
+            raise DataError(
+                f"{file} has the name {each!r}, which is none of a source or tokenizer: do not use "
+                f"a corpus of this origin"
+            )
+    return corpus
+
+
 def _read_json(file: Path, corpus: str) -> Mapping[str, Any]:
     if not file.is_file():
-        raise DataError(f"{file} does not exist: {_mend(corpus)}")
+        raise DataError(f"{file} does not exist: {make_again(corpus)}")
     try:
-        return json.loads(file.read_text())
-    except ValueError:
-        raise DataError(f"{file} is not JSON: {_mend(corpus)}") from None
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        raise DataError(f"{file} is not JSON: {make_again(corpus)}") from None
 
 
-def _mend(corpus: str) -> str:
+def make_again(corpus: str) -> str:
+    """What to do about a file of a corpus that is missing or of another kind."""
     return (
         f"make it with `make data CORPUS={corpus}` or `python data_prep/prepare.py <corpus yaml>`."
     )

@@ -153,7 +153,7 @@ def _reading_own_tokens(dataset: type) -> Callable[..., Any]:
     def build(*, tokenizer_path: str, **options: Any) -> Any:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=False)
         own = {"tokenizer": tokenizer, "pad_tok_id": tokenizer.pad_token_id}
         return dataset(**{**options, **own})
 

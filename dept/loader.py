@@ -87,7 +87,10 @@ class SourceLoader:
         for name in schedule.sources_of(self.place.worker):
             split = self.prepared[name].train
             remote = self._remote and address_of(self._remote, split)
-            self._readers[name] = reader = TokenReader(split, remote=remote, cache=self._cache)
+            size = self.prepared[name].vocab_size
+            self._readers[name] = reader = TokenReader(
+                split, remote=remote, cache=self._cache, vocab_size=size
+            )
             self._orders[name] = SampleOrder(
                 reader.shard_samples,
                 seed=self._seed,
@@ -194,7 +197,11 @@ class ValidationLoader:
         self.prepared = prepared
         self.held_out = held_out
         self.batch_size = batch_size
-        self._reader = TokenReader(prepared.val, remote=remote and address_of(remote, prepared.val))
+        self._reader = TokenReader(
+            prepared.val,
+            remote=remote and address_of(remote, prepared.val),
+            vocab_size=prepared.vocab_size,
+        )
 
     def __len__(self) -> int:
         return -(-len(self._reader) // self.batch_size)

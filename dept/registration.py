@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from dept.learning_rate import SequentialStepsScheduler
 from dept.loader import SourceLoader, ValidationLoader
 from dept.options import CorpusOptions, MixtureOptions, SourcesOptions, parse
 from dept.outer_optimizer import TORCH_OPTIMIZERS
-from dept.remote import address_of, fetch_corpus
+from dept.remote import address_of, fetch_corpus, share_cache
 from dept.scratch import one_at_a_time
+from dept.shard_files import HASH
 from dept.source_checkpoints import SourceCheckpoints
 from dept.start_from import StartFrom
 
@@ -43,6 +46,8 @@ def build_sources(
     chosen = parse(SourcesOptions, "train_loader", options)
     prepared = _prepared(chosen, own_tokenizers=own_tokenizers)
     place = workers.current().place
+    if chosen.remote:
+        weakref.finalize(tokenizer, os.close, share_cache(chosen.root, chosen.corpus, alone=False))
     loader = SourceLoader(
         prepared,
         batch_size=device_batch_size,
@@ -101,6 +106,9 @@ def build_mixture(
     chosen = parse(MixtureOptions, "train_loader", options)
     prepared = _prepared(chosen, own_tokenizers=False)
     batches = chosen.epoch_batches
+    hashed = all(
+        HASH in shard.hashes for source in prepared.values() for shard in source.shards("train")
+    )
     dataset = {
         "streams": {
             name: {
@@ -116,10 +124,14 @@ def build_mixture(
         "shuffle_seed": chosen.seed,
         "keep_zip": True,
         "cache_limit": chosen.cache_limit,
+        "validate_hash": HASH if hashed else None,  # of what is fetched
     }
     text = {"name": "text", "dataset": dataset, "drop_last": True, "num_workers": 0}
     text |= {"persistent_workers": False, "prefetch_factor": None, "pin_memory": False}
-    with one_at_a_time("streaming", leads=dist.get_local_rank() == 0):
+    leads = dist.get_local_rank() == 0
+    if chosen.remote and leads:
+        weakref.finalize(tokenizer, os.close, share_cache(chosen.root, chosen.corpus, alone=True))
+    with one_at_a_time("streaming", leads=leads):
         dist.barrier()  # no rank looks for a number before its job's turn
         return build_dataloader(text, tokenizer, device_batch_size)
 

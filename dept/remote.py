@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from dept.corpus import GLOBAL, SPLITS, DataError
+from dept.corpus import GLOBAL, SPLITS, DataError, described
 from dept.options import ConfigError
 
 ATTEMPTS = 2
@@ -55,18 +53,18 @@ def fetch_corpus(
             "leave remote out, or set root to a folder to fetch into"
         )
     _fetch(remote, Path(root), data, [data / "corpus.json"])
-    described = _read(Path(root) / data / "corpus.json")
+    content = described(Path(root) / data / "corpus.json", corpus)
     folders = {
         data / name / (name if own_tokenizers else GLOBAL)
-        for name in described["sources"]
+        for name in content["sources"]
         if (sources is None or name in sources)
-        and (not own_tokenizers or name in described["tokenizers"])
+        and (not own_tokenizers or name in content["tokenizers"])
     }
     if held_out:
-        folders |= {data / name / GLOBAL for name in described["held_out"]}
+        folders |= {data / name / GLOBAL for name in content["held_out"]}
     files = [
         Path("tokenizers", corpus, name, file)
-        for name in described["tokenizers"]
+        for name in content["tokenizers"]
         for file in TOKENIZER_FILES
     ]
     files += [folder / file for folder in sorted(folders) for file in SOURCE_FILES]
@@ -110,6 +108,37 @@ def locked(path: Path, operation: int) -> int | None:
         pass
     os.close(handle)
     return None
+
+
+def share_cache(root: str | Path, corpus: str, *, alone: bool) -> int:
+    """Hold a corpus that is cached here, with other runs that share it or without any.
+
+    Runs of DEPT share a cache: each holds what it needs. StreamingDataset, which mixtures are read
+    with, knows of no other run, and removes what it likes.
+
+    Args:
+        root: folder that holds ``data/``.
+        corpus: name of the corpus.
+        alone: whether no other run may read it meanwhile.
+
+    Returns:
+        A descriptor; the corpus is held until it is closed.
+
+    Raises:
+        ConfigError: another run holds it.
+    """
+    folder = Path(root, "data", corpus)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / ".cache.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigError(
+            f"{folder} is the cache of train_loader.remote for another run, and a mixture shares "
+            f"its cache with none: give this run another train_loader.root, or wait for that one"
+        ) from None
+    return handle
 
 
 @contextmanager
@@ -169,10 +198,3 @@ def _fetch(remote: str, root: Path, data: Path, files: Sequence[Path]) -> None:
             except Exception as error:  # each service has its own
                 raise unreachable(address, error) from error
             publish(fetched, root / file)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except ValueError:
-        raise DataError(f"{file} is not JSON: remove it, so that it is fetched again") from None

@@ -39,6 +39,7 @@ _NOT_SHAPING = (
     "train_loader.cache_limit",
     "algorithms.dept.worker_timeout",
     "algorithms.dept.icl_source",
+    "model.trust_remote_code",
 )
 
 # Several workers count other batches than one, and write -w<workers> in the names.

@@ -93,6 +93,13 @@ class ShardCache:
                     self._changed.wait()
             self._held.move_to_end(shard)
 
+    def forget(self, shard: Shard) -> None:
+        """Let ``shard`` be fetched again: somebody has removed its file, who locks nothing."""
+        with self._changed:
+            lock = self._held.pop(shard, None)
+            if lock is not None:
+                os.close(lock)
+
     def _wanted(self) -> list[Shard]:
         first = [] if self._needed is None else [self._needed]
         return list(dict.fromkeys([*first, *self._plan]))

@@ -24,6 +24,7 @@ from dept.remote import (
     work_folder,
 )
 from dept.shard_cache import ShardCache
+from dept.shard_files import fault, read_index, refuse_missing, remake
 
 WORK = ".fetch-"
 
@@ -43,6 +44,7 @@ class Shard:
         self.path = directory / reader.raw_data.basename
         self.bytes = reader.get_max_size()
         """On disk, while it is unpacked if it is packed."""
+        self.address = f"{remote}/{(reader.zip_data or reader.raw_data).basename}"
         self._remote = remote
         self._work = directory / f"{WORK}{number:05}"
 
@@ -81,7 +83,6 @@ class Shard:
             DataError: it cannot be had, or is another file than the index describes.
         """
         basename, raw = self.reader.raw_data.basename, self.reader.raw_data
-        address = f"{self._remote}/{(self.reader.zip_data or raw).basename}"
         with work_folder(self._work):
             if self.is_whole():  # another process fetched it while this one waited for the folder
                 return
@@ -89,14 +90,14 @@ class Shard:
             try:
                 stream.prepare_shard(self.reader)
             except Exception as error:  # each service has its own
-                raise unreachable(address, error) from error
+                raise unreachable(self.address, error) from error
             fetched = self._work / basename
             same = fetched.stat().st_size == raw.bytes
             for algorithm, digest in raw.hashes.items():
                 same = same and get_hash(algorithm, fetched.read_bytes()) == digest
             if not same:
                 raise DataError(
-                    f"{address} is cut short or of another version of the corpus than "
+                    f"{self.address} is cut short or of another version of the corpus than "
                     f"{self._work.parent}/index.json: mend it there, or remove "
                     f"{self._work.parents[3]} here to take the version of train_loader.remote"
                 )
@@ -113,21 +114,32 @@ class TokenReader:
         directory: the split, with its ``index.json``.
         remote: the same split elsewhere, where missing shards are fetched from.
         cache: what fetches them, shared by all readers that have a limit in common.
+        vocab_size: that all tokens must be below; any by default.
 
     Raises:
-        DataError: the index names a shard that is not there, and there is no ``remote``.
+        DataError: the index names a shard that is not there, and there is no ``remote``; or it
+            names what none of ours does.
     """
 
     def __init__(
-        self, directory: Path, *, remote: str | None = None, cache: ShardCache | None = None
+        self,
+        directory: Path,
+        *,
+        remote: str | None = None,
+        cache: ShardCache | None = None,
+        vocab_size: int | None = None,
     ) -> None:
+        index = read_index(directory, "prepare the corpus again")
+        self._files = index.shards
+        self._unread = set(range(len(index.shards)))
+        self._vocab_size = vocab_size
         stream = Stream(local=str(directory), keep_zip=True)
         stream.apply_default(_defaults(keep_zip=True))
         self._readers = stream.get_shards(World.detect(), allow_unsafe_types=False)
         self._cache = cache or ShardCache(None)
         self._shards: list[Shard] = []
         if remote is None:
-            _refuse_missing(self._readers, directory)
+            refuse_missing(index)
         else:
             for left in directory.glob(f"{WORK}*"):
                 clear_abandoned(left)
@@ -146,13 +158,31 @@ class TokenReader:
         """The tokens of sample ``index``: uint16 or uint32 [sequence_length].
 
         Raises:
-            DataError: its shard cannot be fetched.
+            DataError: its shard cannot be fetched, or is not as it was written.
         """
         number = int(np.searchsorted(self._ends, index, side="right"))
-        if self._shards:
-            self._cache.need(self._shards[number])
         first = self._ends[number] - self.shard_samples[number]
-        return self._readers[number].get_item(int(index - first))["tokens"]
+        for _ in range(1 + ATTEMPTS):
+            if self._shards:
+                self._cache.need(self._shards[number])
+            try:
+                if number in self._unread:
+                    self._look_at(number)
+                return self._readers[number].get_item(int(index - first))["tokens"]
+            except FileNotFoundError:
+                if self._shards:
+                    self._cache.forget(self._shards[number])
+        raise DataError(f"{self._files[number].path} was removed while it was read")
+
+    def _look_at(self, number: int) -> None:
+        """A look at a shard before the first of its samples: it is read as a whole, once."""
+        if not self._files[number].path.exists():
+            raise FileNotFoundError
+        found = fault(self._files[number], self._vocab_size)
+        if found is not None:
+            mend = f"remove it, so that it is fetched again from {self._shards[number].address}"
+            raise DataError(f"{found}: {mend if self._shards else remake(self._files[number])}")
+        self._unread.discard(number)
 
     def shards(self, numbers: Iterable[int]) -> list[Shard]:
         """What a cache is told to fetch; nothing if the split is not remote."""
@@ -161,16 +191,6 @@ class TokenReader:
     def prefetch(self, numbers: Iterable[int]) -> None:
         """Fetch these shards ahead of their need, in this order, and no others of the cache."""
         self._cache.want(self.shards(numbers))
-
-
-def _refuse_missing(readers: Iterable[MDSReader], directory: Path) -> None:
-    for reader in readers:
-        path = directory / reader.raw_data.basename
-        if not path.is_file() or path.stat().st_size != reader.raw_data.bytes:
-            raise DataError(
-                f"{path} is missing or cut short: remove {directory.parent} and prepare the corpus "
-                f"again"
-            )
 
 
 def _defaults(*, keep_zip: bool) -> dict:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dept.corpus import tokenizer_hash
+from dept.tokenizer_files import tokenizer_hash
 
 MARK = "\ufdd0"  # a Unicode noncharacter: no text holds it
 # By what they are for; a token that is for several things is the first of them here.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import _codecs
-import datetime
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -11,27 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
-from torch.torch_version import TorchVersion
 
 from dept.durable import is_whole
 from dept.options import ConfigError
 from dept.run_folder import find_checkpoint
 from dept.source_files import FOLDER, SourceFiles
-
-# What Composer's checkpoints hold beside tensors and plain containers; nothing here runs code.
-_PLAIN = [
-    datetime.timedelta,
-    TorchVersion,
-    np.ndarray,
-    np.dtype,
-    np.dtypes.UInt32DType,
-    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-    _codecs.encode,
-]
+from dept.trust import PLAIN
 
 # Of a file that is cut short, is something else, or holds code.
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError)
@@ -121,7 +107,7 @@ def read_trained(path: str | Path) -> Trained:
     if zipfile.is_zipfile(file) and not is_whole(file):
         raise ConfigError(f"{file} was altered since it was written: name another one")
     try:
-        with torch.serialization.safe_globals(_PLAIN):
+        with torch.serialization.safe_globals(PLAIN):
             state = torch.load(file, map_location="cpu", weights_only=True)["state"]
         parameters = state["model"]
     except (*_UNREADABLE, KeyError, TypeError) as error:

@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from omegaconf import DictConfig
 
-from dept import durable, extends, icl, scratch
+from dept import durable, extends, icl, scratch, trust
 from dept.launcher import end_with_launcher
 from dept.options import ConfigError
 from dept.run_folder import find_checkpoint
@@ -105,6 +105,7 @@ def evaluate(config: DictConfig) -> list[dict[str, Any]]:
     Raises:
         ValueError: a model or task cannot be had.
     """
+    trust.guard()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore")
@@ -112,6 +113,9 @@ def evaluate(config: DictConfig) -> list[dict[str, Any]]:
 
     from eval.source_models import load as load_model
 
+    for entry in config.models:
+        if str(entry.model.name).startswith("hf_"):
+            entry.model.setdefault("trust_remote_code", False)  # llm-foundry's default is true
     models = extends.resolve(config)["models"]
     for model in models:
         if model["model"]["name"] == "source_model":  # fail before slower imports

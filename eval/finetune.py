@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.summary import read_summary
-from dept import durable, extends, run_folder
+from dept import durable, extends, run_folder, trust
 from dept.launcher import end_with_launcher
 from eval.finetuning.examples import read_splits
 from eval.finetuning.options import FineTuneOptions, read_options
@@ -99,9 +99,13 @@ def look_into(folder: Path, options: FineTuneOptions) -> dict[str, Any] | None:
 
 def run(options: FineTuneOptions, name: str, folder: Path, is_first: bool) -> dict[str, Any]:
     """Read the data and train; writes ``config.yaml`` and ``summary.json``."""
+    trust.guard()
     splits = read_splits(options.data, options.task)
     for torn in run_folder.recover(folder / "checkpoints") if is_first else ():
         print(f"{torn} was cut short by a kill and is left aside", file=sys.stderr)
+    newest = folder / "checkpoints" / "latest-rank0.pt"
+    if newest.is_file():
+        trust.refuse_code(newest.resolve())
     warnings.filterwarnings("ignore")  # what the pinned libraries say of each other
     from eval.finetuning.training import fine_tune
 

@@ -86,7 +86,9 @@ class UnigramRouter:
         self.names = [source.name for source in sources]
         self._tokenizers = [source.tokenizer for source in sources]
         self._spellers = {
-            name: Speller(AutoTokenizer.from_pretrained(corpus.tokenizers[name].path))
+            name: Speller(
+                AutoTokenizer.from_pretrained(corpus.tokenizers[name].path, trust_remote_code=False)
+            )
             for name in dict.fromkeys(self._tokenizers)
         }
         self._log_p = [unigram_log_probabilities(source.counts()) for source in sources]

@@ -220,7 +220,7 @@ def _source_model(
 
 
 def _read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(path, model_input_names=_INPUTS)
+    return AutoTokenizer.from_pretrained(path, model_input_names=_INPUTS, trust_remote_code=False)
 
 
 def trimmed(

@@ -1,5 +1,6 @@
 """Splits in shards of a few samples, so that there is something to fetch ahead and to remove."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -37,6 +38,10 @@ def reshard(prepared: Path, root: Path, samples: int) -> None:
         tokens = np.stack([reader[i] for i in range(len(reader))])
         shutil.rmtree(index.parent)
         _write(index.parent, [tokens[i : i + samples] for i in range(0, len(tokens), samples)])
+        stats = json.loads((index.parents[1] / "stats.json").read_text())
+        written = hashlib.sha256(index.read_bytes()).hexdigest()
+        stats["index_sha256"][index.parent.name] = written
+        (index.parents[1] / "stats.json").write_text(json.dumps(stats))
 
 
 def _write(directory: Path, shards: list[np.ndarray]) -> None:

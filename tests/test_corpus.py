@@ -6,15 +6,16 @@ import math
 import numpy as np
 import pytest
 
+from data_prep.mds import TokenShards
 from dept.corpus import (
     DataError,
     count_tokens,
     local_vocabulary,
     read_corpus,
     read_source,
-    tokenizer_hash,
     unigram_cross_entropy,
 )
+from dept.tokenizer_files import tokenizer_hash
 
 
 def test_padding_and_ignored_labels_are_not_counted():
@@ -51,9 +52,15 @@ def test_local_vocabulary_is_sorted_and_holds_special_ids_once():
     assert ids.tolist() == [0, 1, 3] and ids.dtype == np.int64
 
 
+def write_split(folder, samples):
+    shards = TokenShards(folder, 4, "uint16")
+    shards.write(np.ones((samples, 4), np.uint16))
+    shards.close()
+
+
 @pytest.fixture
 def root(tmp_path):
-    """A corpus of one source in two samples of four tokens, without shards."""
+    """A corpus of one source in two samples of four tokens."""
     tokenizer = tmp_path / "tokenizers/c/global"
     tokenizer.mkdir(parents=True)
     (tokenizer / "tokenizer.json").write_text("{}")
@@ -79,7 +86,7 @@ def root(tmp_path):
     folder = tmp_path / "data/c/a/global"
     for name in ("train", "val"):
         (folder / name).mkdir(parents=True)
-        (folder / name / "index.json").write_text('{"shards": [{"samples": 2}], "version": 2}')
+        write_split(folder / name, 2)
     (folder / "stats.json").write_text(json.dumps(stats))
     np.save(folder / "counts.npy", np.array([0, 5, 0, 3, 0]))
     (tmp_path / "data/c/corpus.json").write_text(json.dumps(corpus))
@@ -106,8 +113,8 @@ def test_what_is_missing_or_not_whole_is_refused_with_its_mend(root):
     np.save(folder / "counts.npy", np.array([0, 5, 0, 2, 0]))
     with pytest.raises(DataError, match=r"does not belong to the stats\.json"):
         corpus.source("a").counts()
-    (folder / "val/index.json").write_text('{"shards": [{"samples": 1}], "version": 2}')
-    with pytest.raises(DataError, match="holds 1 samples and stats"):
+    write_split(folder / "val", 1)
+    with pytest.raises(DataError, match=r"val/index.json counts 1 samples and stats"):
         read_source(folder)
     (folder / "train/index.json").unlink()
     with pytest.raises(DataError, match=r"train/index.json does not exist.*prepare.py"):

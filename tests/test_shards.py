@@ -182,7 +182,7 @@ def test_the_limit_holds_over_whole_passes_of_two_sources(tmp_path, monkeypatch)
 
 def loader_of(splits, block, remote, limit=None):
     prepared = {
-        name: SimpleNamespace(train=split.local if remote else split.remote)
+        name: SimpleNamespace(train=split.local if remote else split.remote, vocab_size=1 << 16)
         for name, split in splits.items()
     }
     loader = SourceLoader(
@@ -298,7 +298,7 @@ def test_a_limit_below_one_shard_is_refused(split):
 
 
 def test_a_local_split_is_neither_fetched_nor_removed(split):
-    with pytest.raises(DataError, match=r"shard.00000.mds is missing or cut short"):
+    with pytest.raises(DataError, match=r"shard.00000.mds is missing: remove"):
         TokenReader(split.local)
     reader = TokenReader(split.remote, cache=ShardCache(1))
     reader.prefetch([0, 1])

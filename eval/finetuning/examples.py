@@ -113,7 +113,9 @@ def _rows(data: DataOptions, where: str) -> Sequence[Mapping[str, Any]]:
     disable_progress_bar()
     try:
         if data.hub is not None:
-            return load_dataset(data.hub, data.config, split=where, revision=data.revision)
+            return load_dataset(
+                data.hub, data.config, split=where, revision=data.revision, trust_remote_code=False
+            )
         kind, options = FORMATS[Path(where).suffix]
         return load_dataset(kind, data_files={"rows": where}, split="rows", **options)
     except Exception as error:  # of any library that reads for it

@@ -1,0 +1,222 @@
+"""Verifies a prepared corpus completely, and names everything that is wrong with it.
+
+    python data_prep/check.py multilingual [--root .] [--workers N]
+
+Every shard is read: its size and hashes against the index, its layout, its tokens against the
+vocabulary. What follows from the tokens (counts.npy, stats.json) is computed anew, and tokenizers
+are held against the hashes that the corpus was made with. Exit status 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
+    sys.path.insert(0, REPOSITORY)
+
+import numpy as np
+from rich.console import Console
+
+from data_prep.files import read_json
+from data_prep.pool import Task, Workers
+from dept.corpus import (
+    GLOBAL,
+    SPLITS,
+    DataError,
+    PreparedSource,
+    count_tokens,
+    described,
+    local_vocabulary,
+    make_again,
+    read_source,
+    unigram_cross_entropy,
+)
+from dept.shard_files import SplitIndex, fault, read_index, remake, tokens
+from dept.tokenizer_files import tokenizer_fault
+
+
+@dataclass
+class SplitReport:
+    """What a look at all shards of a split gave."""
+
+    faults: list[str]
+    counts: np.ndarray  # of every token of the shards without fault
+    samples: int
+    shards: int
+    unhashed: int
+
+
+def check_split(task: Task, index: SplitIndex, vocab_size: int) -> SplitReport:
+    """Read all shards of a split.
+
+    Args:
+        task: reports progress, in bytes of shards.
+        index: of the split.
+        vocab_size: that every token must be below.
+    """
+    report = SplitReport([], np.zeros(vocab_size, np.int64), 0, len(index.shards), 0)
+    for shard in index.shards:
+        found = fault(shard, vocab_size)
+        if found is not None:
+            report.faults.append(f"{found}: {remake(shard)}")
+        else:
+            report.counts += count_tokens(tokens(shard), vocab_size)
+            report.samples += shard.samples
+        report.unhashed += not shard.hashes
+        task.report(shard.bytes)
+    listed = {shard.path for shard in index.shards}
+    for path in sorted(index.path.parent.rglob("*.mds")):
+        if path not in listed:
+            report.faults.append(f"{path} is in no index: remove it")
+    return report
+
+
+def statistics_faults(source: PreparedSource, reports: dict[str, SplitReport]) -> Iterator[str]:
+    """What counts.npy and stats.json of a source say otherwise than its shards."""
+    stats, corpus = source.directory / "stats.json", source.directory.parent.parent.name
+    counts = {split: report.counts for split, report in reports.items()}
+    found = {
+        "splits.train.tokens": int(counts["train"].sum()),
+        "splits.val.tokens": int(counts["val"].sum()),
+        "local_vocab_size": len(local_vocabulary(counts["train"], source.special_ids)),
+        "unigram_ce": unigram_cross_entropy(counts["val"], counts["train"]),
+    }
+    said = {
+        "splits.train.tokens": source.splits["train"].tokens,
+        "splits.val.tokens": source.splits["val"].tokens,
+        "local_vocab_size": source.local_vocab_size,
+        "unigram_ce": source.unigram_ce,
+    }
+    for split in SPLITS:
+        parts = [read_json(p) for p in source.directory.glob(f"{split}/*/part.json")]
+        if len(parts) == len({s.path.parent for s in source.indexes[split].shards}):
+            for key in ("documents", "bytes", "dropped_tokens"):
+                found[f"splits.{split}.{key}"] = sum(part[key] for part in parts)
+                said[f"splits.{split}.{key}"] = getattr(source.splits[split], key)
+    for key, value in found.items():
+        if abs(value - said[key]) > 1e-9 * abs(value):
+            yield f"{stats} says {key} = {said[key]}, its shards {value}: {make_again(corpus)}"
+    try:
+        if not np.array_equal(source.counts(), counts["train"]):
+            yield (
+                f"{source.directory / 'counts.npy'} does not count the tokens of its shards: "
+                f"{make_again(corpus)}"
+            )
+    except DataError as error:
+        yield str(error)
+
+
+def check_corpus(root: Path, name: str, pool: Workers) -> tuple[list[str], list[str]]:
+    """Verify a corpus.
+
+    Args:
+        root: folder that holds `data/` and `tokenizers/`.
+        name: of the corpus.
+        pool: processes that read shards.
+
+    Returns:
+        What is wrong, in sentences; and what else there is to say.
+    """
+    directory = root / "data" / name
+    try:
+        content = described(directory / "corpus.json", name)
+    except DataError as error:
+        return [str(error)], []
+    facts: dict[str, Any] = content["tokenizers"]
+    faults = [
+        f"{found}: {make_again(name)}"
+        for tokenizer, fact in facts.items()
+        if (found := tokenizer_fault(root / "tokenizers" / name / tokenizer, fact))
+    ]
+    folders = [
+        directory / source / tokenizer
+        for source in (*content["sources"], *content["held_out"])
+        for tokenizer in (GLOBAL, source)
+        if tokenizer in facts
+    ]
+    tasks: dict[tuple[Path, str], tuple[SplitIndex, int]] = {}
+    for folder in folders:
+        for split in SPLITS:
+            try:
+                index = read_index(folder / split, make_again(name))
+            except DataError as error:
+                faults.append(str(error))
+            else:
+                tasks[folder, split] = (index, facts[folder.name]["vocab_size"])
+    size = sum(shard.bytes for index, _ in tasks.values() for shard in index.shards)
+    reports = dict(
+        zip(tasks, pool.run("check shards", check_split, list(tasks.values()), size), strict=True)
+    )
+    for folder in folders:
+        of_folder = {split: reports[folder, split] for split in SPLITS if (folder, split) in tasks}
+        damaged = [line for report in of_folder.values() for line in report.faults]
+        faults += damaged
+        try:
+            source = read_source(folder)
+        except DataError as error:
+            if str(error) not in faults:
+                faults.append(str(error))
+            continue
+        faults += _of_another(source, folder, facts, name, content["sequence_length"])
+        if not damaged:
+            faults += statistics_faults(source, of_folder)
+    unhashed = sum(report.unhashed for report in reports.values())
+    notes = [
+        f"{len(folders)} folders, {sum(r.shards for r in reports.values())} shards, {size:,} B"
+    ]
+    if unhashed:
+        notes.append(
+            f"{unhashed} shards have no hash in their index, so that a change within a token's "
+            "range shows in counts alone: prepare the corpus anew to have one"
+        )
+    return faults, notes
+
+
+def _of_another(
+    source: PreparedSource, folder: Path, facts: dict[str, Any], corpus: str, length: int
+) -> Iterator[str]:
+    """What of a stats.json belongs to another folder, tokenizer or corpus."""
+    fact = facts[folder.name]
+    for key, said, expected in (
+        ("source", source.name, folder.parent.name),
+        ("tokenizer.name", source.tokenizer, folder.name),
+        ("tokenizer.hash", source.tokenizer_hash, fact["hash"]),
+        ("vocab_size", source.vocab_size, fact["vocab_size"]),
+        ("sequence_length", source.sequence_length, length),
+    ):
+        if said != expected:
+            yield (
+                f"{folder / 'stats.json'} says {key} = {said}, the corpus {expected}: "
+                f"{make_again(corpus)}"
+            )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Verify a prepared corpus completely.")
+    parser.add_argument("corpus", help="name of the corpus")
+    parser.add_argument("--root", type=Path, default=Path(), help="folder of data/ and tokenizers/")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
+    options = parser.parse_args(arguments)
+    start, console = time.monotonic(), Console(stderr=True)
+    with Workers(options.workers or len(os.sched_getaffinity(0)), console) as pool:
+        faults, notes = check_corpus(options.root, options.corpus, pool)
+    for line in faults:
+        print(line)
+    directory = options.root / "data" / options.corpus
+    if faults:
+        print(f"{directory} has {len(faults)} faults", file=sys.stderr)
+        return 1
+    print(f"{directory} is whole ({'; '.join(notes)}; {time.monotonic() - start:.1f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
