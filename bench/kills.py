@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "bench")]
+sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(REPOSITORY / "bench"))
 
-from jobs import FORKED, LAUNCHED, ForkedJob, Job, LaunchedJob
+from jobs import FORKED, LAUNCHED, ForkedJob, Job, LaunchedJob  # noqa: E402
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -207,6 +208,8 @@ def under_fire(
         died = [*(died if is_early else ()), next_death]
         lost = max(batch_reached(folder) - newest_checkpoint(folder), 0)
         outcome.lost.setdefault(next_death, []).append(lost)
+        when = "before training" if is_early else f"after batch {batch_reached(folder)}"
+        print(f"{outcome.kills}: {next_death} {when}, {lost} batches lost", file=sys.stderr)
 
 
 def batch_reached(folder: Path) -> int:

@@ -2,7 +2,7 @@
 
     python bench/soak.py [--rounds 1000] [--every 50] [--memory 32] [--yaml FILE] [key=value ...]
 
-Trains with `train.py`, evaluates and saves now and then, and prints every few rounds how much
+Trains with `train.py`, evaluates and saves now and then, and prints at the end how much
 memory the process holds (RSS), how many files it has open, its mappings of /dev/shm, threads, child
 processes, and what is in its temporary folder. Fails if, after the first tenth of the rounds,
 memory grows by more than `--memory` MiB, or if in the second half there ever are more of the others
@@ -35,7 +35,6 @@ SMALL = [
     "variables.local_steps=2",
     "variables.worker_batch=1",
     "save_interval=20ep",
-    "callbacks.progress=null",
     "model.d_model=32",
     "model.n_heads=2",
     "model.n_layers=2",
@@ -82,9 +81,7 @@ class Soak(Callback):
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         if state.timestamp.epoch.value % self.every == 0:
-            sample = Sample.take(state.timestamp.epoch.value, self.began)
-            Soak.samples.append(sample)
-            print("".join(f"{_shown(value):>10}" for value in astuple(sample)), flush=True)
+            Soak.samples.append(Sample.take(state.timestamp.epoch.value, self.began))
 
 
 def growth(samples: list[Sample]) -> dict[str, float]:
@@ -114,7 +111,6 @@ def main(arguments: list[str] | None = None) -> int:
     name = f"tmp-soak-{os.getpid()}"
     command = [options.yaml, f"run_name={name}", f"max_duration={options.rounds}ep"]
     command += [f"eval_interval={options.every}ep", f"callbacks.soak.every={options.every}"]
-    print("".join(f"{field.name:>10}" for field in fields(Sample)), flush=True)
     try:
         with tempfile.TemporaryDirectory() as temporary:
             tempfile.tempdir = os.environ["TMPDIR"] = temporary
@@ -124,6 +120,10 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(Path("runs") / name, ignore_errors=True)
     if status != 0:
         return status
+    print("| " + " | ".join(field.name for field in fields(Sample)) + " |")
+    print("|" + "---:|" * len(fields(Sample)))
+    for sample in Soak.samples:
+        print("| " + " | ".join(f"{value:.0f}" for value in astuple(sample)) + " |")
     grown = growth(Soak.samples)
     print("growth: " + ", ".join(f"{value:+.1f} {name}" for name, value in grown.items()))
     others = [name for name, value in grown.items() if name != "memory" and value > 0]
@@ -131,10 +131,6 @@ def main(arguments: list[str] | None = None) -> int:
         others.append(f"memory, by more than {options.memory:.0f} MiB")
     print(f"grew: {', '.join(others)}" if others else "nothing grew")
     return 1 if others else 0
-
-
-def _shown(value: float) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ class Checkpoints(CheckpointSaver):
                 if epoch <= now.epoch.value and batch <= now.batch.value
             ]
             self._send_newest()  # an earlier process may have ended before it had
+            self._sent_at_the_end(state)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         super().batch_checkpoint(state, logger)
@@ -99,22 +100,33 @@ class Checkpoints(CheckpointSaver):
         return scheduled or (self._stop is not None and self._stop.asked(state, event))
 
     def _save_checkpoint(self, state: State, logger: Logger) -> None:
-        elapsed = state.get_elapsed_duration()
-        is_the_end = elapsed is not None and elapsed >= 1.0
         if self.remote is not None:
             self.remote.wait_for(checkpoints_among(p.name for p in self.remote.folder.glob("*")))
         try:
             with _written_whole():
                 super()._save_checkpoint(state, logger)
         except NotSaved as error:
-            if is_the_end:
+            if _is_the_end(state):
                 raise
             tell(f"{error}: training goes on")
             dist.barrier()  # where the other ranks wait for the file
             return
+        self._forget_old()
         self._send_newest()
-        if is_the_end and self.remote is not None and not self.remote.wait():
+        self._sent_at_the_end(state)
+
+    def _sent_at_the_end(self, state: State) -> None:
+        if self.remote is not None and _is_the_end(state) and not self.remote.wait():
             raise NotSaved(f"{self.remote.unsent}; the same command goes on from there")
+
+    def _forget_old(self) -> None:
+        """Drop what Composer keeps of every checkpoint that ever was: a file, and a name in all."""
+        for path in Path(self.tmp_dir_for_symlink.name).iterdir():
+            path.unlink()
+        for name in [*self.all_saved_checkpoints_to_timestamp][
+            : -max(len(self.saved_checkpoints), 1)
+        ]:
+            del self.all_saved_checkpoints_to_timestamp[name]
 
     def _send_newest(self) -> None:
         """Let the newest checkpoint be sent if it is not there, and older ones be removed."""
@@ -128,6 +140,11 @@ class Checkpoints(CheckpointSaver):
         self.remote.link(self.latest_filename.filename.format(rank=0), name)
         if self.num_checkpoints_to_keep > 0:
             self.remote.remove(there[: max(len(there) + 1 - self.num_checkpoints_to_keep, 0)])
+
+
+def _is_the_end(state: State) -> bool:
+    elapsed = state.get_elapsed_duration()
+    return elapsed is not None and elapsed >= 1.0
 
 
 def save_whole(state: State, filename: str, **options: Any) -> bool:

@@ -37,6 +37,8 @@ def bring(remote: RemoteFolder, *, with_sources: bool) -> list[str]:
         ConfigError: the address cannot be used.
     """
     said: list[str] = []
+    for left in remote.folder.glob("*.fetched"):  # by a killed process
+        left.unlink()
     here = max((progress(p.name) for *_, p in numbered_checkpoints(remote.folder)), default=None)
     for name in reversed(checkpoints_among(remote.names)):
         if here is not None and progress(name) <= here:

@@ -120,8 +120,13 @@ class SourceCheckpoints(Callback):
         self._wait_for_others([of_worker["newest"] for of_worker in given])
         if self.keep >= 0 and self.dept.workers.leads:
             self._prune(oldest=given[0]["oldest"])
-        if _is_the_end(state) or (self._stop and self._stop.asked(state, Event.EPOCH_CHECKPOINT)):
-            self._wait_until_sent(at_the_end=_is_the_end(state))
+        if self._stop is not None and self._stop.asked(state, Event.EPOCH_CHECKPOINT):
+            self._wait_until_sent()
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        # The first worker has waited for all, once its own last checkpoint was written here.
+        if self.remote is not None and self._saver is None and not self.remote.wait():
+            raise NotSaved(f"{self.remote.unsent}; the same command goes on from there")
 
     @property
     def _mine(self) -> tuple[str, ...]:
@@ -205,9 +210,9 @@ class SourceCheckpoints(Callback):
             ]
             self._saver.needs = [name for names in others for name in names]
 
-    def _wait_until_sent(self, at_the_end: bool = False) -> None:
-        if self.remote is not None and not self.remote.wait() and at_the_end:
-            raise NotSaved(f"{self.remote.unsent}; the same command goes on from there")
+    def _wait_until_sent(self) -> None:
+        if self.remote is not None:
+            self.remote.wait()
 
 
 def _is_the_end(state: State) -> bool:
