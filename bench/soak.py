@@ -5,8 +5,8 @@
 Trains with `train.py`, evaluates and saves now and then, and prints at the end how much
 memory the process holds (RSS), how many files it has open, its mappings of /dev/shm, threads, child
 processes, and what is in its temporary folder. The first tenth of the rounds apart, the second half
-is compared with the first. Fails if the least memory of a sample is more by `--memory` MiB (the most
-depends on whether it was taken in an evaluation), or the most of any of the others at all.
+is compared with the first. Fails if the least memory of a sample is more by `--memory` MiB (the
+most depends on whether it was taken in an evaluation), or the most of any of the others at all.
 """
 
 import argparse
