@@ -13,7 +13,8 @@ READY := .venv/.ready
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock data check-data downstream demo test unit reproduce bench costs lm-eval lint clean
+.PHONY: help setup lock data check-data downstream demo test unit reproduce bench faults soak costs lm-eval lint \
+    clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -60,6 +61,14 @@ reproduce: $(READY)  ## the paper's comparison on both corpora, into results/; g
 
 bench: data  ## what a slow worker costs another, and what an outer step sends
 	$(BIN)/python bench/workers.py
+
+faults: data  ## runs that are killed again and again, against one that is not; docs/reliability.md
+	$(BIN)/python bench/kills.py --workers 1 $(ARGS)
+	$(BIN)/python bench/kills.py --workers 2 $(ARGS)
+	$(BIN)/python bench/kills.py --workers 2 --launcher --window 2 $(ARGS)
+
+soak: data  ## a thousand short rounds: memory, open files, shared memory, threads
+	$(BIN)/python bench/soak.py $(ARGS)
 
 costs: $(READY)  ## the paper's table of costs beside ours
 	$(BIN)/python -m dept.costs --paper

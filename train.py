@@ -24,11 +24,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from callbacks.summary import read_summary, show
 from dept import config as configs
-from dept import extends, run_folder, scratch, trust, workers
+from dept import extends, remote_checkpoints, run_folder, scratch, trust, workers
 from dept.errors import DataError
 from dept.launcher import end_with_launcher
 from dept.options import ConfigError
 from dept.place import Place
+from dept.remote_folder import RemoteFolder
 
 # What the pinned libraries say of themselves at import, or of each other, on every run.
 NOISE = (
@@ -97,13 +98,21 @@ def main(arguments: list[str]) -> int:
 
 
 def look_into(folder: Path, config: dict, is_first: bool) -> dict | None:
-    """Look at what an earlier job left; the summary if the run is finished."""
-    if not config.get("autoresume") or "://" in str(config.get("save_folder")):
+    """Look at what an earlier job left, here or remotely; the summary if the run is finished."""
+    checkpoints, address = run_folder.checkpoints_of(config), run_folder.remote_of(config)
+    remote = RemoteFolder(checkpoints, address) if address and is_first else None
+    if remote is not None:
+        remote.check()
+    if not config.get("autoresume"):
         return None
     run_folder.refuse_other_settings(configs.complete(deepcopy(config)), folder / "config.yaml")
-    for path in run_folder.recover(config["save_folder"]) if is_first else ():
+    for path in run_folder.recover(checkpoints) if is_first else ():
         print(f"{path} was cut short by a kill and is left aside", file=sys.stderr)
-    newest = Path(config["save_folder"]) / "latest-rank0.pt"
+    if remote is not None:
+        dept, _ = configs.options_of(config)
+        for said in remote_checkpoints.bring(remote, with_sources=dept and dept.upload_sources):
+            print(said, file=sys.stderr)
+    newest = checkpoints / "latest-rank0.pt"
     if newest.is_file():
         trust.refuse_code(newest.resolve())
     summary = read_summary(folder / "summary.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +10,13 @@ from typing import Any
 from composer.callbacks import CheckpointSaver
 from composer.core import Event, State
 from composer.loggers import Logger
-from composer.utils import checkpoint, dist, format_name_with_dist, parse_uri
+from composer.utils import checkpoint, dist, format_name_with_dist
 
 from callbacks.stop_on_sigterm import StopOnSigterm
 from dept import durable
+from dept.notices import tell
+from dept.remote_checkpoints import checkpoints_among
+from dept.remote_folder import RemoteFolder
 from dept.run_folder import NotSaved, numbered_checkpoints
 
 
@@ -26,12 +28,18 @@ class Checkpoints(CheckpointSaver):
       to the next; but the last one of a run must be written, or the run fails.
     * After SIGTERM one is taken before the end.
     * ``num_checkpoints_to_keep`` counts those from before the run was resumed, too.
+    * To a remote folder it is sent in a thread, while training goes on until the next one is due.
+      What cannot be sent is said, and tried again then; but the last one of a run must be.
 
     Args:
-        folder: where to write, as ``save_folder`` of the yaml: local, or an address.
+        folder: where to write, on this machine.
         filename: of checkpoints, as llm-foundry names them by default.
         latest_filename: of the link to the newest.
+        remote: address that checkpoints are sent to: a ``save_folder`` such as ``s3://...``.
         options: other ones of Composer's ``CheckpointSaver``.
+
+    Attributes:
+        needs: names of files that must be at the remote address before a checkpoint is.
     """
 
     def __init__(
@@ -39,17 +47,23 @@ class Checkpoints(CheckpointSaver):
         folder: str,
         filename: str = "ep{epoch}-ba{batch}-rank{rank}.pt",
         latest_filename: str = "latest-rank{rank}.pt",
+        remote: str | None = None,
         **options: Any,
     ) -> None:
-        _, _, inside = parse_uri(folder)
         super().__init__(
             folder=folder,
             filename=filename,
-            remote_file_name=str(Path(inside) / filename),
+            remote_file_name=str(Path(folder) / filename),
             latest_filename=latest_filename,
-            latest_remote_file_name=str(Path(inside) / latest_filename),
+            latest_remote_file_name=str(Path(folder) / latest_filename),
             **options,
         )
+        self.needs: list[str] = []
+        self.remote: RemoteFolder | None = None
+        if remote is not None and dist.get_global_rank() == 0:
+            self.remote = RemoteFolder(folder, remote)
+            if self.num_checkpoints_to_keep == 0:
+                self.num_checkpoints_to_keep = 1  # it must be here until it is sent
         self._scheduled = self.save_interval
         self.save_interval = self._is_due
 
@@ -64,33 +78,73 @@ class Checkpoints(CheckpointSaver):
                 for epoch, batch, path in numbered_checkpoints(folder)
                 if epoch <= now.epoch.value and batch <= now.batch.value
             ]
+            self._send_newest()  # an earlier process may have ended before it had
+            self._sent_at_the_end(state)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         super().batch_checkpoint(state, logger)
-        if self._stop is not None:
-            self._stop.end_if_asked(state, Event.BATCH_CHECKPOINT)
+        self._end_if_asked(state, Event.BATCH_CHECKPOINT)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         super().epoch_checkpoint(state, logger)
+        self._end_if_asked(state, Event.EPOCH_CHECKPOINT)
+
+    def _end_if_asked(self, state: State, event: Event) -> None:
         if self._stop is not None:
-            self._stop.end_if_asked(state, Event.EPOCH_CHECKPOINT)
+            if self._stop.asked(state, event) and self.remote is not None:
+                self.remote.wait()
+            self._stop.end_if_asked(state, event)
 
     def _is_due(self, state: State, event: Event) -> bool:
         scheduled = self._scheduled(state, event)
         return scheduled or (self._stop is not None and self._stop.asked(state, event))
 
     def _save_checkpoint(self, state: State, logger: Logger) -> None:
+        if self.remote is not None:
+            self.remote.wait_for(checkpoints_among(p.name for p in self.remote.folder.glob("*")))
         try:
             with _written_whole():
                 super()._save_checkpoint(state, logger)
         except NotSaved as error:
-            elapsed = state.get_elapsed_duration()
-            if elapsed is not None and elapsed >= 1.0:
+            if _is_the_end(state):
                 raise
-            print(f"{error}: training goes on", file=sys.stderr, flush=True)
+            tell(f"{error}: training goes on")
             dist.barrier()  # where the other ranks wait for the file
-            if self.remote_file_name is not None and self.remote_uploader is not None:
-                dist.all_gather_object([])  # where they wait for its name
+            return
+        self._forget_old()
+        self._send_newest()
+        self._sent_at_the_end(state)
+
+    def _sent_at_the_end(self, state: State) -> None:
+        if self.remote is not None and _is_the_end(state) and not self.remote.wait():
+            raise NotSaved(f"{self.remote.unsent}; the same command goes on from there")
+
+    def _forget_old(self) -> None:
+        """Drop what Composer keeps of every checkpoint that ever was: a file, and a name in all."""
+        for path in Path(self.tmp_dir_for_symlink.name).iterdir():
+            path.unlink()
+        for name in [*self.all_saved_checkpoints_to_timestamp][
+            : -max(len(self.saved_checkpoints), 1)
+        ]:
+            del self.all_saved_checkpoints_to_timestamp[name]
+
+    def _send_newest(self) -> None:
+        """Let the newest checkpoint be sent if it is not there, and older ones be removed."""
+        if self.remote is None or not self.saved_checkpoints:
+            return
+        there = checkpoints_among(self.remote.names)
+        name = Path(self.saved_checkpoints[-1]).name
+        if name in there:
+            return
+        self.remote.send(name, self.needs)
+        self.remote.link(self.latest_filename.filename.format(rank=0), name)
+        if self.num_checkpoints_to_keep > 0:
+            self.remote.remove(there[: max(len(there) + 1 - self.num_checkpoints_to_keep, 0)])
+
+
+def _is_the_end(state: State) -> bool:
+    elapsed = state.get_elapsed_duration()
+    return elapsed is not None and elapsed >= 1.0
 
 
 def save_whole(state: State, filename: str, **options: Any) -> bool:
@@ -104,7 +158,7 @@ def save_whole(state: State, filename: str, **options: Any) -> bool:
         with _written_whole():
             checkpoint.save_checkpoint(state, filename, **options)
     except NotSaved as error:
-        print(f"{error}: training goes on", file=sys.stderr, flush=True)
+        tell(f"{error}: training goes on")
         dist.barrier()  # where the other ranks wait for the file
         saved = False
     return all(dist.all_gather_object(saved))

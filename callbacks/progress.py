@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from datetime import timedelta
 
@@ -77,12 +78,13 @@ class RunProgress(Callback):
             left = (_batches(state) - state.timestamp.batch.value) / max(done, 1)
             left *= time.monotonic() - seconds
             told = "  ".join(f"{source} {loss:.2f}".strip() for source, loss in losses.items())
-            self._console.print(
-                f"round {state.timestamp.epoch.value}/{state.max_duration.value}  loss {told}  "
-                f"{self._rate(state):,.0f} tokens/s  {timedelta(seconds=round(left))} left",
-                soft_wrap=True,
-                highlight=False,
-            )
+            with contextlib.suppress(OSError):  # a full disk that holds the log
+                self._console.print(
+                    f"round {state.timestamp.epoch.value}/{state.max_duration.value}  loss {told}  "
+                    f"{self._rate(state):,.0f} tokens/s  {timedelta(seconds=round(left))} left",
+                    soft_wrap=True,
+                    highlight=False,
+                )
 
     def fit_end(self, state: State, logger: Logger) -> None:
         self.close(state, logger)

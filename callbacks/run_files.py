@@ -22,6 +22,7 @@ from dept import durable
 from dept.algorithm import Dept
 from dept.costs.transport import every_step_bytes
 from dept.options import options_of
+from dept.run_folder import NotSaved
 
 SUMMARY, CONFIG = "summary.json", "config.yaml"
 
@@ -44,13 +45,23 @@ class RunFiles(CallbackWithConfig):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:
-            durable.write(self.folder / CONFIG, OmegaConf.to_yaml(self.config))
+            _write(self.folder / CONFIG, OmegaConf.to_yaml(self.config))
 
     def fit_end(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() == 0:
             summary = summarise(state, self.config)
-            durable.write(self.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+            _write(self.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
             show(summary, self.folder)
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        durable.write(path, content)
+    except OSError as error:
+        raise NotSaved(
+            f"{path} could not be written ({error.strerror}): make room on that disk; the same "
+            f"command goes on from the last checkpoint"
+        ) from error
 
 
 def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class Dept(Algorithm):
         }
         # For SourceCheckpoints, which sets the first three if the run saves anything.
         self.files: SourceFiles | None = None
+        self.fetch_source: Callable[[str, int], bool] | None = None  # where it saves remotely
         self.is_saving: Callable[[State, Event], bool] = lambda state, event: False
         self.keep_local_models = False
         self.local_models: dict[str, dict[str, Tensor]] = {}

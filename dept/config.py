@@ -27,11 +27,10 @@ from dept.options import (
 from dept.outer_optimizer import OuterOptimizer
 from dept.place import Place
 from dept.remote import fetch_corpus
-from dept.run_folder import checkpoint_name, find_checkpoint
+from dept.run_folder import checkpoint_name, checkpoints_of, find_checkpoint, remote_of
 from dept.schedule import RoundSchedule
 from dept.shard_cache import block_bytes, too_small
 from dept.shard_files import fault, remake, size_fault
-from dept.source_files import FOLDER
 from dept.tokenizer_files import tokenizer_hash
 from dept.variants import Vocabulary
 
@@ -143,6 +142,9 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
         model.setdefault("trust_remote_code", False)  # llm-foundry's default is true
     if loader is None:
         return config
+    remote = remote_of(config)
+    if remote is not None:
+        config["save_folder"] = str(checkpoints_of(config))
     corpus, names = _corpus_and_sources(loader, dept)
     own = dept is not None and dept.sharing.vocabulary is Vocabulary.OWN
     model = config["model"]
@@ -164,7 +166,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
             for name in (*names, *held_out)
         ]
     if dept is None:
-        _add_checkpoints(config)
+        _add_checkpoints(config, remote)
         return config
     if tasks := icl.tasks_of(config):
         config["icl_tasks"] = icl.in_own_tokens(tasks, dept, corpus)
@@ -179,29 +181,25 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     config["save_ignore_keys"] = [*(config.get("save_ignore_keys") or []), "state/optimizers"]
     if config.get("save_folder") and config.get("save_interval", "1ep"):
         config.setdefault("save_filename", checkpoint_name(workers.current().count))
-        _add_source_checkpoints(config)
-    _add_checkpoints(config)
+        _add_source_checkpoints(config, remote if dept.upload_sources else None)
+    _add_checkpoints(config, remote)
     return config if workers.current().place.worker == 0 else _quiet(config)
 
 
-def _add_source_checkpoints(config: dict[str, Any]) -> None:
-    """Files of sources beside the checkpoints; on this machine where those are remote."""
-    folder = str(config["save_folder"])
-    remote = "://" in folder
-    options = (config.get("callbacks") or {}).get("run_files") or {}
-    beside = options.get("folder", "runs/{run_name}") if remote else folder
+def _add_source_checkpoints(config: dict[str, Any], remote: str | None) -> None:
+    """Files of sources beside the checkpoints, and where those are sent."""
     config["callbacks"] = {
         **(config.get("callbacks") or {}),
         "source_checkpoints": {
-            "folder": f"{beside}/{FOLDER}",
+            "checkpoints": config["save_folder"],
             "save_interval": config.get("save_interval", "1ep"),
             "save_num_checkpoints_to_keep": config.get("save_num_checkpoints_to_keep", -1),
-            "checkpoints": None if remote else folder,
+            "remote": remote,
         },
     }
 
 
-def _add_checkpoints(config: dict[str, Any]) -> None:
+def _add_checkpoints(config: dict[str, Any], remote: str | None) -> None:
     """Our saver of checkpoints instead of Composer's own; what ends the run comes after it."""
     if not config.get("save_folder") or not config.get("save_interval", "1ep"):
         return
@@ -215,11 +213,10 @@ def _add_checkpoints(config: dict[str, Any]) -> None:
         "save_weights_only": "weights_only",
         "save_ignore_keys": "ignore_keys",
     }
+    options = {option: config[key] for key, option in names.items() if config.get(key) is not None}
     config["callbacks"] = {
         **(config.get("callbacks") or {}),
-        "checkpoints": {
-            option: config[key] for key, option in names.items() if config.get(key) is not None
-        },
+        "checkpoints": options | ({"remote": remote} if remote else {}),
         "stop_on_sigterm": {},
     }
 

@@ -62,6 +62,12 @@ class DeptOptions:
     icl_source: str | None = None
     """The source whose embedding reads ``icl_tasks``, in a variant that has no global one."""
 
+    upload_sources: bool = True
+    """Whether a remote ``save_folder`` (``s3://...``) gets the files of sources too: private
+    embeddings, the state of inner optimizers, positions in the data. ``false`` keeps them in
+    ``runs/<run_name>/checkpoints/sources`` of the machine that trains the source, and sends none of
+    them; a run can then go on only where they are."""
+
     def __post_init__(self) -> None:
         where = "algorithms.dept"
         _one_of(f"{where}.variant", self.variant, tuple(VARIANTS))
@@ -80,6 +86,7 @@ class DeptOptions:
             )
         _one_of(f"{where}.inner_state", self.inner_state, ("reset", "keep"))
         _one_of(f"{where}.weighting", self.weighting, ("uniform", "tokens"))
+        _one_of(f"{where}.upload_sources", self.upload_sources, (True, False))
 
     @property
     def sharing(self) -> Variant:

@@ -14,7 +14,7 @@ from llmfoundry.data.dataloader import build_dataloader
 from llmfoundry.data.utils import get_tokens_per_batch_func
 from transformers import PreTrainedTokenizerBase
 
-from dept import config, icl, workers
+from dept import config, finishing, icl, workers
 from dept.algorithm import Dept
 from dept.corpus import GLOBAL, PreparedSource, read_corpus
 from dept.learning_rate import SequentialStepsScheduler
@@ -153,6 +153,7 @@ def register() -> None:
     registry.callbacks_with_config.register("start_from", func=StartFrom)
     registry.config_transforms.register("dept", func=config.complete)
     icl.register()
+    finishing.register()
     for name, optimizer in TORCH_OPTIMIZERS.items():
         if name not in registry.optimizers:
             registry.optimizers.register(name, func=optimizer)

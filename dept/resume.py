@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from composer.core import State, Timestamp
 
+from dept.options import ConfigError
 from dept.source_files import FOLDER, SourceFiles
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def agree(dept: Dept, state: State) -> None:
         state: of Composer.
 
     Raises:
-        ValueError: the state of a source is missing, or is of another tokenizer.
+        ConfigError: the state of a source is missing, or is of another tokenizer.
         WorkerLost: a worker did not come.
     """
     workers, slots, schedule = dept.workers, dept.slots, dept.schedule
@@ -36,8 +37,9 @@ def agree(dept: Dept, state: State) -> None:
     dept.outer_optimizer.load_state_dict(loaded["outer_optimizer"], device=state.device._device)
     dept.totals |= loaded["totals"]
     dept.totals["wait_seconds"] = [0.0] * workers.count
-    remote = "://" in first["from"]
-    files = dept.files if remote else SourceFiles(Path(first["from"]).parent / FOLDER)
+    files = SourceFiles(Path(first["from"]).parent / FOLDER)
+    if "://" in first["from"] and dept.files is not None:
+        files = dept.files
     for source in schedule.sources_of(workers.place.worker):
         _restore(dept, source, files, round_index, loaded["steps"].get(source))
     done = {source: len(slot["losses"]) for source, slot in dept.round.items()}
@@ -59,13 +61,17 @@ def _restore(
     if found is None and trained == 0:
         return
     where = files.folder / source
+    if (found is None or found["rounds_trained"] != trained) and dept.fetch_source is not None:
+        dept.fetch_source(source, round_index)  # on another machine than the first worker
+        found = files.read(source, round_index, step)
     if found is None or found["rounds_trained"] != trained:
-        raise ValueError(
+        kept = "" if dept.options.upload_sources else ", from the machine that trained it"
+        raise ConfigError(
             f"{where} lacks the state of {source} that the checkpoint of round {round_index} "
-            f"belongs to: bring the folder to where the checkpoint is"
+            f"belongs to: bring the folder to where the checkpoint is{kept}"
         )
     if found["tokenizer"] != dept.loader.prepared[source].tokenizer_hash:
-        raise ValueError(
+        raise ConfigError(
             f"{where} is of another tokenizer than the shards of {source}: prepare the corpus as "
             f"it was, or choose another run_name"
         )

@@ -40,10 +40,11 @@ _NOT_SHAPING = (
     "algorithms.dept.worker_timeout",
     "algorithms.dept.icl_source",
     "model.trust_remote_code",
+    "algorithms.dept.upload_sources",
 )
 
 # Several workers count other batches than one, and write -w<workers> in the names.
-CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)(?:-w\d+)?-rank\d+\.pt")
+CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)(?:-w(\d+))?-rank\d+\.pt")
 
 
 class NotSaved(OSError):
@@ -59,6 +60,27 @@ def folder_of(config: Mapping[str, Any]) -> Path:
     """Where the callback ``run_files`` writes ``config.yaml`` and ``summary.json`` of a run."""
     options = (config.get("callbacks") or {}).get("run_files") or {}
     return Path(options.get("folder", "runs/{run_name}").format(run_name=config.get("run_name")))
+
+
+def checkpoints_of(config: Mapping[str, Any]) -> Path | None:
+    """The local folder of checkpoints; that of the run, where ``save_folder`` is remote."""
+    folder = config.get("save_folder")
+    if remote_of(config) is not None:
+        return folder_of(config) / "checkpoints"
+    return Path(folder) if folder else None
+
+
+def remote_of(config: Mapping[str, Any]) -> str | None:
+    """The address that checkpoints are sent to, if ``save_folder`` is one."""
+    folder = str(config.get("save_folder"))
+    return folder.format(run_name=config.get("run_name")) if "://" in folder else None
+
+
+def progress(name: str) -> tuple[int, int]:
+    """How far training was at a checkpoint: its round, and the batches of all workers."""
+    match = CHECKPOINT.fullmatch(name)
+    assert match is not None
+    return int(match[1]), int(match[2]) * int(match[3] or 1)
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -10,7 +10,7 @@ in mid-round, and why any number of workers can go on from it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,41 @@ FOLDER = "sources"
 """Name of the folder, beside the checkpoints that it belongs to."""
 
 _NAME = re.compile(r"round(\d+)-step(\d+)\.pt")
+
+State = tuple[int, int]
+"""Round and step of a file."""
+
+
+def name_of(source: str, state: State) -> str:
+    """Where the file of a state is, below the folder of all sources."""
+    return f"{source}/round{state[0]}-step{state[1]}.pt"
+
+
+def states_among(names: Iterable[str], source: str) -> list[State]:
+    """The states of a source among names below the folder of all sources, ascending."""
+    inside = (name.split("/")[-1] for name in names if name.rpartition("/")[0] == source)
+    return sorted((int(m[1]), int(m[2])) for m in map(_NAME.fullmatch, inside) if m)
+
+
+def read_by(states: Sequence[State], round_index: int) -> list[State]:
+    """Which of a source's states a checkpoint in ``round_index`` may read; of none, nothing."""
+    before = [state for state in states if state[0] <= round_index]
+    starts = [at for at, (_, step) in enumerate(before) if step == 0]
+    return before[starts[-1] :] if starts else before
+
+
+def outdated(states: Sequence[State], oldest_round: int, steps_to_keep: int) -> list[State]:
+    """Which states no checkpoint needs any more.
+
+    Args:
+        states: of a source, ascending.
+        oldest_round: round of the oldest checkpoint that is kept.
+        steps_to_keep: how many of the newest files of one round to keep, beside its first.
+    """
+    before = [state for state in states if state <= (oldest_round, 0)][:-1]
+    newest_round = states[-1][0] if states else 0
+    in_round = [state for state in states if state[0] == newest_round and state[1] > 0]
+    return [*before, *in_round[:-steps_to_keep]]
 
 
 class SourceFiles:
@@ -89,24 +124,14 @@ class SourceFiles:
                 is_enough = False
         return torn, is_enough
 
-    def states(self, source: str) -> list[tuple[int, int]]:
+    def states(self, source: str) -> list[State]:
         """Round and step of each file of a source, ascending."""
-        names = (_NAME.fullmatch(path.name) for path in (self.folder / source).glob("round*.pt"))
-        return sorted((int(name[1]), int(name[2])) for name in names if name)
+        found = (self.folder / source).glob("round*.pt")
+        return states_among((f"{source}/{path.name}" for path in found), source)
 
     def prune(self, source: str, *, oldest_round: int, steps_to_keep: int) -> None:
-        """Remove what no checkpoint needs any more.
-
-        Args:
-            source: its name.
-            oldest_round: round of the oldest checkpoint that is kept.
-            steps_to_keep: how many of the newest files of one round to keep, beside its first.
-        """
-        states = self.states(source)
-        outdated = [state for state in states if state <= (oldest_round, 0)][:-1]
-        newest_round = states[-1][0] if states else 0
-        in_round = [state for state in states if state[0] == newest_round and state[1] > 0]
-        for r, s in [*outdated, *in_round[:-steps_to_keep]]:
+        """Remove what no checkpoint needs any more, by :func:`outdated`."""
+        for r, s in outdated(self.states(source), oldest_round, steps_to_keep):
             self._path(source, r, s).unlink(missing_ok=True)
 
     def sweep(self, sources: Sequence[str]) -> None:
@@ -115,4 +140,4 @@ class SourceFiles:
             durable.sweep(self.folder / source)
 
     def _path(self, source: str, round_index: int, step: int) -> Path:
-        return self.folder / source / f"round{round_index}-step{step}.pt"
+        return self.folder / name_of(source, (round_index, step))

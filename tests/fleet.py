@@ -25,8 +25,17 @@ class Fleet:
             context.Process(target=_serve, args=(there,), daemon=True).start()
             self.members.append(here)
 
-    def train(self, root: Path, experiment: str, *overrides: str, processes: int) -> list[dict]:
+    def train(
+        self,
+        root: Path,
+        experiment: str,
+        *overrides: str,
+        processes: int,
+        environment: dict[str, str] | None = None,
+    ) -> list[dict]:
         """Trains as `composer -n processes train.py` would; what each process ended with.
+
+        ``environment`` is added to theirs.
 
         Returns:
             For each process its tensors by name, positions, and the error it ended with if any.
@@ -36,8 +45,8 @@ class Fleet:
         for rank, member in enumerate(self.members[:processes]):
             place = {"RANK": rank, "LOCAL_RANK": rank}
             place |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "NODE_RANK": 0}
-            environment = {key: str(value) for key, value in place.items()} | address
-            member.send(job | {"environment": environment})
+            given = {key: str(value) for key, value in place.items()} | address
+            member.send(job | {"environment": given | (environment or {})})
         results = [member.recv() for member in self.members[:processes]]
         for result in results:
             assert result.get("error") is None, result["error"]

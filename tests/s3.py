@@ -55,16 +55,21 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",  # or boto looks for credentials off this machine
         }
 
-    def upload(self, root: Path, prefix: str) -> str:
-        """Put the files below ``root`` into the bucket; returns their address."""
+    @property
+    def client(self) -> Any:
+        """That talks to the server at once."""
         from boto3.session import Session
 
         environment = self.environment
-        client = Session(
+        return Session(
             aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
             region_name=environment["AWS_DEFAULT_REGION"],
         ).client("s3", endpoint_url=environment["S3_ENDPOINT_URL"])
+
+    def upload(self, root: Path, prefix: str) -> str:
+        """Put the files below ``root`` into the bucket; returns their address."""
+        client = self.client
         client.create_bucket(Bucket=BUCKET)
         for path in sorted(root.rglob("*")):
             if path.is_file():

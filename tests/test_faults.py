@@ -1,5 +1,6 @@
 """Checkpoints when a disk is full, when a scheduler says to end, and when processes are killed."""
 
+import json
 import os
 import resource
 import signal
@@ -150,10 +151,25 @@ def test_a_run_killed_again_and_again_learns_the_same_bits(prepared, monkeypatch
     monkeypatch.chdir(prepared)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     options = [*kills.SMALL, "variables.corpus=tiny", "max_seq_len=32", "variables.local_steps=12"]
-    outcome = kills.compare("yamls/dept_spec.yaml", options, workers, kills=8, seed=workers)
-    assert outcome.differences == []
-    assert {death: outcome.deaths[death] for death in kills.DEATHS} == dict.fromkeys(
-        kills.DEATHS, 2
-    )
+    fire = kills.Fire(kills=8, seed=workers)
+    outcome = kills.compare("yamls/dept_spec.yaml", options, workers, fire)
+    assert (outcome.failure, outcome.differences) == (None, [])
+    assert outcome.survived == dict.fromkeys(kills.DEATHS, 2)
     assert max(outcome.lost["SIGTERM to all"]) == 0
     assert max(max(lost) for lost in outcome.lost.values()) <= 2
+
+
+def test_a_run_killed_after_its_last_checkpoint_comes_to_its_end(prepared, unbroken):
+    folder = prepared / "runs" / "in-peace"
+    files = [folder / "summary.json", folder / "metrics.jsonl"]
+    summary, metrics = [path.read_text() for path in files]
+    files[0].unlink()
+    files[1].write_text(metrics[: metrics.rindex("\n", 0, -1) - 20])  # torn, too
+    assert_goes_on(prepared, "in-peace", unbroken)
+    ended = json.loads(files[0].read_text())
+    assert {k: ended[k] for k in ("sources", "average", "tokens")} == {
+        k: json.loads(summary)[k] for k in ("sources", "average", "tokens")
+    }
+    assert list(map(json.loads, files[1].read_text().splitlines())) == list(
+        map(json.loads, metrics.splitlines())
+    )

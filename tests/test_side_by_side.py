@@ -7,10 +7,14 @@ import icl_tasks
 import numpy as np
 import pytest
 from fleet import Fleet
-from training import BATCH, LOCAL_STEPS, ROUNDS
+from omegaconf import OmegaConf
+from s3 import BUCKET, S3Server
+from training import BATCH, LOCAL_STEPS, ROUNDS, load
 
+import train as command
 from dept.corpus import read_corpus
 from dept.costs.transport import outer_step_bytes
+from dept.run_folder import folder_of
 from dept.schedule import RoundSchedule
 from dept.source_files import SourceFiles
 
@@ -224,3 +228,39 @@ def test_tasks_of_any_worker_are_told_of_by_the_first(prepared, fleet, tmp_path)
             if "-shot/" in key or "gauntlet" in key
         }
     assert told[1] == told[2] and len(told[1]) == ROUNDS * 5  # three tasks, a category, an average
+
+
+def test_workers_go_on_from_a_bucket_that_each_has_sent_its_sources_to(
+    prepared, fleet, tmp_path_factory, monkeypatch
+):
+    with S3Server() as server:
+        server.upload(tmp_path_factory.mktemp("empty"), "")
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        options = [f"save_folder=s3://{BUCKET}/shared", "run_name=shared"]
+        options += ["save_num_checkpoints_to_keep=-1"]
+
+        def goes_on(processes):
+            plain = OmegaConf.to_container(load(prepared, "dept_spec", *options), resolve=True)
+            assert command.look_into(folder_of(plain), plain, True) is None
+            results = fleet.train(
+                prepared,
+                "dept_spec",
+                *options,
+                processes=processes,
+                environment=server.environment,
+            )
+            shutil.rmtree(prepared / "runs" / "shared")  # the next ones are other machines
+            return learned(results)
+
+        expected = goes_on(2)
+        sent = [key.removeprefix("shared/") for method, key in server.requests if method == "PUT"]
+        for at in range(1, ROUNDS + 1):
+            checkpoint = next(i for i, n in enumerate(sent) if n.startswith(f"ep{at}-"))
+            for source in SOURCES:
+                assert f"sources/{source}/round{at}-step0.pt" in sent[:checkpoint]
+        for processes in (2, 1):
+            newest = max(n for n in sent if n.startswith(f"ep{ROUNDS}-") and n.endswith(".pt"))
+            server.client.delete_object(Bucket=BUCKET, Key=f"shared/{newest}")
+            assert_same(goes_on(processes), expected)
+            sent = [key.removeprefix("shared/") for _, key in server.requests]
