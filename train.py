@@ -22,8 +22,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from callbacks.summary import read_summary, show
+from dept import build_errors, extends, run_folder, scratch, workers
 from dept import config as configs
-from dept import extends, run_folder, scratch, workers
+from dept.faults import NumericalFault
 from dept.launcher import end_with_launcher
 from dept.place import Place
 
@@ -73,12 +74,18 @@ def main(arguments: list[str]) -> int:
                 flush=True,
             )
         raise
-    except run_folder.NotSaved as error:
+    except (run_folder.NotSaved, NumericalFault) as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
         return 1
     except workers.WorkerLost as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # an orderly end would wait for the lost worker too
+    except Exception as error:
+        said = None if os.environ.get("DEPT_DEBUG") else build_errors.sentence(error)
+        if said is None:
+            raise
+        print(f"{arguments[0]}: {said}", file=sys.stderr, flush=True)
+        return 1
     finally:
         if lock is not None:
             lock.close()
