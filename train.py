@@ -3,10 +3,14 @@
 `-n W` trains W sources side by side, each process one worker; one process alone trains them in
 turn, to the same numbers: `python train.py`. Several machines: docs/workers.md.
 
+`python train.py --check yamls/X.yaml [key=value ...] [--workers W]` says in seconds whether it can
+start, and why not. `--debug` shows where an error comes from that is otherwise one sentence.
+
 Every yaml is an llm-foundry yaml; `extends: FILE` merges it over another, and `algorithms.dept` and
 `train_loader: {name: sources}` are ours.
 """
 
+import argparse
 import os
 import signal
 import sys
@@ -22,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from callbacks.summary import read_summary, show
-from dept import build_errors, extends, run_folder, scratch, workers
+from dept import build_errors, extends, machine, preflight, run_folder, scratch, workers
 from dept import config as configs
 from dept.faults import NumericalFault
 from dept.launcher import end_with_launcher
@@ -39,19 +43,23 @@ NOISE += ("To copy construct from a tensor",)
 
 def main(arguments: list[str]) -> int:
     """Run one experiment; returns the exit status."""
-    if not arguments or arguments[0] in {"-h", "--help"}:
-        print(__doc__)
-        return 0 if arguments else 2
+    chosen = parser().parse_args(arguments)
+    arguments = [chosen.yaml, *chosen.overrides]
+    if chosen.debug:
+        os.environ["DEPT_DEBUG"] = "1"
+    if chosen.check:
+        return preflight.main(chosen.yaml, chosen.overrides, chosen.workers)
     end_with_launcher()
     is_first = os.environ.get("RANK", "0") == "0"
     try:
         config = extends.load(arguments[0], arguments[1:])
         plain = extends.resolve(config)
         configs.check(plain)
+        machine.check(plain)
         folder = run_folder.folder_of(plain)
         lock = run_folder.hold(folder) if is_first and plain.get("save_folder") else None
         finished = look_into(folder, plain, is_first)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         # Every process comes to the same end; one says so.
         if is_first:
             print(f"{arguments[0]}: {error}", file=sys.stderr)
@@ -90,6 +98,19 @@ def main(arguments: list[str]) -> int:
         if lock is not None:
             lock.close()
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options beside the yaml and its overrides."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("yaml", help="the experiment")
+    options.add_argument("overrides", nargs="*", help="key=value, over the yaml")
+    options.add_argument("--check", action="store_true", help="look at all there is, and end")
+    options.add_argument("--workers", type=int, help="side by side, for --check")
+    options.add_argument("--debug", action="store_true", help="show tracebacks")
+    return options
 
 
 def look_into(folder: Path, config: dict, is_first: bool) -> dict | None:

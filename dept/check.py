@@ -27,6 +27,7 @@ from dept.options import (
     StartFromOptions,
     options_of,
     parse,
+    shown,
 )
 from dept.outer_optimizer import OuterOptimizer
 from dept.place import Place
@@ -51,7 +52,9 @@ def check(config: Mapping[str, Any]) -> None:
     try:
         _check(config)
     except OSError as error:  # a name too long for a file, a folder that may not be read
-        raise ConfigError(f"{error}: name another path in the yaml") from None
+        raise ConfigError(
+            f"{shown(error.filename)} cannot be read ({error.strerror}): name another path"
+        ) from None
 
 
 def _check(config: Mapping[str, Any]) -> None:
@@ -182,7 +185,7 @@ def _check_outer_optimizer(options: Mapping[str, Any]) -> None:
     try:
         optimizer.step({"w": torch.ones(2, 2)}, {"w": Average(torch.zeros(2, 2), None)})
     except Exception as error:  # torch has many
-        raise ConfigError(f"{where} cannot take a step: {schema.shown(str(error))}") from None
+        raise ConfigError(f"{where} cannot take a step: {shown(str(error))}") from None
 
 
 def _check_start_from(
@@ -252,7 +255,7 @@ def _check_tokenizer(config: Mapping[str, Any], corpus: PreparedCorpus) -> None:
     name = str((config.get("tokenizer") or {}).get("name"))
     if not Path(name).is_dir():
         raise DataError(
-            f"tokenizer.name is {schema.shown(name)}, which is no folder here: set it to "
+            f"tokenizer.name is {shown(name)}, which is no folder here: set it to "
             f"{corpus.tokenizers[GLOBAL].path}, with which the shards were written"
         )
     if tokenizer_hash(name) != corpus.tokenizers[GLOBAL].hash:

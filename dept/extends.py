@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         if missing:  # what refers to a variable is missing too
             raise ConfigError(f"{missing[0]} is not set: add {missing[0]}=... to the command")
         plain = OmegaConf.to_container(config, resolve=True)
+    except ConfigError:
+        raise
     except RecursionError:
         raise ConfigError("a value stands for itself in a circle: correct the yaml") from None
     except _YAML_ERRORS as error:
@@ -93,4 +96,5 @@ def _load_file(path: Path, extended_by: tuple[Path, ...]) -> DictConfig:
 def _line_of(error: Exception) -> str:
     """What an error of a library says, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^\w+ raised while resolving interpolation: | object_type=\w+$", "", text)
     return text if len(text) <= 200 else f"{text[:200]} ..."

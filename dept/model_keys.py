@@ -17,7 +17,6 @@ from dept.schema import (
     Named,
     Optional,
     Section,
-    Value,
     either,
     integer,
     number,
@@ -114,15 +113,12 @@ MPT = Section(
         "norm_eps": number(0, 1, above=True),
         "use_cache": FLAG,
         "init_config": INIT,
-        "fc_type": Value("torch or te", lambda v: v in ("torch", "te") or isinstance(v, Mapping)),
+        "fc_type": one_of("torch", "te"),
         "tie_word_embeddings": FLAG,
         "use_pad_tok_in_ffn": FLAG,
         "block_overrides": Optional(MAPPING),
         "final_logit_softcapping": Optional(number(0, above=True)),
-        "loss_fn": Value(
-            "torch_crossentropy or fused_crossentropy",
-            lambda v: v in ("torch_crossentropy", "fused_crossentropy") or isinstance(v, Mapping),
-        ),
+        "loss_fn": one_of("torch_crossentropy", "fused_crossentropy"),
     },
 )
 TRANSFORMERS = Section(

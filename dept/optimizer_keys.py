@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dept.options import ConfigError
+from dept.options import ConfigError, shown
 from dept.outer_optimizer import TORCH_OPTIMIZERS
 from dept.schema import (
     FLAG,
@@ -19,7 +19,6 @@ from dept.schema import (
     Value,
     integer,
     number,
-    shown,
     time,
 )
 

@@ -82,13 +82,13 @@ class DeptOptions:
         _positive(f"{where}.ranks_per_worker", self.ranks_per_worker)
         if not (is_number(self.worker_timeout) and self.worker_timeout > 0):
             raise ConfigError(
-                f"{where}.worker_timeout is {self.worker_timeout!r}: set it to seconds above 0"
+                f"{where}.worker_timeout is {shown(self.worker_timeout)}: set it to seconds above 0"
             )
         outer = self.outer_optimizer
         if not isinstance(outer, Mapping) or not isinstance(outer.get("name"), str):
             raise ConfigError(
-                f"{where}.outer_optimizer is {self.outer_optimizer!r}: write {{name: fedavg}} or "
-                "another name, with its options beside it"
+                f"{where}.outer_optimizer is {shown(self.outer_optimizer)}: write {{name: fedavg}} "
+                "or another name, with its options beside it"
             )
         _one_of(f"{where}.inner_state", self.inner_state, ("reset", "keep"))
         _one_of(f"{where}.weighting", self.weighting, ("uniform", "tokens"))
@@ -96,7 +96,7 @@ class DeptOptions:
         limit = self.outlier_multiple
         if limit is not None and not (is_number(limit) and limit > 1):
             raise ConfigError(
-                f"{where}.outlier_multiple is {limit!r}: set it to a number above 1, or to null"
+                f"{where}.outlier_multiple is {shown(limit)}: set it to a number above 1, or null"
             )
 
     @property
@@ -136,7 +136,7 @@ class CorpusOptions:
 
     def __post_init__(self) -> None:
         if self.sources is not None and len(set(self.sources)) != len(self.sources):
-            raise ConfigError(f"train_loader.sources holds a name twice: {self.sources}")
+            raise ConfigError(f"train_loader.sources holds a name twice: {shown(self.sources)}")
         if self.sources is not None and not self.sources:
             raise ConfigError("train_loader.sources is empty: name some, or leave it out for all")
         if not 0 <= self.seed < 2**31:
@@ -166,8 +166,8 @@ class CorpusOptions:
             return bytes_to_int(self.cache_limit)
         except ValueError:
             raise ConfigError(
-                f"train_loader.cache_limit is {self.cache_limit!r}: set it to a number of bytes, "
-                "or a string like 500mb or 20gb"
+                f"train_loader.cache_limit is {shown(self.cache_limit)}: set it to a number of "
+                "bytes, or a string like 500mb or 20gb"
             ) from None
 
 
@@ -197,7 +197,9 @@ class MixtureOptions(CorpusOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.tau <= 10:
-            raise ConfigError(f"train_loader.tau is {self.tau!r}: set it to 0 or more, up to 10")
+            raise ConfigError(
+                f"train_loader.tau is {shown(self.tau)}: set it to 0 or more, up to 10"
+            )
         if self.epoch_batches is not None:
             _positive("train_loader.epoch_batches", self.epoch_batches)
 
@@ -231,8 +233,8 @@ class StartFromOptions:
         _one_of(f"{where}.weighting", self.weighting, ("counts", "uniform"))
         if (self.embedding == "mapping") != (self.mapping is not None):
             raise ConfigError(
-                f"{where}.mapping is {self.mapping!r} and {where}.embedding {self.embedding!r}: "
-                f"embedding: mapping needs a file, and no other does"
+                f"{where}.mapping is {shown(self.mapping)} and {where}.embedding "
+                f"{self.embedding}: embedding: mapping needs a file, and no other does"
             )
 
 
@@ -243,13 +245,13 @@ def parse(cls: type[T], section: str, values: Any) -> T:
         ConfigError: a key is unknown or missing, or a value cannot be.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{section} is {values!r}: write its options below it")
+        raise ConfigError(f"{section} is {shown(values)}: write its options below it")
     known = [option.name for option in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(known)}"
-            raise ConfigError(f"{section} has no option {key!r}: {hint}")
+            raise ConfigError(f"{section} has no option {shown(key)}: {hint}")
     for option in fields(cls):  # type: ignore[arg-type]
         if option.name in values:
             _of_type(f"{section}.{option.name}", values[option.name], str(option.type))
@@ -268,7 +270,7 @@ def options_of(config: Mapping[str, Any]) -> tuple[DeptOptions | None, CorpusOpt
     loader = config.get("train_loader") or {}
     for section, given in (("algorithms", algorithms), ("train_loader", loader)):
         if not isinstance(given, Mapping):
-            raise ConfigError(f"{section} is {given!r}: write its options below it")
+            raise ConfigError(f"{section} is {shown(given)}: write its options below it")
     dept = (
         parse(DeptOptions, "algorithms.dept", algorithms["dept"]) if "dept" in algorithms else None
     )
@@ -300,7 +302,7 @@ def _of_type(option: str, value: Any, annotation: str) -> None:
     known = [_TYPES[kind] for kind in annotation.split(" | ") if kind in _TYPES]
     if known and not any(fits(value) for _, fits in known):
         expected = " or ".join(name for name, _ in known)
-        raise ConfigError(f"{option} is {value!r}: set it to {expected}")
+        raise ConfigError(f"{option} is {shown(value)}: set it to {expected}")
 
 
 def is_number(value: Any) -> bool:
@@ -308,11 +310,17 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 
+def shown(value: Any) -> str:
+    """A value in an error: on one line, and not long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def _one_of(option: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"{option} is {value!r}: set it to one of {', '.join(choices)}")
+        raise ConfigError(f"{option} is {shown(value)}: set it to one of {', '.join(choices)}")
 
 
 def _positive(option: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        raise ConfigError(f"{option} is {value!r}: set it to a whole number of 1 or more")
+        raise ConfigError(f"{option} is {shown(value)}: set it to a whole number of 1 or more")

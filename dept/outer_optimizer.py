@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dept.faults import NumericalFault, not_finite, not_finite_state
-from dept.options import PRESETS
+from dept.options import PRESETS, ConfigError, shown
 from dept.reduction import Average
 
 TORCH_OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -48,13 +48,13 @@ class OuterOptimizer:
         cls = settings.pop("name")
         if cls not in classes:
             known = ", ".join([*PRESETS, *sorted(classes)])
-            raise ValueError(f"outer_optimizer.name is {name!r}: set it to one of {known}")
+            raise ConfigError(f"outer_optimizer.name is {shown(name)}: set it to one of {known}")
         self.name = name
         self._build = lambda parameter: classes[cls]([parameter], **settings)
         try:
             self._build(torch.nn.Parameter(torch.zeros(1)))
         except TypeError as error:
-            raise ValueError(
+            raise ConfigError(
                 f"outer_optimizer {name!r} has an option it does not know: {error}"
             ) from error
         self.state: dict[str, dict[str, Any]] = {}

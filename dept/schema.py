@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dept.options import ConfigError, is_number
+from dept.options import ConfigError, is_number, shown
 
 LARGEST = 2**31 - 1
 """Of counts and seeds: what numpy and torch take everywhere."""
@@ -116,16 +116,12 @@ def _check_section(where: str, spec: Section, value: Mapping[str, Any]) -> None:
             check(f"{where}.{key}" if where else key, spec.keys[key], given)
 
 
-def shown(value: Any) -> str:
-    """A value in an error: on one line, and not long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
 def _hint(key: Any, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(str(key)[:80], known, n=1)
-    return f"did you mean {close[0]}?" if close else f"it knows {', '.join(known) or 'none'}"
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"remove it, or write one of {', '.join(known)}" if len(known) < 40 else "remove it"
 
 
 def integer(least: int = 0, most: int = LARGEST) -> Value:

@@ -75,6 +75,8 @@ LOGGERS |= dict.fromkeys(
     ("in_memory_logger", "mlflow", "mosaicml", "tensorboard", "wandb"), MAPPING
 )
 
+LOADERS = ("sources", "mixture", "text", "finetuning", "contrastive_pairs")
+
 VALIDATION = Section(
     {
         "label": TEXT,
@@ -214,7 +216,16 @@ def check(config: Mapping[str, Any], *, whole: bool) -> None:
     """
     known = keys(is_open=bool(config.get("code_paths")))
     if not whole:
-        nested = (schema.Section, schema.Named, schema.ListOf)
-        known = {k: MAPPING if isinstance(spec, nested) else spec for k, spec in known.items()}
-        known |= {k: schema.ANYTHING for k, s in known.items() if isinstance(s, Optional)}
+        known = {key: _outline(spec) for key, spec in known.items()}
+    if not config.get("code_paths"):
+        known["train_loader"] = Section({"name": one_of(*LOADERS)}, ("name",), is_open=True)
     schema.check("", Section(known, required=REQUIRED if whole else ()), config)
+
+
+def _outline(spec: schema.Spec) -> schema.Spec:
+    """What a value is, whatever is in it."""
+    if isinstance(spec, Optional):
+        return Optional(_outline(spec.spec))
+    if isinstance(spec, ListOf):
+        return ListOf(schema.ANYTHING)
+    return spec if isinstance(spec, schema.Value) else MAPPING
