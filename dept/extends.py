@@ -29,17 +29,25 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"{override!r} is not an override: write key=value")
-    for override in ["", *overrides]:  # one by one, to say which one it was
+    try:
+        return _over(config, overrides)
+    except (*_YAML_ERRORS, TypeError, IndexError, KeyError):
+        pass
+    for override in overrides:  # one by one, to say which one it was
         try:
-            merged = OmegaConf.merge(config, OmegaConf.from_cli([override] if override else []))
+            config = _over(config, [override])
         except (*_YAML_ERRORS, TypeError, IndexError, KeyError) as error:
             raise ConfigError(
                 f"{override!r} cannot be read: {_line_of(error)}; quote what is not meant as yaml"
             ) from None
-        if not isinstance(merged, DictConfig):
-            raise ConfigError(f"{override!r} does not name a key: write key=value")
-        config = merged
     return config
+
+
+def _over(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    merged = OmegaConf.merge(config, OmegaConf.from_cli(list(overrides)))
+    if not isinstance(merged, DictConfig):
+        raise ValueError("it does not name a key: write key=value")
+    return merged
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
