@@ -36,17 +36,17 @@ def sentence(error: Exception) -> str | None:
     trainer = next((f["self"] for n, f in frames if n == "fit" and "self" in f), None)
     if trainer is not None and trainer.state.timestamp.batch.value > 0:
         return None
-    section = "what the yaml asks for"
+    doing = "what the yaml asks for cannot be built"
     for name, variables in frames:
         if name in SECTIONS:
-            section = SECTIONS[name].format(name=variables.get("name"))
+            doing = f"{SECTIONS[name].format(name=variables.get('name'))} cannot be built"
             break
+    else:
+        if trainer is not None:
+            doing = "the first step cannot be taken"
     what = " ".join(str(error).split()) or "no reason given"
     what = what if len(what) <= 400 else what[:400] + " ..."
-    return (
-        f"{section} cannot be built: {what.rstrip('.')} ({type(error).__name__}); set DEPT_DEBUG=1 "
-        f"to see where"
-    )
+    return f"{doing}: {what.rstrip('.')} ({type(error).__name__}); --debug shows where"
 
 
 def _frames(traceback: TracebackType | None) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from types import SimpleNamespace
 
 import pytest
 from experiments import YAMLS
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from training import overrides
 from yaml_mutations import EXPERIMENTS, mutations, plain
 
+from dept import build_errors, extends, machine
 from dept import config as configs
-from dept import extends, machine
 from dept.corpus import DataError
 from dept.options import ConfigError
 
@@ -118,6 +119,28 @@ def test_any_file_is_a_sentence(tmp_path_factory, content):
         assert_is_a_sentence(str(error))
 
 
+def test_an_error_of_a_builder_is_one_sentence_with_its_section():
+    def build_callback(name):
+        raise KeyError(f"no such\nthing as {name}")
+
+    def fit(self):
+        raise RuntimeError("x" * 1000)
+
+    def said(function, *arguments):
+        try:
+            function(*arguments)
+        except Exception as error:
+            return build_errors.sentence(error)
+
+    assert said(build_callback, "norms").startswith("callbacks.norms cannot be built: 'no such")
+    clock = SimpleNamespace(batch=SimpleNamespace(value=0))
+    trainer = SimpleNamespace(state=SimpleNamespace(timestamp=clock))
+    sentence = said(fit, trainer)
+    assert sentence.startswith("the first step cannot be taken: xxx") and len(sentence) < 600
+    clock.batch.value = 1  # then it is no matter of the yaml any more
+    assert said(fit, trainer) is None
+
+
 @pytest.mark.end_to_end
 def test_what_is_let_through_starts(prepared, tmp_path, monkeypatch):
     """A sample of it with the real trainer, up to the second step."""
@@ -128,7 +151,6 @@ def test_what_is_let_through_starts(prepared, tmp_path, monkeypatch):
 
     import callbacks.registration
     import dept.registration
-    from dept import build_errors
 
     class StartedError(Exception):
         """The run has come to its second step."""
