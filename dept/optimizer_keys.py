@@ -66,7 +66,6 @@ _CLIPPED = {"outlier_threshold": number(0, above=True)}
 # Of Composer and llm-foundry; those of torch are asked themselves.
 OTHERS = {
     "decoupled_adamw": _with("lr", "betas", "eps", "weight_decay", "amsgrad"),
-    "decoupled_sgdw": _with("lr", "momentum", "dampening", "weight_decay", "nesterov"),
     "decoupled_lionw": _with("lr", "betas", "weight_decay"),
     "clip_lion": _with("lr", "betas", "weight_decay", **_CLIPPED),
     "adalr_lion": _with(

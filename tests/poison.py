@@ -5,10 +5,10 @@ from llmfoundry import registry
 
 
 class Poison(Callback):
-    """Makes a loss NaN or infinite, or scales gradients behind their clipping.
+    """Makes a loss NaN or infinite, or scales gradients behind their clipping, or weights.
 
     Args:
-        what: ``loss`` or ``gradients``.
+        what: ``loss``, ``gradients`` or ``weights``.
         by: factor.
         source: any by default.
         round: from 0; any by default.
@@ -30,10 +30,12 @@ class Poison(Callback):
             state.loss = state.loss * self.by
 
     def after_train_batch(self, state, logger):
-        if self.what == "gradients" and self.is_now(state):
-            for parameter in state.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad *= self.by
+        if self.what == "loss" or not self.is_now(state):
+            return
+        for parameter in state.model.parameters():
+            spoiled = parameter.data if self.what == "weights" else parameter.grad
+            if spoiled is not None:
+                spoiled *= self.by
 
 
 registry.callbacks.register("poison", func=Poison)
