@@ -299,9 +299,11 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _of_type(option: str, value: Any, annotation: str) -> None:
-    known = [_TYPES[kind] for kind in annotation.split(" | ") if kind in _TYPES]
-    if known and not any(fits(value) for _, fits in known):
-        expected = " or ".join(name for name, _ in known)
+    kinds = annotation.split(" | ")
+    if not all(kind in _TYPES for kind in kinds):
+        return  # for the class to check
+    if not any(_TYPES[kind][1](value) for kind in kinds):
+        expected = " or ".join(_TYPES[kind][0] for kind in kinds)
         raise ConfigError(f"{option} is {shown(value)}: set it to {expected}")
 
 
