@@ -13,8 +13,8 @@ READY := .venv/.ready
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock data check-data downstream demo test unit reproduce bench faults soak costs lm-eval lint \
-    clean
+.PHONY: help setup lock data check-data downstream demo check test unit reproduce bench faults soak costs lm-eval \
+    lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ downstream: $(READY)  ## labelled text that fine-tuning is tried on
 
 demo: data  ## pre-train SPEC on eight languages; YAML=... for another experiment, WORKERS=1, 2, 4 or 8
 	$(BIN)/composer -n $(WORKERS) train.py $(YAML) $(ARGS)
+
+check: $(READY)  ## whether YAML=... can start here, with WORKERS and ARGS, and why not; in seconds
+	$(BIN)/python train.py --check $(YAML) --workers $(WORKERS) $(ARGS)
 
 test: $(READY)  ## every test
 	$(BIN)/python -m pytest -q tests

@@ -3,10 +3,14 @@
 `-n W` trains W sources side by side, each process one worker; one process alone trains them in
 turn, to the same numbers: `python train.py`. Several machines: docs/workers.md.
 
+`python train.py --check yamls/X.yaml [key=value ...] [--workers W]` says in seconds whether it can
+start, and why not. `--debug` shows where an error comes from that is otherwise one sentence.
+
 Every yaml is an llm-foundry yaml; `extends: FILE` merges it over another, and `algorithms.dept` and
 `train_loader: {name: sources}` are ours.
 """
 
+import argparse
 import os
 import pickle
 import signal
@@ -23,9 +27,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from callbacks.summary import read_summary, show
+from dept import (
+    build_errors,
+    extends,
+    machine,
+    preflight,
+    remote_checkpoints,
+    run_folder,
+    scratch,
+    trust,
+    workers,
+)
 from dept import config as configs
-from dept import extends, remote_checkpoints, run_folder, scratch, trust, workers
 from dept.errors import DataError
+from dept.faults import NumericalFault
 from dept.launcher import end_with_launcher
 from dept.options import ConfigError
 from dept.place import Place
@@ -42,9 +57,12 @@ NOISE += ("To copy construct from a tensor",)
 
 def main(arguments: list[str]) -> int:
     """Run one experiment; returns the exit status."""
-    if not arguments or arguments[0] in {"-h", "--help"}:
-        print(__doc__)
-        return 0 if arguments else 2
+    chosen = parser().parse_args(arguments)
+    arguments = [chosen.yaml, *chosen.overrides]
+    if chosen.debug:
+        os.environ["DEPT_DEBUG"] = "1"
+    if chosen.check:
+        return preflight.main(chosen.yaml, chosen.overrides, chosen.workers)
     end_with_launcher()
     is_first = os.environ.get("RANK", "0") == "0"
     try:
@@ -53,12 +71,13 @@ def main(arguments: list[str]) -> int:
         trust.guard()
         trust.check(plain)
         notes = configs.check(plain)
+        machine.check(plain)
         folder = run_folder.folder_of(plain)
         lock = run_folder.hold(folder) if is_first and plain.get("save_folder") else None
         finished = look_into(folder, plain, is_first)
         for note in notes if is_first and finished is None else ():
             print(f"{arguments[0]}: {note}", file=sys.stderr)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         # Every process comes to the same end; one says so.
         if is_first:
             print(f"{arguments[0]}: {error}", file=sys.stderr)
@@ -85,16 +104,35 @@ def main(arguments: list[str]) -> int:
         said = trust.say(error) if isinstance(error, pickle.UnpicklingError) else error
         print(f"{arguments[0]}: {said}", file=sys.stderr, flush=True)
         return 2
-    except run_folder.NotSaved as error:
+    except (run_folder.NotSaved, NumericalFault) as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
         return 1
     except workers.WorkerLost as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # an orderly end would wait for the lost worker too
+    except Exception as error:
+        said = None if os.environ.get("DEPT_DEBUG") else build_errors.sentence(error)
+        if said is None:
+            raise
+        print(f"{arguments[0]}: {said}", file=sys.stderr, flush=True)
+        return 1
     finally:
         if lock is not None:
             lock.close()
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options beside the yaml and its overrides."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("yaml", help="the experiment")
+    options.add_argument("overrides", nargs="*", help="key=value, over the yaml")
+    options.add_argument("--check", action="store_true", help="look at all there is, and end")
+    options.add_argument("--workers", type=int, help="side by side, for --check")
+    options.add_argument("--debug", action="store_true", help="show tracebacks")
+    return options
 
 
 def look_into(folder: Path, config: dict, is_first: bool) -> dict | None:

@@ -100,6 +100,7 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
         "sources_per_round": dept.schedule.sources_per_round if dept else len(entries["sources"]),
         "tokens": tokens,
         "steps": state.timestamp.batch.value * (dept.workers.count if dept else 1),
+        "left_out": dept.totals["left_out"] if dept else [],
         **entries,
         "average": asdict(average(trained)) if trained else None,
         "communication": _communication(dept, state),

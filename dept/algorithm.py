@@ -13,7 +13,7 @@ from composer.loggers import Logger
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dept import icl, resume, updates, workers
+from dept import figures, icl, resume, updates, watch, workers
 from dept.evaluation import Evaluation, own_evaluators
 from dept.loader import SourceLoader
 from dept.options import DeptOptions, parse
@@ -53,15 +53,7 @@ class Dept(Algorithm):
         self.reduction: Reduction
         self.round: dict[str, dict[str, Any]] = {}  # of the sources this worker draws
         self.losses: dict[str, list[float]] = {}  # of the last finished round, of all sources
-        self.totals: dict[str, Any] = {
-            "rounds_trained": {},
-            "tokens": {},
-            "sent_bytes": 0,
-            "other_bytes": 0,
-            "swap_seconds": 0.0,
-            "outer_step_seconds": 0.0,
-            "wait_seconds": [0.0] * self.workers.count,
-        }
+        self.totals = figures.none_yet(self.workers.count)
         # For SourceCheckpoints, which sets the first three if the run saves anything.
         self.files: SourceFiles | None = None
         self.fetch_source: Callable[[str, int], bool] | None = None  # where it saves remotely
@@ -69,6 +61,7 @@ class Dept(Algorithm):
         self.keep_local_models = False
         self.local_models: dict[str, dict[str, Tensor]] = {}
         self.changed: set[str] = set()
+        self.rate = 0.0  # of the step being taken
         self.loaded: dict[str, Any] | None = None  # what the checkpoint gave, until all agree
         self._handlers = {
             Event.BEFORE_LOAD: self._bind,
@@ -141,6 +134,8 @@ class Dept(Algorithm):
 
     def _agree(self, state: State, logger: Logger) -> None:
         self.slots.take_start()
+        # Rows without a holder stay what the round started from, not what the model was built with.
+        self.reduction = Reduction(self.slots.start)
         resume.agree(self, state)
 
     # --- a round --------------------------------------------------------------------------------
@@ -160,6 +155,7 @@ class Dept(Algorithm):
                 self._set_synchronised(state, False)
                 self.slots.begin(source)
                 self._set_synchronised(state, True)
+        self.rate = max(group["lr"] for group in state.optimizers[0].param_groups)
         # Dropout must not depend on who trained what before, nor on where a run was resumed.
         torch.manual_seed(
             seed_of(
@@ -189,16 +185,20 @@ class Dept(Algorithm):
         source = self.slots.active
         assert source is not None
         loss = state.total_loss_dict["loss/train/total"]
-        slot = self.round.setdefault(source, {"losses": [], "tokens": 0})
+        slot = self.round.setdefault(source, {"losses": [], "rates": [], "tokens": 0})
         slot["losses"].append(loss)
         slot["tokens"] += state.batch["input_ids"].numel() * self.workers.place.ranks
+        watch.take_step(self, state, source, loss)
         self.changed.add(source)
         logger.log_metrics({f"loss/train/{source}": loss})
         if len(slot["losses"]) == self.options.local_steps:
             with self._timed("swap_seconds"):
-                self._finish_slot(source)
+                self._finish_slot(source, state)
 
-    def _finish_slot(self, source: str) -> None:
+    def _finish_slot(self, source: str, state: State) -> None:
+        if not watch.judge(self, state, source):
+            self.slots.abandon()
+            return
         local = self.slots.finish()
         self.reduction.add(local, self.share(source))
         update = self.slots.update(local)
@@ -216,47 +216,42 @@ class Dept(Algorithm):
         """After the last slot: theta[t] = OuterOpt(theta[t-1], average of the local models)."""
         round_index = state.timestamp.epoch.value - 1  # Composer has counted it already
         stage = f"the outer step of round {round_index + 1}"
-        shares = [
-            [self.share(source) for source in self.schedule.slots_of(worker, round_index)]
-            for worker in range(self.workers.count)
-        ]
         with self._timed("outer_step_seconds"):
             waited = self.workers.wait_for_all(stage)
-            averages = self.reduction.averages(self.workers, shares, stage=stage)
-            stepped = self.outer_optimizer.step(self.slots.start, averages)
-            moved = updates.norm(self.slots.update(stepped))
-            self.slots.start |= stepped
+            left_out = watch.left_out(self, stage)
+            shares = [
+                [
+                    self.share(s)
+                    for s in self.schedule.slots_of(worker, round_index)
+                    if s not in left_out
+                ]
+                for worker in range(self.workers.count)
+            ]
+            moved = 0.0
+            if any(shares):
+                averages = self.reduction.averages(self.workers, shares, stage=stage)
+                stepped = self.outer_optimizer.step(self.slots.start, averages)
+                moved = updates.norm(self.slots.update(stepped))
+                self.slots.start |= stepped
             self._park(state)
             here = {"slots": self.round, "sent": dict(self.workers.sent), "waited": waited}
             self.workers.sent.clear()
             every = self.workers.gather(here, stage=stage)
-        slots = {source: slot for given in every for source, slot in given["slots"].items()}
-        for source, slot in slots.items():
-            for total, new in (("rounds_trained", 1), ("tokens", slot["tokens"])):
-                self.totals[total][source] = self.totals[total].get(source, 0) + new
-        sent = sum(given["sent"].get("model", 0) for given in every)
-        self.totals["sent_bytes"] += sent
-        self.totals["other_bytes"] += sum(sum(given["sent"].values()) for given in every) - sent
-        for worker, given in enumerate(every):
-            self.totals["wait_seconds"][worker] += given["waited"]
-        self._log_round(logger, slots, {"sent_bytes": sent, "update_norm": moved})
+        slots = figures.slots_of(every)
+        of_round = {
+            "sent_bytes": figures.add(self.totals, every),
+            "update_norm": moved,
+            "left_out": len(left_out),
+        }
+        read = {
+            f"dept/{source}/passes": self.totals["tokens"][source]
+            / self.loader.prepared[source].splits["train"].tokens
+            for source in slots
+        }
+        logger.log_metrics(figures.metrics(slots, of_round) | read)
         self.losses = {source: slot["losses"] for source, slot in slots.items()}
         self.changed |= self.round.keys()  # they are between rounds now
         self.reduction, self.round, self.local_models = Reduction(self.slots.start), {}, {}
-
-    def _log_round(
-        self, logger: Logger, slots: dict[str, dict[str, Any]], figures: dict[str, float]
-    ) -> None:
-        metrics = {f"dept/{name}": value for name, value in figures.items()}
-        for source, slot in slots.items():
-            metrics[f"dept/{source}/train_loss"] = sum(slot["losses"]) / len(slot["losses"])
-            metrics[f"dept/{source}/update_norm"] = slot["norm"]
-            size = self.loader.prepared[source].splits["train"].tokens
-            metrics[f"dept/{source}/passes"] = self.totals["tokens"][source] / size
-        pairs = updates.cosines({source: slot["sketch"] for source, slot in slots.items()})
-        for (first, second), cosine in pairs.items():
-            metrics[f"dept/cosine/{first}-{second}"] = cosine
-        logger.log_metrics(metrics)
 
     # --- evaluation and checkpoints ---------------------------------------------------------------
 

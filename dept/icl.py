@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from dept.corpus import PreparedCorpus
 from dept.options import ConfigError, DeptOptions
@@ -49,9 +50,12 @@ def tasks_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     tasks = config.get("icl_tasks") or config.get("icl_tasks_str") or []
     if isinstance(tasks, str):
         path = Path(tasks)
-        content: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else None
-        tasks = (content or {}).get("icl_tasks")
-        if not isinstance(tasks, list):
+        try:
+            content: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else None
+        except (OSError, ValueError, YAMLError):
+            content = None
+        tasks = content.get("icl_tasks") if isinstance(content, dict) else None
+        if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
             raise ConfigError(f"icl_tasks is {path}, which is no yaml with a list icl_tasks")
     return [dict(task) for task in tasks]
 

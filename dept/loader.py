@@ -120,6 +120,18 @@ class SourceLoader:
         self.plan = self.schedule.remaining(self.place.worker, round_index, done)
         self.coming_step = self._sequential_step(0)
 
+    def read_last(self, source: str, batches: int = 1) -> tuple[list[int], tuple[int, int]]:
+        """What the last batches of a source were, on all ranks of the worker together.
+
+        Returns:
+            ``(samples, (first, last))``: numbers of the samples in the training split, over all
+            shards in file order; and the positions in the source's order that they were read at.
+        """
+        last = self.positions[source]
+        first = last - batches * self.place.ranks * self.batch_size
+        samples = [self._orders[source].sample_at(at) for at in range(first, last)]
+        return samples, (first, last - 1)
+
     def _sequential_step(self, batch: int) -> int:
         steps = self.schedule.local_steps
         step = self.plan[batch][1] if batch < len(self.plan) else steps

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from math import isfinite
 from typing import Any, TypeVar
 
 from dept.variants import VARIANTS, Variant
@@ -68,6 +69,16 @@ class DeptOptions:
     ``runs/<run_name>/checkpoints/sources`` of the machine that trains the source, and sends none of
     them; a run can then go on only where they are."""
 
+    faults: str = "leave_out"
+    """What becomes of a slot that came to a NaN or an infinity, or to an update that is an outlier:
+    ``leave_out`` of the average, which is then that of the other sources of the round, with the
+    source's own embedding and inner state as they were before the slot; or ``stop`` the run."""
+
+    outlier_multiple: float | None = 10.0
+    """An update is an outlier if its norm, divided by the sum of its steps' learning rates, is more
+    than so many times the median of that in the last ten rounds of the source. Those of ordinary
+    runs of this repository are at most 2.1 times. ``null``: none is."""
+
     def __post_init__(self) -> None:
         where = "algorithms.dept"
         _one_of(f"{where}.variant", self.variant, tuple(VARIANTS))
@@ -75,18 +86,25 @@ class DeptOptions:
         if self.sources_per_round is not None:
             _positive(f"{where}.sources_per_round", self.sources_per_round)
         _positive(f"{where}.ranks_per_worker", self.ranks_per_worker)
-        if isinstance(self.worker_timeout, bool) or not self.worker_timeout > 0:
+        if not (is_number(self.worker_timeout) and self.worker_timeout > 0):
             raise ConfigError(
-                f"{where}.worker_timeout is {self.worker_timeout!r}: set it to seconds above 0"
+                f"{where}.worker_timeout is {shown(self.worker_timeout)}: set it to seconds above 0"
             )
-        if not isinstance(self.outer_optimizer, Mapping) or "name" not in self.outer_optimizer:
+        outer = self.outer_optimizer
+        if not isinstance(outer, Mapping) or not isinstance(outer.get("name"), str):
             raise ConfigError(
-                f"{where}.outer_optimizer is {self.outer_optimizer!r}: write {{name: fedavg}} or "
-                "another name, with its options beside it"
+                f"{where}.outer_optimizer is {shown(self.outer_optimizer)}: write {{name: fedavg}} "
+                "or another name, with its options beside it"
             )
         _one_of(f"{where}.inner_state", self.inner_state, ("reset", "keep"))
         _one_of(f"{where}.weighting", self.weighting, ("uniform", "tokens"))
         _one_of(f"{where}.upload_sources", self.upload_sources, (True, False))
+        _one_of(f"{where}.faults", self.faults, ("leave_out", "stop"))
+        limit = self.outlier_multiple
+        if limit is not None and not (is_number(limit) and limit > 1):
+            raise ConfigError(
+                f"{where}.outlier_multiple is {shown(limit)}: set it to a number above 1, or null"
+            )
 
     @property
     def sharing(self) -> Variant:
@@ -125,7 +143,11 @@ class CorpusOptions:
 
     def __post_init__(self) -> None:
         if self.sources is not None and len(set(self.sources)) != len(self.sources):
-            raise ConfigError(f"train_loader.sources holds a name twice: {self.sources}")
+            raise ConfigError(f"train_loader.sources holds a name twice: {shown(self.sources)}")
+        if self.sources is not None and not self.sources:
+            raise ConfigError("train_loader.sources is empty: name some, or leave it out for all")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"train_loader.seed is {self.seed}: set it from 0 to {2**31 - 1}")
         if self.cache_limit is None:
             return
         if self.remote is None:
@@ -133,7 +155,7 @@ class CorpusOptions:
                 "train_loader.cache_limit is for shards of train_loader.remote, which is not set: "
                 "set it, or leave cache_limit out"
             )
-        if not isinstance(self.cache_limit, str):
+        if isinstance(self.cache_limit, int):
             _positive("train_loader.cache_limit", self.cache_limit)
 
     @property
@@ -151,8 +173,8 @@ class CorpusOptions:
             return bytes_to_int(self.cache_limit)
         except ValueError:
             raise ConfigError(
-                f"train_loader.cache_limit is {self.cache_limit!r}: set it to a number of bytes, "
-                "or a string like 500mb or 20gb"
+                f"train_loader.cache_limit is {shown(self.cache_limit)}: set it to a number of "
+                "bytes, or a string like 500mb or 20gb"
             ) from None
 
 
@@ -181,8 +203,10 @@ class MixtureOptions(CorpusOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.tau, bool) or not isinstance(self.tau, (int, float)) or self.tau < 0:
-            raise ConfigError(f"train_loader.tau is {self.tau!r}: set it to 0 or more")
+        if not 0 <= self.tau <= 10:
+            raise ConfigError(
+                f"train_loader.tau is {shown(self.tau)}: set it to 0 or more, up to 10"
+            )
         if self.epoch_batches is not None:
             _positive("train_loader.epoch_batches", self.epoch_batches)
 
@@ -216,8 +240,8 @@ class StartFromOptions:
         _one_of(f"{where}.weighting", self.weighting, ("counts", "uniform"))
         if (self.embedding == "mapping") != (self.mapping is not None):
             raise ConfigError(
-                f"{where}.mapping is {self.mapping!r} and {where}.embedding {self.embedding!r}: "
-                f"embedding: mapping needs a file, and no other does"
+                f"{where}.mapping is {shown(self.mapping)} and {where}.embedding "
+                f"{self.embedding}: embedding: mapping needs a file, and no other does"
             )
 
 
@@ -228,18 +252,19 @@ def parse(cls: type[T], section: str, values: Any) -> T:
         ConfigError: a key is unknown or missing, or a value cannot be.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{section} is {values!r}: write its options below it")
+        raise ConfigError(f"{section} is {shown(values)}: write its options below it")
     known = [option.name for option in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(known)}"
-            raise ConfigError(f"{section} has no option {key!r}: {hint}")
-    try:
-        return cls(**values)
-    except TypeError as error:
-        missing = str(error).split(": ", 1)[-1]
-        raise ConfigError(f"{section} lacks {missing}: add it to the yaml") from None
+            raise ConfigError(f"{section} has no option {shown(key)}: {hint}")
+    for option in fields(cls):  # type: ignore[arg-type]
+        if option.name in values:
+            _of_type(f"{section}.{option.name}", values[option.name], str(option.type))
+        elif option.default is MISSING and option.default_factory is MISSING:
+            raise ConfigError(f"{section} lacks {option.name}: add it to the yaml")
+    return cls(**values)
 
 
 def options_of(config: Mapping[str, Any]) -> tuple[DeptOptions | None, CorpusOptions | None]:
@@ -249,12 +274,16 @@ def options_of(config: Mapping[str, Any]) -> tuple[DeptOptions | None, CorpusOpt
         ConfigError: an option is unknown or has no such value.
     """
     algorithms = config.get("algorithms") or {}
+    loader = config.get("train_loader") or {}
+    for section, given in (("algorithms", algorithms), ("train_loader", loader)):
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{section} is {shown(given)}: write its options below it")
     dept = (
         parse(DeptOptions, "algorithms.dept", algorithms["dept"]) if "dept" in algorithms else None
     )
-    loader = dict(config.get("train_loader") or {})
+    loader = dict(loader)
     kinds = {"sources": SourcesOptions, "mixture": MixtureOptions}
-    kind = kinds.get(loader.pop("name", ""))
+    kind = kinds.get(str(loader.pop("name", "")))
     sources = parse(kind, "train_loader", loader) if kind else None
     if (dept is not None) != (kind is SourcesOptions):
         raise ConfigError(
@@ -263,11 +292,44 @@ def options_of(config: Mapping[str, Any]) -> tuple[DeptOptions | None, CorpusOpt
     return dept, sources
 
 
+# What annotations of options mean in a yaml.
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
+    "float": ("a number", lambda v: is_number(v)),
+    "str": ("a text", lambda v: isinstance(v, str) and v.strip() != "" and "\0" not in v),
+    "list[str]": (
+        "a list of names",
+        lambda v: isinstance(v, (list, tuple)) and all(isinstance(n, str) and n for n in v),
+    ),
+    "None": ("null", lambda v: v is None),
+}
+
+
+def _of_type(option: str, value: Any, annotation: str) -> None:
+    kinds = annotation.split(" | ")
+    if not all(kind in _TYPES for kind in kinds):
+        return  # for the class to check
+    if not any(_TYPES[kind][1](value) for kind in kinds):
+        expected = " or ".join(_TYPES[kind][0] for kind in kinds)
+        raise ConfigError(f"{option} is {shown(value)}: set it to {expected}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a yaml is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def shown(value: Any) -> str:
+    """A value in an error: on one line, and not long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def _one_of(option: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"{option} is {value!r}: set it to one of {', '.join(choices)}")
+        raise ConfigError(f"{option} is {shown(value)}: set it to one of {', '.join(choices)}")
 
 
 def _positive(option: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{option} is {value!r}: set it to a whole number of 1 or more")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise ConfigError(f"{option} is {shown(value)}: set it to a whole number of 1 or more")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dept.options import PRESETS
+from dept.faults import NumericalFault, not_finite, not_finite_state
+from dept.options import PRESETS, ConfigError, shown
 from dept.reduction import Average
 
 TORCH_OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -47,13 +48,13 @@ class OuterOptimizer:
         cls = settings.pop("name")
         if cls not in classes:
             known = ", ".join([*PRESETS, *sorted(classes)])
-            raise ValueError(f"outer_optimizer.name is {name!r}: set it to one of {known}")
+            raise ConfigError(f"outer_optimizer.name is {shown(name)}: set it to one of {known}")
         self.name = name
         self._build = lambda parameter: classes[cls]([parameter], **settings)
         try:
             self._build(torch.nn.Parameter(torch.zeros(1)))
         except TypeError as error:
-            raise ValueError(
+            raise ConfigError(
                 f"outer_optimizer {name!r} has an option it does not know: {error}"
             ) from error
         self.state: dict[str, dict[str, Any]] = {}
@@ -68,14 +69,33 @@ class OuterOptimizer:
             start: global parameters that the round started from, by name.
             averages: what the reduction gave, by name. In a parameter averaged by token row, a
                 row without a holder keeps its value and its state.
-        """
-        return {
-            name: self._step_one(name, start[name], average) for name, average in averages.items()
-        }
 
-    def _step_one(self, name: str, start: Tensor, average: Average) -> Tensor:
+        Raises:
+            NumericalFault: an average, a value or a state is not finite; nothing is changed then.
+        """
+        stepped: dict[str, Tensor] = {}
+        states: dict[str, dict[str, Any]] = {}
+        for name, average in averages.items():
+            stepped[name], states[name] = self._step_one(name, start[name], average)
+        for what, broken in (
+            ("the average of", not_finite({n: a.value for n, a in averages.items()})),
+            ("the new", not_finite(stepped)),
+            ("the outer optimizer's", not_finite_state(states)),
+        ):
+            if broken is not None:
+                raise NumericalFault(
+                    f"{what} {broken} is not finite, and the global model stays as it was: lower "
+                    f"algorithms.dept.outer_optimizer.lr, or optimizer.lr"
+                )
+        self.state |= {name: state for name, state in states.items() if state}
+        return stepped
+
+    def _step_one(
+        self, name: str, start: Tensor, average: Average
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The value and the optimizer's state after the step."""
         if self.is_average:
-            return average.value  # start - 1.0 * (start - average), without its rounding
+            return average.value, {}  # start - 1.0 * (start - average), without its rounding
         parameter = torch.nn.Parameter(start.clone())
         parameter.grad = start - average.value
         optimizer = self._build(parameter)
@@ -93,8 +113,7 @@ class OuterOptimizer:
             for key, value in after.items():
                 if isinstance(value, Tensor) and value.shape == start.shape and key in before:
                     after[key] = torch.where(held, value, before[key])
-        self.state[name] = after
-        return parameter.data
+        return parameter.data, after
 
     def state_dict(self) -> dict[str, Any]:
         """Name of the optimizer and its state by parameter name."""

@@ -55,7 +55,8 @@ class Reduction:
 
     Each parameter is cut into one part for each worker, who receives what the others have of that
     part, divides, and sends the mean, in float32, to all: what a ring all-reduce sends, with an
-    order of summation that does not depend on the number of workers.
+    order of summation that does not depend on the number of workers. A worker may have no local
+    model to hand over, if its sources are left out of the round; it sends nothing then.
 
     Args:
         start: the global parameters that every source starts from, by name. Kept by reference.
@@ -111,21 +112,23 @@ class Reduction:
 
         Args:
             workers: of the job; this one alone by default. All of them must come here.
-            shares: of each worker, those of the local models that it was handed.
+            shares: of each worker, those of the local models that it was handed; not all empty.
             stage: what to call this place in an error.
 
         Raises:
             WorkerLost: another worker did not come.
         """
         workers = workers or Workers(Place())
-        contributions = [_Contribution.of(self.start, own) for own in shares or [self.shares]]
+        shares = shares or [self.shares]
+        by_row = {name for own in shares for share in own for name in share.rows}
+        contributions = [_Contribution.of(self.start, own, sorted(by_row)) for own in shares]
         held = {
             name: torch.stack([c.held[name] for c in contributions]).any(dim=0)
             for name in contributions[0].held
         }
-        values = {name: self.start[name].clone() for name in self._sums}
+        values = {name: value.clone() for name, value in self.start.items()}
         if workers.leads:
-            names = list(self._sums)
+            names = list(self.start)
             for parts in _buckets(self.start, names, held, workers.count, self.bucket):
                 self._exchange(parts, values, contributions, workers, stage)
         workers.share(list(values.values()))
@@ -142,9 +145,11 @@ class Reduction:
         """Average one bucket into ``values``: parts to their workers, their means to all."""
         here = workers.place.worker
         mine, own = parts[here], contributions[here]
-        sums = [
-            torch.cat([p.of(self._sums)[p.index(own)].flatten() for p in part]) for part in parts
-        ]
+        # What is sent is of one type, though a worker may have one local model and another several.
+        several = any(c.sources > 1 for c in contributions)
+        own_sums = self._sums or self.start
+        sums = [torch.cat([p.of(own_sums)[p.index(own)].flatten() for p in part]) for part in parts]
+        sums = [each.to(torch.float64) if several else each for each in sums]
         sizes = [sum(p.numel(self.start, c) for p in mine) for c in contributions]
         received = workers.all_to_all(sums, sizes, kind="model", stage=stage)
         means = torch.cat(
@@ -174,9 +179,11 @@ class _Contribution:
     row_weights: dict[str, Tensor]  # float64[rows] by name
 
     @classmethod
-    def of(cls, start: Mapping[str, Tensor], shares: Sequence[Share]) -> _Contribution:
+    def of(
+        cls, start: Mapping[str, Tensor], shares: Sequence[Share], by_row: Sequence[str]
+    ) -> _Contribution:
         weights = {}
-        for name in shares[0].rows:
+        for name in by_row:
             tensor = start[name]
             weights[name] = torch.zeros(len(tensor), dtype=torch.float64, device=tensor.device)
             for share in shares:
@@ -206,7 +213,8 @@ class _Segment:
     def index(self, contribution: _Contribution | None = None) -> slice | Tensor:
         """Its elements or rows; those among them that a worker has."""
         if self.ids is None:
-            return slice(self.first, self.last)
+            is_empty = contribution is not None and not contribution.sources
+            return slice(self.first, self.first if is_empty else self.last)
         ids = self.ids[self.first : self.last]
         return ids if contribution is None else ids[contribution.held[self.name][ids]]
 
@@ -215,7 +223,8 @@ class _Segment:
     ) -> int:
         """How many numbers that are."""
         if self.ids is None:
-            return self.last - self.first
+            index = self.index(contribution)
+            return index.stop - index.start
         return len(self.index(contribution)) * tensors[self.name][0].numel()
 
 
@@ -276,7 +285,8 @@ def _mean(
     total = torch.zeros_like(tensor, dtype=torch.float64)
     if part.ids is None:
         for piece, contribution in zip(pieces, contributions, strict=True):
-            total += piece.to(torch.float64) * contribution.scale
+            if contribution.sources:
+                total += piece.to(torch.float64) * contribution.scale
         return (total / sum(c.weight for c in contributions)).to(tensor.dtype)
     ids = part.index()
     weight = torch.zeros(len(ids), dtype=torch.float64, device=tensor.device)

@@ -33,7 +33,7 @@ SHAPING = (
 )
 
 # Where data comes from, how much of it is kept, and how long to wait, are a machine's affair; what
-# is evaluated changes nothing that is trained.
+# is evaluated changes nothing that is trained. A run that stopped at a fault may go on without it.
 _NOT_SHAPING = (
     "train_loader.remote",
     "train_loader.cache_limit",
@@ -41,6 +41,8 @@ _NOT_SHAPING = (
     "algorithms.dept.icl_source",
     "model.trust_remote_code",
     "algorithms.dept.upload_sources",
+    "algorithms.dept.faults",
+    "algorithms.dept.outlier_multiple",
 )
 
 # Several workers count other batches than one, and write -w<workers> in the names.

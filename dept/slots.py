@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dept.swap import LiveModel, random_embedding
+from dept.updates import norm
 from dept.variants import Role, Sharing, Variant
 from dept.vocabulary import VocabularyMap
 
@@ -85,7 +87,8 @@ class Slots:
 
     def begin(self, source: str) -> None:
         """Make the model that of ``source``, at the start of its slot or where it was suspended."""
-        if source in self.suspended:
+        resumes = source in self.suspended
+        if resumes:
             left = self.suspended.pop(source)
             values, states = left["values"], left["states"]
         else:
@@ -95,8 +98,9 @@ class Slots:
                 for name, value in self.start.items()
             }
             values |= self.private_of(source)
-            states = self.inner.pop(source, {})
-        self.live.load(values, states)
+            states = self.inner.get(source, {})
+        # What is kept of earlier slots stays, for `abandon`.
+        self.live.load(values, states, copy_states=not resumes)
         self.active, self.parked, self._evaluating = source, False, False
 
     def finish(self) -> dict[str, Tensor]:
@@ -118,6 +122,11 @@ class Slots:
                 name: values[name].to("cpu", copy=True) for name in self.private_names
             }
         return {name: values[name] for name in self.shared_names}
+
+    def abandon(self) -> None:
+        """End the slot as if it had not been: what is the source's own is what it was before."""
+        self._leave()
+        self.live.take_states()
 
     def park(self) -> None:
         """Give the model the global parameters; a running slot is suspended, to be gone on with."""
@@ -167,6 +176,16 @@ class Slots:
     def update(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """How far a slot moved the body, local - start, by name."""
         return {name: local[name] - self.start[name] for name in self.body_names}
+
+    def handed_over_norm(self, source: str, local: Mapping[str, Tensor]) -> float:
+        """L2 norm of the pseudo-gradient: of all that goes into the average, embeddings too."""
+        rows = self.rows(source)
+        norms = []
+        for name, value in local.items():
+            start = self.start[name]
+            start = start[rows[name].to(start.device)] if name in rows else start
+            norms.append(norm({name: value - start}))
+        return math.hypot(*norms)
 
     def state_of(self, source: str) -> dict[str, Any]:
         """All there is of one source beside the global parameters; no slot of it may run."""

@@ -107,7 +107,13 @@ class LiveModel:
         """Every parameter's tensor, not copied: the next ``load`` may write into it."""
         return {name: self.parameter(name).detach() for name in self.roles}
 
-    def load(self, values: Mapping[str, Tensor], states: Mapping[str, dict[str, Any]]) -> None:
+    def load(
+        self,
+        values: Mapping[str, Tensor],
+        states: Mapping[str, dict[str, Any]],
+        *,
+        copy_states: bool = False,
+    ) -> None:
         """Make the model's parameters, and the optimizer's state, those of another source.
 
         Args:
@@ -115,6 +121,7 @@ class LiveModel:
                 have another number of rows than the ones they replace.
             states: optimizer state by name; moved in. A parameter of ``values`` without an entry
                 starts anew.
+            copy_states: copy them in instead, so that training does not change those given.
         """
         for name, value in values.items():
             parameter = self.parameter(name)
@@ -125,12 +132,21 @@ class LiveModel:
                 parameter = self._replace(name, parameter, value)
             if name in states:
                 self.optimizer.state[parameter] = {
-                    key: entry.to(parameter.device)
-                    if isinstance(entry, Tensor) and entry.dim()
-                    else entry  # step counts stay where the optimizer put them
+                    key: entry.to(
+                        # step counts stay where the optimizer put them
+                        parameter.device if entry.dim() else entry.device,
+                        copy=copy_states,
+                    )
+                    if isinstance(entry, Tensor)
+                    else entry
                     for key, entry in states[name].items()
                 }
         self._tell_vocabulary_size()
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """The optimizer's state by parameter name, not copied."""
+        found = {name: self.optimizer.state.get(self.parameter(name)) for name in self.roles}
+        return {name: state for name, state in found.items() if state}
 
     def take_states(self) -> dict[str, dict[str, Any]]:
         """Remove the optimizer's state, by parameter name, leaving it as if newly built."""

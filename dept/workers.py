@@ -169,6 +169,14 @@ class Workers:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
+    def first_of_ranks(self, value: Any) -> Any:
+        """The first value that is not ``None`` among those of this worker's ranks, on all."""
+        if self.place.ranks == 1:
+            return value
+        values: list[Any] = [None] * self.place.ranks
+        dist.all_gather_object(values, value)
+        return next((given for given in values if given is not None), None)
+
     def _from_leader(self, value: Any) -> Any:
         if self.place.ranks == 1:
             return value

@@ -6,6 +6,7 @@ import shutil
 import icl_tasks
 import numpy as np
 import pytest
+import torch
 from fleet import Fleet
 from omegaconf import OmegaConf
 from s3 import BUCKET, S3Server
@@ -24,6 +25,7 @@ SOURCES = ("manual", "code", "mail", "tools")
 LEARNED = ["model.attn_config.alibi=false", "model.learned_pos_emb=true"]
 UNTIED = ["model.tie_word_embeddings=false"]
 NESTEROV = ["algorithms.dept.outer_optimizer.name=nesterov"]
+PER_ROUND = 4 * LOCAL_STEPS
 HALF = ["algorithms.dept.sources_per_round=2"]
 
 
@@ -264,3 +266,107 @@ def test_workers_go_on_from_a_bucket_that_each_has_sent_its_sources_to(
             server.client.delete_object(Bucket=BUCKET, Key=f"shared/{newest}")
             assert_same(goes_on(processes), expected)
             sent = [key.removeprefix("shared/") for _, key in server.requests]
+
+
+POISON = ["code_paths=[tests/poison.py]", "save_interval=1ba", "save_num_checkpoints_to_keep=-1"]
+NAN = "callbacks.poison={what: loss, by: nan, source: code, round: 1, step: 1}"
+
+
+def test_a_loss_that_is_nan_is_left_out_by_any_number_of_workers(prepared, fleet):
+    """The average is that of the other sources; resumed behind the fault, too."""
+    name, summaries, results = "poisoned", {}, {}
+    for count in (1, 2, 4):
+        run = f"{name}-{count}"
+        results[count] = fleet.train(
+            prepared, "dept_trim", f"run_name={run}", *POISON, NAN, processes=count
+        )
+        summaries[count] = summary(prepared, run)
+        assert_same(learned(results[count]), learned(results[1]))
+        assert summaries[count] == summaries[1]
+    (fault,) = summaries[1]["left_out"]
+    assert (fault["source"], fault["round"], fault["step"]) == ("code", 2, 2)
+    assert fault["why"] == "its loss was nan at local step 2" and len(fault["samples"]) == BATCH
+    first = (LOCAL_STEPS + 1) * BATCH
+    assert fault["positions"] == [first, first + BATCH - 1]
+    lines = (prepared / "runs" / f"{name}-2" / "metrics.jsonl").read_text().splitlines()
+    told = [line["dept/left_out"] for line in map(json.loads, lines) if "dept/left_out" in line]
+    assert told == [0, 1, 0]
+
+    folder = prepared / "runs" / f"{name}-1" / "checkpoints"
+    files, done = SourceFiles(folder / "sources"), (1, LOCAL_STEPS)
+    vocabulary = read_corpus(prepared, "tiny")
+    before, after = theta(folder, 1), theta(folder, 2)
+    totals = {key: np.zeros_like(value, dtype=np.float64) for key, value in after.items()}
+    counts = {
+        key: np.zeros((len(value),) + (1,) * (value.ndim - 1)) for key, value in after.items()
+    }
+    for source in SOURCES:
+        local = files.read(source, *done)["local_model"]
+        assert (local is None) == (source == "code")
+        for key, value in (local or {}).items():
+            rows = slice(None)
+            if len(value) != len(after[key]):
+                rows = vocabulary.source(source).local_vocabulary()
+            totals[key][rows] += value.numpy()
+            counts[key][rows] += 1
+    for key, value in after.items():
+        mean = totals[key] / np.maximum(counts[key], 1)
+        expected = np.where(counts[key] > 0, mean, before[key]).astype(np.float32)
+        assert np.array_equal(value, expected), key
+    kept = (counts["model.transformer.wte.weight"] == 0).sum()
+    assert 0 < kept < 1200  # rows that only the source left out holds, or none
+
+    state = {r: files.read("code", r, 0) for r in (1, 2)}
+    for key, inner in state[1]["slots"]["inner"].items():
+        for entry, value in inner.items():
+            assert torch.equal(state[2]["slots"]["inner"][key][entry], value)
+    assert state[2]["position"] == state[1]["position"] + LOCAL_STEPS * BATCH
+
+    checkpoint = f"ep1-ba{PER_ROUND + LOCAL_STEPS + 3}-rank0.pt"
+    left = prepared / "runs" / "poisoned-again" / "checkpoints"
+    shutil.copytree(folder / "sources", left / "sources")
+    shutil.copy(folder / checkpoint, left)
+    (left / "latest-rank0.pt").symlink_to(checkpoint)
+    for source in SOURCES:
+        for r, s in files.states(source):
+            if (r, s) > (1, LOCAL_STEPS if source in ("manual", "code") else 0):
+                (left / "sources" / source / f"round{r}-step{s}.pt").unlink()
+    again = ["run_name=poisoned-again", *POISON]
+    resumed = fleet.train(prepared, "dept_trim", *again, processes=2)
+    assert_same(learned(resumed), learned(results[1]))
+    assert summary(prepared, "poisoned-again") == summaries[1]
+
+
+def theta(folder, round_index):
+    """The global parameters that a round starts from, in the checkpoint of its first batch."""
+    path = folder / f"ep{round_index}-ba{round_index * PER_ROUND + 1}-rank0.pt"
+    model = torch.load(path, weights_only=False)["state"]["model"]
+    return {key: value.numpy() for key, value in model.items()}
+
+
+def test_an_update_that_is_an_outlier_is_left_out_and_a_worker_may_have_none_left(prepared, fleet):
+    unsaved = ["save_folder=null", "autoresume=false"]
+    scaled = "callbacks.poison={what: weights, by: 50, source: %s, round: 2, step: 1}"
+    results, found = {}, {}
+    for count in (1, 2):
+        run = f"scaled-{count}"
+        options = [*unsaved, *POISON[:1], scaled % "mail", f"run_name={run}"]
+        results[count] = fleet.train(prepared, "dept_spec", *options, processes=count)
+        found[count] = summary(prepared, run)
+        assert_same(learned(results[count]), learned(results[1]))
+        assert found[count] == found[1]
+    (fault,) = found[1]["left_out"]
+    assert (fault["source"], fault["round"], fault["step"]) == ("mail", 3, None)
+    assert "more than algorithms.dept.outlier_multiple = 10" in fault["why"]
+    assert fault["positions"] == [2 * LOCAL_STEPS * BATCH, 3 * LOCAL_STEPS * BATCH - 1]
+
+    unsaved += ["scheduler.alpha_f=1.0", "scheduler.t_warmup=0ba"]  # of any duration the same
+    every = [*unsaved, *POISON[:1], scaled % "null", "run_name=all-scaled"]
+    void = learned(fleet.train(prepared, "dept_spec", *every, processes=2))
+    assert len(summary(prepared, "all-scaled")["left_out"]) == len(SOURCES)
+    short = [*unsaved, "run_name=two-rounds", "max_duration=2ep"]
+    assert_same(void, learned(fleet.train(prepared, "dept_spec", *short, processes=2)))
+
+    stop = [*every, "run_name=stopped", "algorithms.dept.faults=stop"]
+    with pytest.raises(AssertionError, match=r"NumericalFault: source manual in round 3: its upd"):
+        fleet.train(prepared, "dept_spec", *stop, processes=1)

@@ -1,0 +1,199 @@
+"""What is found to be at fault, and that nothing of it is left: not in the global model, nor in the
+source's own state."""
+
+import copy
+import json
+import math
+import statistics
+
+import pytest
+import torch
+from test_slots import HOLDS, build, optimizer_of, run_ours
+from training import REPOSITORY, overrides
+
+import train
+from dept import faults, figures
+from dept.faults import NumericalFault
+from dept.options import ConfigError, DeptOptions
+from dept.outer_optimizer import OuterOptimizer
+from dept.reduction import Average
+from dept.slots import Slots
+from dept.swap import LiveModel
+from dept.variants import VARIANTS
+
+
+def look_at(**changes):
+    fine = {"values": {"w": torch.ones(3)}, "states": {"w": {"step": torch.tensor(1.0)}}}
+    fine |= {"norm": 1.0, "here": 1.0, "history": [1.0], "limit": 10.0}
+    return faults.of_update(**fine | changes)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_found(bad):
+    assert look_at() is None
+    broken = torch.tensor([0.0, bad])
+    assert "w was not finite" in look_at(values={"v": torch.ones(1), "w": broken})
+    assert "exp_avg of w was not" in look_at(states={"w": {"step": 3, "exp_avg": broken}})
+    assert "norm of its update was not finite" in look_at(norm=bad)
+
+
+def test_an_update_is_held_against_the_median_of_its_last_ten_rounds_by_learning_rate():
+    rates = [[1e-3 * t] * 4 for t in range(1, 15)]
+    norms = [7.0 * sum(r) * (1 + 0.1 * (t % 3)) for t, r in enumerate(rates)]
+    history = []
+    for norm, r in zip(norms, rates, strict=True):
+        history = faults.remember(history, faults.reach(norm, r))
+    by_hand = [norm / sum(r) for norm, r in zip(norms, rates, strict=True)][-10:]
+    assert history == pytest.approx(by_hand)
+    usual = statistics.median(by_hand)
+    assert faults.multiple_of(history, 3 * usual) == pytest.approx(3)
+    assert look_at(history=history, here=10.1 * usual).startswith("its update, of norm")
+    assert look_at(history=history, here=9.9 * usual) is None
+    assert look_at(history=history, here=1e9 * usual, limit=None) is None
+
+
+def test_where_there_is_nothing_to_hold_it_against_no_update_is_an_outlier():
+    assert faults.reach(3.0, [0.0, 0.0]) is None  # the first step of a warm-up
+    assert look_at(history=[], here=1e9) is None
+    assert look_at(here=None) is None
+    assert look_at(history=[0.0, 0.0], here=1.0) is None  # a frozen body
+    assert faults.remember([1.0], None) == [1.0]
+
+
+@pytest.mark.parametrize("limit", [0, 1, -3, math.nan, math.inf, True, "10"])
+def test_a_multiple_that_cannot_be_is_refused(limit):
+    with pytest.raises(ConfigError, match=r"outlier_multiple is .*: set it to a number above 1"):
+        DeptOptions("spec", 1, outlier_multiple=limit)
+
+
+@pytest.mark.parametrize("inner_state", ["reset", "keep"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_slot_left_out_is_as_if_its_source_had_not_been_drawn(name, inner_state, monkeypatch):
+    """Two poisoned slots, suspended in mid-way too, against rounds without them."""
+    options = {"tied": False, "positions": True, "inner_state": inner_state}
+    options |= {"outer": "nesterov"}
+    rounds = [("en", "it", "zh"), ("en", "it", "zh"), ("en", "zh")]
+    without = [("en", "it", "zh"), ("en", "zh"), ("zh",)]
+    expected, _ = run_ours(VARIANTS[name], **options, rounds=without)
+    poisoned = {(1, "it"), (2, "en")}
+    round_of, finish = [0], Slots.finish
+
+    def judged(slots):
+        source = slots.active
+        if (round_of[0], source) in poisoned:
+            with torch.no_grad():
+                for parameter in slots.live.model.parameters():
+                    parameter.fill_(math.nan)
+                for state in slots.live.states().values():
+                    state["exp_avg"].fill_(math.nan)
+            slots.abandon()
+            return None
+        return finish(slots)
+
+    slots = run_with_faults(VARIANTS[name], rounds, judged, round_of, monkeypatch, **options)
+    for parameter, value in expected.start.items():
+        assert torch.equal(slots.start[parameter], value), parameter
+    for source in HOLDS:
+        ours, theirs = slots.state_of(source), expected.state_of(source)
+        assert_equal(ours["private"] or {}, theirs["private"] or {})
+        assert (ours["inner"] or {}).keys() == (theirs["inner"] or {}).keys()
+        for parameter, state in (theirs["inner"] or {}).items():
+            assert_equal(ours["inner"][parameter], state)
+
+
+def run_with_faults(variant, rounds, judged, round_of, monkeypatch, **options):
+    """`run_ours` whose slots end as ``judged`` says; a slot that is left out is not averaged."""
+    from dept.reduction import Reduction
+
+    add, averages = Reduction.add, Reduction.averages
+
+    def add_if_any(reduction, local, share):
+        if local is not None:
+            add(reduction, local, share)
+
+    def averages_and_next(reduction, *args, **kwargs):
+        round_of[0] += 1
+        return averages(reduction, *args, **kwargs)
+
+    monkeypatch.setattr(Reduction, "add", add_if_any)
+    monkeypatch.setattr(Reduction, "averages", averages_and_next)
+    monkeypatch.setattr(Slots, "finish", judged)
+    slots, _ = run_ours(variant, **options, rounds=rounds, interrupt=True)
+    monkeypatch.undo()
+    return slots
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_training_a_slot_does_not_change_what_is_kept_of_earlier_ones():
+    from test_slots import batches, token_ids
+
+    from dept.vocabulary import VocabularyMap
+
+    variant = VARIANTS["spec"]
+    ids = torch.tensor(token_ids("en", variant))
+    maps = {"en": VocabularyMap.build(ids, vocab_size=12, unknown_id=0)}
+    model = build(True, True)
+    slots = Slots(LiveModel(model, optimizer_of(model)), variant, maps, inner_state="keep", seed=3)
+    kept = None
+    for t in range(2):
+        slots.begin("en")
+        for batch in batches("en", variant, t):
+            rows, _, _ = maps["en"].translate(batch, batch)
+            model.loss(rows).backward()
+            slots.live.optimizer.step()
+        if kept is not None:
+            before, _ = kept
+            for name, state in slots.state_of("en")["inner"].items():
+                assert_equal(state, before["inner"][name])
+        slots.finish()
+        kept = copy.deepcopy(slots.state_of("en")), None
+
+
+@pytest.mark.parametrize("name", ["fedavg", "nesterov", "fedadam"])
+def test_an_outer_step_that_is_not_finite_changes_nothing(name):
+    start = {"v": torch.zeros(2), "w": torch.ones(2)}
+    optimizer = OuterOptimizer(name)
+    fine = {"v": Average(torch.ones(2), None), "w": Average(torch.zeros(2), None)}
+    start = optimizer.step(start, fine)
+    before = copy.deepcopy(optimizer.state)
+    with pytest.raises(NumericalFault, match="the average of w is not finite"):
+        optimizer.step(start, fine | {"w": Average(torch.tensor([0.0, math.nan]), None)})
+    if name == "nesterov":
+        huge = OuterOptimizer(name, lr=1e30)
+        with pytest.raises(NumericalFault, match=r"the new w is not finite.* lower .*outer_opt"):
+            huge.step(start, {"w": Average(torch.full((2,), -1e30), None)})
+        assert not huge.state
+    assert optimizer.state.keys() == before.keys()
+    for parameter, state in before.items():
+        assert all(torch.equal(optimizer.state[parameter][k], v) for k, v in state.items())
+
+
+def test_totals_of_a_checkpoint_from_before_there_were_faults_are_gone_on_with():
+    totals = figures.none_yet(1)
+    old = {key: totals[key] for key in totals if key not in ("left_out", "reaches")}
+    totals |= copy.deepcopy(old)
+    slot = {"losses": [1.0], "tokens": 8, "norm": 1.0, "sketch": torch.ones(2)}
+    every = [{"slots": {"en": slot}, "sent": {"model": 3, "figures": 1}, "waited": 0.5}]
+    assert figures.add(totals, every) == 3
+    assert totals["reaches"] == {"en": []} and totals["left_out"] == []
+    assert figures.metrics({"en": slot}, {})["dept/en/update_norm"] == 1.0
+
+
+@pytest.mark.end_to_end
+def test_a_baseline_stops_at_a_loss_that_is_nan(prepared, capfd, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("TMPDIR", str(prepared))
+    poison = "callbacks.poison={what: loss, by: nan, round: 1, step: 1}"
+    path = str(REPOSITORY / "yamls" / "std.yaml")
+    small = ["model.d_model=32", "model.n_heads=2", "model.n_layers=1", "run_name=std-nan"]
+    small += ["global_train_batch_size=4", "variables.local_steps=3"]
+    small += ["code_paths=[tests/poison.py]"]
+    assert train.main([path, *overrides(prepared), *small, poison]) == 1
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith(path) and "the loss is NaN, and the run stops" in said, said
+    lines = (prepared / "runs" / "std-nan" / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["batch"] for line in lines) < 6
