@@ -152,8 +152,8 @@ def test_what_cannot_be_added_is_refused(prepared, trained):
     refuse("held of corpus tiny is not tokenized with 'held'", "variables.source=held")
     refuse("frozen.body", "variables.train=body")
     with pytest.raises(ConfigError, match="has no private embeddings"):
-        std = ["max_duration=1ep", "run_name=plain"]
+        std = ["max_duration=1ep", "run_name=std-beside"]
         train(prepared, "std", *STEPS, *std)
-        plain = f"variables.checkpoint={checkpoints(prepared, 'plain')}"
+        plain = f"variables.checkpoint={checkpoints(prepared, 'std-beside')}"
         more = ["variables.source=tools", "variables.embedding=merged"]
         run(prepared, "add_source", "refused", plain, *more)
