@@ -140,6 +140,8 @@ class Dept(Algorithm):
 
     def _agree(self, state: State, logger: Logger) -> None:
         self.slots.take_start()
+        # Rows without a holder stay what the round started from, not what the model was built with.
+        self.reduction = Reduction(self.slots.start)
         resume.agree(self, state)
 
     # --- a round --------------------------------------------------------------------------------
