@@ -17,7 +17,7 @@ from dept.durable import is_whole
 from dept.options import ConfigError
 from dept.run_folder import find_checkpoint
 from dept.source_files import FOLDER, SourceFiles
-from dept.trust import PLAIN
+from dept.trust import know_plain
 
 # Of a file that is cut short, is something else, or holds code.
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError)
@@ -107,8 +107,8 @@ def read_trained(path: str | Path) -> Trained:
     if zipfile.is_zipfile(file) and not is_whole(file):
         raise ConfigError(f"{file} was altered since it was written: name another one")
     try:
-        with torch.serialization.safe_globals(PLAIN):
-            state = torch.load(file, map_location="cpu", weights_only=True)["state"]
+        know_plain()
+        state = torch.load(file, map_location="cpu", weights_only=True)["state"]
         parameters = state["model"]
     except (*_UNREADABLE, KeyError, TypeError) as error:
         raise ConfigError(

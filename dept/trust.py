@@ -67,7 +67,7 @@ def guard() -> None:
     """
     if os.environ.setdefault(FORCE, "1") not in ("1", "y", "yes", "true"):
         return
-    torch.serialization.add_safe_globals(PLAIN)
+    know_plain()
     # Composer unpacks a checkpoint that is an archive; no file of it may go elsewhere.
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore
     from torch.distributed.checkpoint import filesystem
@@ -75,6 +75,14 @@ def guard() -> None:
     filesystem.pickle = types.SimpleNamespace(  # type: ignore[assignment]
         load=lambda file: _Metadata(file).load(), dump=pickle.dump
     )
+
+
+def know_plain() -> None:
+    """Let ``weights_only`` take PLAIN, from here on.
+
+    Not ``torch.serialization.safe_globals``, which in its end forgets what was known before, too.
+    """
+    torch.serialization.add_safe_globals(PLAIN)
 
 
 class _Metadata(pickle.Unpickler):
@@ -102,8 +110,8 @@ def refuse_code(path: str | Path) -> None:
     if os.environ.get(FORCE, "1") == "0":
         return
     try:
-        with torch.serialization.safe_globals(PLAIN):
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        know_plain()
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception as error:  # what is no checkpoint at all fails in many ways
         raise ConfigError(
             f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}): name another "

@@ -55,6 +55,7 @@ def test_a_checkpoint_with_code_is_refused_unread(tmp_path, monkeypatch):
 def test_torch_takes_plain_data_alone_whatever_it_is_asked_for(guarded, tmp_path):
     rng = {"rng": [{"numpy": np.random.get_state(), "python": (3, (1, 2), None)}]}
     torch.save(rng, tmp_path / "plain.pt")
+    trust.refuse_code(tmp_path / "plain.pt")  # as train.py does, before Composer loads it
     found = torch.load(tmp_path / "plain.pt", weights_only=False)
     assert np.array_equal(found["rng"][0]["numpy"][1], rng["rng"][0]["numpy"][1])
     torch.save([Hostile(tmp_path / "hacked")], tmp_path / "hostile.pt")
