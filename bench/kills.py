@@ -131,8 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
     outcome = compare(options.yaml, [*SMALL, *overrides], options.workers, fire)
     print(outcome.table())
     print(
-        f"{outcome.kills} kills of {'composer -n' if fire.launcher else 'forked processes,'} "
-        f"{options.workers}, seed {fire.seed}, {time.monotonic() - began:.0f} s; "
+        f"{outcome.kills} kills of {options.workers} "
+        f"{'processes of composer -n' if fire.launcher else 'forked processes'}, seed {fire.seed}, {time.monotonic() - began:.0f} s; "
         f"differences from the run in peace: {', '.join(outcome.differences) or 'none'}"
     )
     if outcome.failure:
@@ -169,6 +169,7 @@ def compare(
         for folder in runs.values():
             if outcome.failure is None:
                 shutil.rmtree(folder, ignore_errors=True)
+                (Path("runs") / f"{folder.name}.log").unlink(missing_ok=True)
 
 
 def under_fire(
