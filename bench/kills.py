@@ -129,11 +129,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     began = time.monotonic()
     outcome = compare(options.yaml, [*SMALL, *overrides], options.workers, fire)
+    kind = "of composer -n" if fire.launcher else "that were forked"
     print(outcome.table())
     print(
-        f"{outcome.kills} kills of {options.workers} "
-        f"{'processes of composer -n' if fire.launcher else 'forked processes'}, seed {fire.seed}, {time.monotonic() - began:.0f} s; "
-        f"differences from the run in peace: {', '.join(outcome.differences) or 'none'}"
+        f"{outcome.kills} kills of {options.workers} processes {kind}, seed {fire.seed}, "
+        f"{time.monotonic() - began:.0f} s; differences from the run in peace: "
+        f"{', '.join(outcome.differences) or 'none'}"
     )
     if outcome.failure:
         print(outcome.failure)
