@@ -208,7 +208,7 @@ def under_fire(
             return
         job.die(next_death, draw)
         died = [*(died if is_early else ()), next_death]
-        lost = max(batch_reached(folder) - newest_checkpoint(folder), 0)
+        lost = 0 if is_early else max(batch_reached(folder) - newest_checkpoint(folder), 0)
         outcome.lost.setdefault(next_death, []).append(lost)
         when = "before training" if is_early else f"after batch {batch_reached(folder)}"
         print(f"{outcome.kills}: {next_death} {when}, {lost} batches lost", file=sys.stderr)
