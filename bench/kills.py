@@ -168,7 +168,7 @@ def compare(
         return outcome
     finally:
         for folder in runs.values():
-            if outcome.failure is None:
+            if outcome.failure is None and not outcome.differences:
                 shutil.rmtree(folder, ignore_errors=True)
                 (Path("runs") / f"{folder.name}.log").unlink(missing_ok=True)
 
