@@ -129,11 +129,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     began = time.monotonic()
     outcome = compare(options.yaml, [*SMALL, *overrides], options.workers, fire)
+    kind = "of composer -n" if fire.launcher else "that were forked"
     print(outcome.table())
     print(
-        f"{outcome.kills} kills of {'composer -n' if fire.launcher else 'forked processes,'} "
-        f"{options.workers}, seed {fire.seed}, {time.monotonic() - began:.0f} s; "
-        f"differences from the run in peace: {', '.join(outcome.differences) or 'none'}"
+        f"{outcome.kills} kills of {options.workers} processes {kind}, seed {fire.seed}, "
+        f"{time.monotonic() - began:.0f} s; differences from the run in peace: "
+        f"{', '.join(outcome.differences) or 'none'}"
     )
     if outcome.failure:
         print(outcome.failure)
@@ -167,8 +168,9 @@ def compare(
         return outcome
     finally:
         for folder in runs.values():
-            if outcome.failure is None:
+            if outcome.failure is None and not outcome.differences:
                 shutil.rmtree(folder, ignore_errors=True)
+                (Path("runs") / f"{folder.name}.log").unlink(missing_ok=True)
 
 
 def under_fire(
@@ -206,7 +208,7 @@ def under_fire(
             return
         job.die(next_death, draw)
         died = [*(died if is_early else ()), next_death]
-        lost = max(batch_reached(folder) - newest_checkpoint(folder), 0)
+        lost = 0 if is_early else max(batch_reached(folder) - newest_checkpoint(folder), 0)
         outcome.lost.setdefault(next_death, []).append(lost)
         when = "before training" if is_early else f"after batch {batch_reached(folder)}"
         print(f"{outcome.kills}: {next_death} {when}, {lost} batches lost", file=sys.stderr)

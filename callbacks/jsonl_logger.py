@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 from torch import Tensor
 
+from dept import durable
 from dept.notices import tell
 from dept.run_folder import NotSaved
 
@@ -73,6 +75,9 @@ class JsonlLogger(LoggerDestination):
         """The length of the file when the checkpoint was taken, and the lines it did not take."""
         self._write()  # what callbacks logged since, at the same moment of training
         written = self.path.is_file() and dist.get_global_rank() == 0
+        if written:
+            with contextlib.suppress(OSError):
+                durable.sync(self.path)  # a loss of power must not take what a checkpoint counts on
         size = os.path.getsize(self.path) if written else 0
         return {"path": str(self.path), "bytes": size, "waiting": list(self._waiting)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from typing import Any
 
 import torch
@@ -12,16 +13,19 @@ from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from dept.launcher import GRACE
+
 
 class StopOnSigterm(Callback):
     """Ends training after SIGTERM, at the next moment at which checkpoints are taken.
 
-    Whoever saves asks :meth:`asked` whether to do so first. A second SIGTERM ends at once, as does
-    one outside of training.
+    Whoever saves asks :meth:`asked` whether to do so first. One outside of training ends at once,
+    as does another one once there was time to save: a launcher sends its own as soon as the first
+    of its processes has ended.
     """
 
     def __init__(self) -> None:
-        self._received = False
+        self._received: float | None = None
         self._decided: tuple[tuple[Event, int], bool] | None = None
         self._before: Any = None
 
@@ -32,7 +36,7 @@ class StopOnSigterm(Callback):
         """
         now = (event, state.timestamp.batch.value)
         if self._decided is None or self._decided[0] != now:
-            received = self._received
+            received = self._received is not None
             if dist.get_world_size() > 1:
                 flag = state.device.tensor_to_device(torch.tensor([received], dtype=torch.uint8))
                 dist.all_reduce(flag, reduce_operation="MAX")
@@ -63,5 +67,8 @@ class StopOnSigterm(Callback):
             sys.exit(128 + signal.SIGTERM)
 
     def _receive(self, number: int, frame: Any) -> None:
-        self._received = True
-        signal.signal(signal.SIGTERM, self._before)
+        if self._received is None:
+            self._received = time.monotonic()
+        elif time.monotonic() - self._received > GRACE:
+            signal.signal(signal.SIGTERM, self._before)
+            signal.raise_signal(signal.SIGTERM)

@@ -32,12 +32,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)  # the name, too, must outlive a loss of power
+    sync(path.parent)  # the name, too, must outlive a loss of power
 
 
 def write(path: str | Path, content: bytes | str) -> None:
@@ -71,7 +71,8 @@ def sweep(folder: str | Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: str | Path) -> None:
+    """Bring a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

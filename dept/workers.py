@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -232,9 +234,10 @@ def join(place: Place, timeout: float) -> Workers:
         _current = Workers(place)
         return _current
     wait = timedelta(seconds=timeout)
-    store, _, _ = next(
-        dist.rendezvous("env://", rank=place.global_rank, world_size=place.world, timeout=wait)
-    )
+    with _ended_by_sigterm():
+        store, _, _ = next(
+            dist.rendezvous("env://", rank=place.global_rank, world_size=place.world, timeout=wait)
+        )
     os.environ.update(place.environment(os.environ))
     on_gpu = torch.cuda.is_available()
     if place.ranks > 1:
@@ -257,6 +260,19 @@ def join(place: Place, timeout: float) -> Workers:
             )
     _current = Workers(place, store, figures, tensors, timeout)
     return _current
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process at once: no handler of Python's runs while C++ waits.
+
+    A worker would else wait for one that is dead until its time is over.
+    """
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _pack(value: Any) -> Tensor:

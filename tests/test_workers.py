@@ -1,6 +1,7 @@
 """Workers in processes of their own: what they send, the mean they come to, and how one dies."""
 
 import os
+import signal
 import socket
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -156,3 +157,22 @@ def _report(worker, at, answers):
     if worker == 1:
         os._exit(9)
     answers.put(message)
+
+
+def _waits_for_nobody(at, began):
+    signal.signal(signal.SIGTERM, lambda *_: None)  # as libraries do
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(at))
+    began.set()
+    join(Place(worker=1, workers=2, local_rank=1, local_world=2), timeout=20)
+
+
+def test_a_worker_that_waits_for_a_dead_one_can_be_ended():
+    context = get_context("spawn")
+    began = context.Event()
+    process = context.Process(target=_waits_for_nobody, args=(port(), began))
+    process.start()
+    began.wait()
+    while process.exitcode is None:
+        process.terminate()
+        process.join(0.1)
+    assert process.exitcode == -signal.SIGTERM
