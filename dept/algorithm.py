@@ -111,7 +111,6 @@ class Dept(Algorithm):
             inner_state=self.options.inner_state,
             seed=state.rank_zero_seed,
         )
-        self.reduction = Reduction(self.slots.start)
         self.evaluation = Evaluation(self.slots, self.options.icl_source)
         place = self.workers.place
         mine = self.schedule.sources_of(place.worker)
