@@ -65,10 +65,11 @@ reproduce: $(READY)  ## the paper's comparison on both corpora, into results/; g
 bench: data  ## what a slow worker costs another, and what an outer step sends
 	$(BIN)/python bench/workers.py
 
-faults: data  ## runs that are killed again and again, against one that is not; docs/reliability.md
+faults: data  ## runs killed again and again, against one that is not; a corpus that is damaged
 	$(BIN)/python bench/kills.py --workers 1 $(ARGS)
 	$(BIN)/python bench/kills.py --workers 2 $(ARGS)
 	$(BIN)/python bench/kills.py --workers 2 --launcher --window 2 $(ARGS)
+	$(BIN)/python bench/damage.py
 
 soak: data  ## a thousand short rounds: memory, open files, shared memory, threads
 	$(BIN)/python bench/soak.py $(ARGS)
