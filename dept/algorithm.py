@@ -308,7 +308,9 @@ class Dept(Algorithm):
             "identity": self._identity(),
             "outer_optimizer": self.outer_optimizer.state_dict(),
             "totals": self.totals,
-            "steps": {source: len(slot["losses"]) for source, slot in self.round.items()},
+            # Of a source of this worker without a slot, too: its file may be newer than this.
+            "steps": dict.fromkeys(self.schedule.sources_of(self.workers.place.worker), 0)
+            | {source: len(slot["losses"]) for source, slot in self.round.items()},
         }
 
     def load_state_dict(self, state: Any) -> None:

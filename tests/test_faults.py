@@ -124,6 +124,22 @@ def test_sigterm_saves_first_and_old_checkpoints_are_counted_after_it(
     assert len(states) <= 4
 
 
+def test_files_of_sources_that_are_newer_than_the_checkpoint_change_nothing(prepared, unbroken):
+    """They are written before it; a process that dies in between must not skip their batches."""
+    every = ["save_interval=1ba", "save_num_checkpoints_to_keep=-1"]
+    assert_goes_on(prepared, "newer", unbroken, *every)
+    folder = prepared / "runs" / "newer"
+    lines = (folder / "metrics.jsonl").read_text()
+    slot_ends, round_ends = PER_ROUND + LOCAL_STEPS, 2 * PER_ROUND
+    for at in (slot_ends, round_ends):
+        for _, batch, path in numbered_checkpoints(folder / "checkpoints"):
+            if batch > at:
+                path.unlink()
+        (folder / "summary.json").unlink()
+        assert_goes_on(prepared, "newer", unbroken, *every)
+        assert (folder / "metrics.jsonl").read_text() == lines
+
+
 def test_a_baseline_saves_before_it_ends_too(prepared, monkeypatch):
     from callbacks.stop_on_sigterm import StopOnSigterm
 
