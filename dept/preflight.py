@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -18,7 +17,7 @@ from callbacks.summary import read_summary
 from dept import config as configs
 from dept import durable, extends, machine, run_folder
 from dept.check import corpus_and_sources
-from dept.corpus import GLOBAL, SPLITS, DataError, PreparedSource
+from dept.corpus import GLOBAL, DataError, PreparedSource
 from dept.options import ConfigError, CorpusOptions, DeptOptions, options_of
 from dept.place import Place
 from dept.schedule import RoundSchedule
@@ -102,7 +101,7 @@ def look(config: Mapping[str, Any]) -> Iterator[Finding]:
         corpus, names = corpus_and_sources(loader, dept)
         own = dept is not None and dept.sharing.vocabulary is Vocabulary.OWN
         sources = [corpus.source(name, name if own else GLOBAL) for name in names]
-        yield _attempt("data", lambda: _data(sources, loader))
+        yield Finding("data", _data(sources, loader))
         used = names if own else (GLOBAL,)
         which = f"{len(used)} tokenizers" if own else f"{corpus.tokenizers[GLOBAL].path}"
         yield Finding("tokenizer", f"{which}, those that the shards were written with")
@@ -135,36 +134,14 @@ def _experiment(config: Mapping[str, Any], dept: DeptOptions | None) -> str:
 
 
 def _data(sources: Sequence[PreparedSource], loader: CorpusOptions) -> str:
-    """All shards by their sizes; figures of the splits.
-
-    Raises:
-        DataError: one is missing or cut short.
-    """
-    absent = found = size = 0
-    for source in sources:
-        for split in SPLITS:
-            for path, expected in _shards(source.directory / split):
-                is_here = path.is_file() and path.stat().st_size == expected
-                if not is_here and loader.remote is None:
-                    raise DataError(
-                        f"{path} is missing or cut short: remove {path.parents[2]} and prepare the "
-                        f"corpus again"
-                    )
-                absent, found, size = absent + (not is_here), found + is_here, size + expected
+    """Figures of the training splits, and of all shards; those that are here are whole."""
+    shards = [s for source in sources for index in source.indexes.values() for s in index.shards]
     tokens = sum(source.splits["train"].tokens for source in sources)
-    text = f"{len(sources)} sources, {tokens:,} tokens to train on, {found} shards, "
+    size = sum(shard.bytes for shard in shards)
+    absent = sum(not shard.path.is_file() for shard in shards)
+    text = f"{len(sources)} sources, {tokens:,} tokens to train on, {len(shards) - absent} shards, "
     text += f"{size / 1e6:,.1f} MB"
     return text + (f"; {absent} more are fetched from {loader.remote}" if absent else "")
-
-
-def _shards(split: Path) -> Iterator[tuple[Path, int]]:
-    index = split / "index.json"
-    for shard in json.loads(index.read_text())["shards"]:
-        stored = shard["raw_data"]
-        packed = shard.get("zip_data")
-        if packed is not None and not (split / stored["basename"]).is_file():
-            stored = packed
-        yield split / stored["basename"], stored["bytes"]
 
 
 def _schedule(
