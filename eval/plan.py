@@ -112,6 +112,9 @@ class Downstream:
 
     overrides: list[str] = field(default_factory=list)
 
+    seeds: list[int] | None = None
+    """All of the plan by default."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -208,7 +211,9 @@ def jobs(plan: Plan, sources: Mapping[str, Sequence[str]]) -> list[Job]:
     for stage, variations in plan.variations.items():
         result += _variations(plan, stage, variations)
     if plan.downstream:
-        result += [job for body in result for job in _fine_tuning(plan.downstream, body)]
+        seeds = plan.seeds if plan.downstream.seeds is None else plan.downstream.seeds
+        bodies = [job for job in result if job.seed in seeds]
+        result += [job for body in bodies for job in _fine_tuning(plan.downstream, body)]
     return result
 
 
