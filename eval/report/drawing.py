@@ -33,7 +33,7 @@ _STYLE = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "text.parse_math": False,  # a name may hold dollars
-    "savefig.dpi": 130,
+    "savefig.dpi": 110,
 }
 _WIDTH = 10.5  # inches
 _ROOM = 1.0  # inches for the title and the legend
