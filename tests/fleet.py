@@ -58,7 +58,10 @@ class Fleet:
 
 
 def _serve(connection) -> None:
+    from dept import trust
+
     os.environ["OMP_NUM_THREADS"] = "1"
+    trust.guard()
     given = dict(os.environ)
     while (job := connection.recv()) is not None:
         os.environ.clear()

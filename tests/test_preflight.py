@@ -76,11 +76,12 @@ def test_damage_is_found(checked, prepared, tmp_path):
     assert status == 2 and "is not the tokenizer that" in said and " memory " in said
 
 
-def test_a_model_that_does_not_fit_is_refused(checked, monkeypatch):
+def test_a_model_that_does_not_fit_is_refused(checked, prepared, monkeypatch):
     huge = ["model.d_model=65536", "model.n_heads=64", "model.n_layers=96"]
     status, said = checked("dept_spec", *huge)
     assert status == 2 and "make the model smaller" in said and "see machine, memory" in said
-    config = extends.resolve(extends.load(YAMLS / "dept_spec.yaml"))
+    small = [*overrides(prepared), "max_seq_len=128"]
+    config = extends.resolve(extends.load(YAMLS / "dept_spec.yaml", small))
     found = machine.estimate(config, slots=4, sources=8, workers_here=2)
     costs = costs_of(config, slots=4)
     assert found.training == costs.memory.training and found.dept == costs.memory.dept
