@@ -28,7 +28,7 @@ from data_prep.pool import Workers  # noqa: E402
 from dept import config as configs  # noqa: E402
 from dept import extends  # noqa: E402
 
-SHARD, INDEX = "data/*/*/*/{train,val}/*/*.mds", "data/*/*/*/{train,val}/index.json"
+SHARD, INDEX = "data/*/*/*/*/*/*.mds", "data/*/*/*/*/index.json"
 
 
 def flip(path: Path, draw: random.Random) -> None:
@@ -106,9 +106,10 @@ def main(arguments: list[str] | None = None) -> int:
         for kind, (pattern, damage) in KINDS.items():
             found, refused = 0, 0
             for _ in range(options.tries):
-                path = draw.choice(matches(root, pattern))
-                while path.name == "counts.npy" and path.parts[-3] in not_read:
-                    path = draw.choice(matches(root, pattern))
+                paths = sorted(root.glob(pattern))
+                if pattern.endswith("counts.npy"):
+                    paths = [path for path in paths if path.parts[-3] not in not_read]
+                path = draw.choice(paths)
                 whole = path.read_bytes()
                 damage(path, draw)
                 named = names(path, check_corpus(root, options.corpus, pool)[0])
@@ -120,14 +121,6 @@ def main(arguments: list[str] | None = None) -> int:
             failed |= found < options.tries or refused < options.tries
             print(f"| {kind} | {options.tries} | {found} | {refused} |", flush=True)
     return int(failed)
-
-
-def matches(root: Path, pattern: str) -> list[Path]:
-    """Files of a pattern in which {a,b} is one or the other."""
-    head, _, rest = pattern.partition("{")
-    choices, _, tail = rest.partition("}")
-    patterns = [head + choice + tail for choice in choices.split(",")] if rest else [pattern]
-    return sorted(path for p in patterns for path in root.glob(p))
 
 
 def names(path: Path, sentences: list[str]) -> bool:
