@@ -10,6 +10,7 @@ from llmfoundry.utils.builders import build_scheduler
 
 from dept.learning_rate import factor_at
 from dept.options import ConfigError
+from dept.streams import seed_of
 from dept.swap import parameter_roles, random_embedding
 from dept.variants import Role
 
@@ -68,7 +69,7 @@ class ActiveForgetting(Callback):
 
     def _forget(self, state: State, cycle: int) -> None:
         rows = self._model.get_parameter(self._names[0]).shape[0]
-        seed = f"{state.rank_zero_seed}/forgetting/{cycle}"
+        seed = seed_of(state.rank_zero_seed, "forgetting", cycle)
         fresh = random_embedding(self._model, self._names, rows=rows, seed=seed)
         for name, value in fresh.items():
             parameter = self._model.get_parameter(name)

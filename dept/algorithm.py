@@ -22,7 +22,8 @@ from dept.reduction import Reduction, Share
 from dept.schedule import RoundSchedule
 from dept.slots import Slots
 from dept.source_files import SourceFiles
-from dept.swap import LiveModel, seed_of
+from dept.streams import seed_of
+from dept.swap import LiveModel
 from dept.variants import Vocabulary
 from dept.vocabulary import VocabularyMap
 
@@ -158,8 +159,12 @@ class Dept(Algorithm):
         # Dropout must not depend on who trained what before, nor on where a run was resumed.
         torch.manual_seed(
             seed_of(
-                f"{self.slots.seed}/{source}/{state.timestamp.epoch.value}/{step}"
-                f"/{self.workers.place.rank}"
+                self.slots.seed,
+                "dropout",
+                source,
+                state.timestamp.epoch.value,
+                step,
+                self.workers.place.rank,
             )
         )
         self.slots.vocabularies[source].translate_batch(state.batch)

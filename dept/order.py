@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
+
+from dept.streams import seed_of
+
+PRETRAINING = "pretraining"
+"""The stage of a run that starts from nothing."""
 
 
 class SampleOrder:
@@ -20,6 +24,7 @@ class SampleOrder:
         shard_samples: how many samples each shard holds.
         seed: seed of the run.
         source: name of the source, so that sources are shuffled differently.
+        stage: of training: a run that starts from another one must not read its batches again.
         block_shards: shards whose samples are mixed.
 
     Raises:
@@ -27,14 +32,20 @@ class SampleOrder:
     """
 
     def __init__(
-        self, shard_samples: Sequence[int], *, seed: int, source: str, block_shards: int = 16
+        self,
+        shard_samples: Sequence[int],
+        *,
+        seed: int,
+        source: str,
+        stage: str = PRETRAINING,
+        block_shards: int = 16,
     ) -> None:
         self.shard_samples = np.asarray(shard_samples, dtype=np.int64)
         self.samples = int(self.shard_samples.sum())
         if self.samples == 0:
             raise ValueError(f"source {source} holds no samples")
         self._offsets = np.cumsum(self.shard_samples) - self.shard_samples
-        self._key = (seed, zlib.crc32(source.encode()))
+        self._seed, self._of = seed, (stage, source)
         self._block_shards = block_shards
         self._pass: tuple[int, list[np.ndarray], np.ndarray] | None = None
         self._block: tuple[int, int, np.ndarray] | None = None
@@ -69,7 +80,7 @@ class SampleOrder:
     def _blocks(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
         """The shards of each block of a pass, and the position in the pass at which it starts."""
         if self._pass is None or self._pass[0] != epoch:
-            shards = self._generator(epoch, 0).permutation(len(self.shard_samples))
+            shards = self._generator(epoch, -1).permutation(len(self.shard_samples))
             blocks = [
                 shards[i : i + self._block_shards]
                 for i in range(0, len(shards), self._block_shards)
@@ -83,8 +94,9 @@ class SampleOrder:
             samples = np.concatenate(
                 [self._offsets[shard] + np.arange(self.shard_samples[shard]) for shard in shards]
             )
-            self._block = (epoch, index, self._generator(epoch, 1 + index).permutation(samples))
+            self._block = (epoch, index, self._generator(epoch, index).permutation(samples))
         return self._block[2]
 
-    def _generator(self, epoch: int, stream: int) -> np.random.Generator:
-        return np.random.default_rng([*self._key, epoch, stream])
+    def _generator(self, epoch: int, block: int) -> np.random.Generator:
+        """The stream of a block's samples; block -1 is that of the order of shards."""
+        return np.random.default_rng(seed_of(self._seed, "order", *self._of, epoch, block))

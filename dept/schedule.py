@@ -9,6 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from dept.streams import seed_of
+
 
 @dataclass(frozen=True)
 class RoundSchedule:
@@ -125,7 +127,7 @@ def draw(
     groups: Sequence[Sequence[str]], of_each: int, *, seed: int, round_index: int
 ) -> tuple[str, ...]:
     """Draw ``of_each`` sources of each group without replacement, from ``(seed, round)`` alone."""
-    generator = np.random.default_rng([seed, round_index])
+    generator = np.random.default_rng(seed_of(seed, "sampling", round_index))
     chosen = [generator.choice(len(group), size=of_each, replace=False) for group in groups]
     return tuple(
         group[i] for group, drawn in zip(groups, chosen, strict=True) for i in sorted(drawn)

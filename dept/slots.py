@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dept.streams import seed_of
 from dept.swap import LiveModel, random_embedding
 from dept.updates import norm
 from dept.variants import Role, Sharing, Variant
@@ -156,7 +157,7 @@ class Slots:
                     self.live.model,
                     self.private_names,
                     rows=self.vocabularies[source].rows,
-                    seed=f"{self.seed}/{source}",
+                    seed=seed_of(self.seed, "private_embedding", source),
                 ).items()
             }
         return self.private.get(source, {})

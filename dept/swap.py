@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -188,14 +187,14 @@ class LiveModel:
             vars(self.model).pop(counted, None)
 
 
-def random_embedding(model: nn.Module, names: list[str], rows: int, seed: str) -> dict[str, Tensor]:
+def random_embedding(model: nn.Module, names: list[str], rows: int, seed: int) -> dict[str, Tensor]:
     """A newly drawn phi and psi, as the model itself initialises them.
 
     Args:
         model: whose architecture and initialiser to use; not changed.
         names: the parameters to draw: of token matrices (``rows`` rows each), or of positions.
         rows: ``|V_k|``.
-        seed: any text; the same text gives the same values.
+        seed: of its stream (:func:`dept.streams.seed_of`).
 
     Returns:
         Tensors by parameter name, on the device of the model.
@@ -206,7 +205,7 @@ def random_embedding(model: nn.Module, names: list[str], rows: int, seed: str) -
     wanted = {id(model.get_parameter(name)): name for name in names}
     result: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed))
+        torch.manual_seed(seed)
         for module in model.modules():
             held = {k: p for k, p in module.named_parameters(recurse=False) if id(p) in wanted}
             if not held or all(wanted[id(p)] in result for p in held.values()):
@@ -218,11 +217,6 @@ def random_embedding(model: nn.Module, names: list[str], rows: int, seed: str) -
                 value = getattr(fresh, attribute).detach()
                 result[wanted[id(parameter)]] = value.to(parameter.device, parameter.dtype)
     return result
-
-
-def seed_of(text: str) -> int:
-    """A seed for torch from any text; the same on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def _same_kind(module: nn.Module, rows: int) -> nn.Module:
