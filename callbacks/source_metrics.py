@@ -49,9 +49,14 @@ def evaluation(loss: float, split: PreparedSplit, unigram_ce: float) -> SourceEv
 
 
 def average(evaluations: list[SourceEvaluation]) -> SourceEvaluation:
-    """The mean over sources of each figure, as the paper's tables average perplexities."""
+    """The mean over sources of each figure, as the paper's tables average perplexities.
+
+    The order, which is that in which workers evaluated them first, does not show in it.
+    """
     rows = [asdict(item) for item in evaluations]
-    return SourceEvaluation(**{key: sum(row[key] for row in rows) / len(rows) for key in rows[0]})
+    return SourceEvaluation(
+        **{key: math.fsum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    )
 
 
 def _with_the_last_epoch(interval: Interval) -> Interval:

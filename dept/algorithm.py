@@ -13,8 +13,8 @@ from composer.loggers import Logger
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dept import figures, icl, resume, updates, watch, workers
-from dept.evaluation import Evaluation, own_evaluators
+from dept import figures, icl, moves, resume, updates, watch, workers
+from dept.evaluation import Evaluation, own_evaluators, source_of, wait_until_held
 from dept.loader import SourceLoader
 from dept.options import DeptOptions, parse
 from dept.outer_optimizer import OuterOptimizer
@@ -62,6 +62,11 @@ class Dept(Algorithm):
         self.keep_local_models = False
         self.local_models: dict[str, dict[str, Tensor]] = {}
         self.changed: set[str] = set()
+        # What this worker holds, in which round, and the file of the run that has it as it is now,
+        # unless it has changed since.
+        self.held: tuple[str, ...] = ()
+        self.held_in = 0
+        self.in_file: dict[str, tuple[int, int]] = {}
         self.rate = 0.0  # of the step being taken
         self.loaded: dict[str, Any] | None = None  # what the checkpoint gave, until all agree
         self._handlers = {
@@ -73,6 +78,8 @@ class Dept(Algorithm):
             Event.BATCH_END: self._after_step,
             Event.BATCH_CHECKPOINT: self._before_checkpoint,
             Event.EPOCH_END: self._outer_step,
+            Event.EVAL_STANDALONE_START: self._choose_evaluators,
+            Event.EVAL_STANDALONE_END: self._restore_evaluators,
             Event.EVAL_START: self._enter_evaluation,
             Event.EVAL_BATCH_START: lambda state, logger: self.evaluation.translate(state.batch),
             Event.EVAL_AFTER_FORWARD: lambda state, logger: self.evaluation.score(state.outputs),
@@ -102,6 +109,7 @@ class Dept(Algorithm):
             local_steps=self.options.local_steps,
             seed=state.rank_zero_seed,
             workers=self.workers.count,
+            sampling=self.options.sampling,
         )
         self.loader.bind(self.schedule)
         state.dataloader_len = self.schedule.batches_per_round
@@ -118,6 +126,8 @@ class Dept(Algorithm):
         state.evaluators = own_evaluators(
             state.evaluators, names, mine, place, self.options.icl_source
         )
+        if self.schedule.moves:
+            wait_until_held(state.evaluators, self._is_held)
 
     def _vocabulary(self, source: str, state: State) -> VocabularyMap:
         prepared = self.loader.prepared[source]
@@ -134,6 +144,8 @@ class Dept(Algorithm):
 
     def _agree(self, state: State, logger: Logger) -> None:
         self.slots.take_start()
+        if self.schedule.moves:
+            moves.check_folder(self)
         # Rows without a holder stay what the round started from, not what the model was built with.
         self.reduction = Reduction(self.slots.start)
         resume.agree(self, state)
@@ -145,6 +157,7 @@ class Dept(Algorithm):
         self._set_synchronised(state, False)
 
     def _start_round(self, state: State, logger: Logger) -> None:
+        moves.follow(self, state.timestamp.epoch.value)
         self.loader.start(state.timestamp.epoch.value, {})
 
     def _enter_slot(self, state: State, logger: Logger) -> None:
@@ -259,6 +272,18 @@ class Dept(Algorithm):
 
     # --- evaluation and checkpoints ---------------------------------------------------------------
 
+    def _is_held(self, label: str) -> bool:
+        source = source_of(label, self.schedule.sources, self.options.icl_source)
+        return source is None or source in self.held
+
+    def _choose_evaluators(self, state: State, logger: Logger) -> None:
+        """An evaluation outside training asks no interval whether it is due here."""
+        self.evaluators = state.evaluators
+        state.evaluators = [e for e in self.evaluators if self._is_held(e.label)]
+
+    def _restore_evaluators(self, state: State, logger: Logger) -> None:
+        state.evaluators = self.evaluators
+
     def _enter_evaluation(self, state: State, logger: Logger) -> None:
         self._park(state)
         self.evaluation.enter(state.dataloader_label or "eval")
@@ -314,7 +339,7 @@ class Dept(Algorithm):
             "outer_optimizer": self.outer_optimizer.state_dict(),
             "totals": self.totals,
             # Of a source of this worker without a slot, too: its file may be newer than this.
-            "steps": dict.fromkeys(self.schedule.sources_of(self.workers.place.worker), 0)
+            "steps": dict.fromkeys(self.held, 0)
             | {source: len(slot["losses"]) for source, slot in self.round.items()},
         }
 
@@ -325,13 +350,17 @@ class Dept(Algorithm):
             ValueError: the checkpoint is of another variant, set of sources or round.
         """
         for key, value in self._identity().items():
-            if state["identity"][key] != value:
-                mend = "set it to the same, or choose another run_name"
-                if key == "groups":
-                    mend = "sources are drawn otherwise for this number of workers, start another"
+            before = state["identity"][key]
+            if before != value and key == "groups":
                 raise ValueError(
-                    f"the checkpoint was made with {key} = {state['identity'][key]}, the yaml says "
-                    f"{value}: {mend}"
+                    f"the checkpoint's sources were drawn from {before} groups of neighbours, and "
+                    f"would now be drawn from {value}: set algorithms.dept.sampling to what it "
+                    f"was, and where that is stratified, start as many workers"
+                )
+            if before != value:
+                raise ValueError(
+                    f"the checkpoint was made with {key} = {before}, the yaml says {value}: set it "
+                    f"to the same, or choose another run_name"
                 )
         self.outer_optimizer.load_state_dict(state["outer_optimizer"])
         self.loaded = state

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dept import icl, model_keys, optimizer_keys, schema, yaml_keys
+from dept import icl, model_keys, moves, optimizer_keys, schema, yaml_keys
 from dept.corpus import (
     GLOBAL,
     DataError,
@@ -111,9 +112,9 @@ def _check(config: Mapping[str, Any]) -> list[str]:
             other.source(given["source"], given.get("written_with", GLOBAL))
     if dept is None:
         return []
-    _check_dept(config, dept, names)
+    schedule = _check_dept(config, dept, names)
     batch = config["global_train_batch_size"]
-    return [
+    return note_on_chances(schedule) + [
         f"source {source.name} has {source.splits['train'].samples} samples, fewer than a batch of "
         f"{batch}, which holds some of them more than once"
         for source in prepared
@@ -154,15 +155,45 @@ def _check_parts(
         )
 
 
-def _check_dept(config: Mapping[str, Any], dept: DeptOptions, names: Sequence[str]) -> None:
-    place = Place.of(os.environ, dept.ranks_per_worker)
-    RoundSchedule(
+def schedule_of(
+    config: Mapping[str, Any], dept: DeptOptions, names: Sequence[str], workers: int
+) -> RoundSchedule:
+    """The schedule that a resolved yaml asks for.
+
+    Raises:
+        ValueError: there is none for so many sources and workers.
+    """
+    return RoundSchedule(
         sources=tuple(names),
         sources_per_round=dept.sources_per_round or len(names),
         local_steps=dept.local_steps,
         seed=config.get("seed", 17),
-        workers=place.workers,
+        workers=workers,
+        sampling=dept.sampling,
     )
+
+
+def note_on_chances(schedule: RoundSchedule) -> list[str]:
+    """A sentence, if some sources are drawn more often than others; else none."""
+    sources_of: dict[Fraction, list[str]] = {}
+    for source, chance in schedule.chances.items():
+        sources_of.setdefault(chance, []).append(source)
+    if len(sources_of) == 1:
+        return []
+    chances = [f"{chance} for {', '.join(names)}" for chance, names in sources_of.items()]
+    return [
+        f"algorithms.dept.sampling is stratified, and {schedule.workers} workers cannot have equal "
+        f"groups of sources: the chance of a source to be in a round is {'; '.join(chances)}"
+    ]
+
+
+def _check_dept(
+    config: Mapping[str, Any], dept: DeptOptions, names: Sequence[str]
+) -> RoundSchedule:
+    place = Place.of(os.environ, dept.ranks_per_worker)
+    schedule = schedule_of(config, dept, names, place.workers)
+    if schedule.moves and not config.get("save_folder"):
+        raise moves.nowhere(place.workers)
     _check_outer_optimizer(dept.outer_optimizer)
     duration = config["max_duration"]
     if not _rounds(duration):
@@ -189,6 +220,7 @@ def _check_dept(config: Mapping[str, Any], dept: DeptOptions, names: Sequence[st
             "train_subset_num_batches would cut rounds short: remove it, and set "
             "algorithms.dept.local_steps"
         )
+    return schedule
 
 
 def _rounds(duration: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -107,7 +107,7 @@ def own_evaluators(
     Args:
         evaluators: of Composer.
         sources: names of all sources.
-        mine: those that belong to the worker.
+        mine: those that the worker may ever hold.
         place: of the worker.
         icl_source: whose embedding reads tasks, if there is no global one.
     """
@@ -119,6 +119,33 @@ def own_evaluators(
     shared = sorted(others, key=labels.index)[place.worker :: place.workers]
     chosen = {*own, *shared, *(tasks if has_tasks else ())}
     return [evaluator for evaluator in evaluators if evaluator.label in chosen]
+
+
+def source_of(label: str, sources: Collection[str], icl_source: str | None = None) -> str | None:
+    """Whose private state the evaluator ``label`` may need; ``None`` if no source's."""
+    source = icl_source if is_task(label) else label.removeprefix("eval/")
+    return source if source in sources else None
+
+
+def wait_until_held(evaluators: Sequence[Any], is_held: Callable[[str], bool]) -> None:
+    """Let each evaluator be due only where, and as long as, its source is held.
+
+    Args:
+        evaluators: of Composer; changed.
+        is_held: whether this worker holds what the evaluator of a label needs now.
+    """
+    for evaluator in evaluators:
+        evaluator.eval_interval = _where_held(evaluator, is_held)
+
+
+def _where_held(evaluator: Any, is_held: Callable[[str], bool]) -> Callable[[Any, Any], bool]:
+    interval = evaluator.eval_interval
+
+    def due(state: Any, event: Any) -> bool:
+        is_due = interval(state, event)  # asked everywhere, since Composer's intervals remember
+        return is_due and is_held(evaluator.label)
+
+    return due
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ class SourceLoader:
 
     One pass over the loader is one round, which makes a Composer epoch a round. The loader knows
     sources and positions in them; which source comes when is the schedule's, given by the
-    algorithm. Only the sources that belong to this worker are read, and must be on its machine.
+    algorithm. Only sources that this worker may train are read, and must be on its machine.
 
     Args:
         prepared: the sources, by name, in the order of the corpus.
@@ -43,7 +43,7 @@ class SourceLoader:
 
     Attributes:
         block_shards: shards whose samples are mixed.
-        positions: samples read of each source so far.
+        positions: samples read so far of each source that this worker holds; of others 0.
         plan: source and local step of each batch of the pass.
         current: those of the batch that was given last.
         coming_step: the sequential step (of one source's training) of the batch to come.
@@ -78,7 +78,7 @@ class SourceLoader:
         self._orders: dict[str, SampleOrder] = {}
 
     def bind(self, schedule: RoundSchedule) -> None:
-        """Follow ``schedule``, and open the sources that it gives to this worker.
+        """Follow ``schedule``, and open all sources that it may ever give to this worker.
 
         Raises:
             DataError: a shard is missing.
@@ -143,14 +143,21 @@ class SourceLoader:
         return self._schedule.batches_per_round
 
     def __iter__(self) -> Iterator[Batch]:
-        next_round = self.schedule.slots_of(self.place.worker, self._round + 1)[0]
-        sources = [*(source for source, _ in self.plan), next_round]
+        sources = [source for source, _ in self.plan]
+        if sources:
+            sources.append(self._next_round_source(otherwise=sources[-1]))
         for batch, current in enumerate(self.plan):
             self.current, self.coming_step = current, self._sequential_step(batch + 1)
             source = current[0]
             left = self.schedule.local_steps - current[1]
             self._look_ahead(source, left, sources[batch + left])
             yield self._next_batch(source)
+
+    def _next_round_source(self, otherwise: str) -> str:
+        """What the next round begins with here, if its position is known; it may be elsewhere."""
+        source = self.schedule.slots_of(self.place.worker, self._round + 1)[0]
+        is_held = self.schedule.holders(self._round)[source] == self.place.worker
+        return source if is_held else otherwise
 
     def _look_ahead(self, source: str, batches: int, next_source: str) -> None:
         """Let the shards that come next be fetched; does nothing but when a block or slot begins.

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from math import isfinite
 from typing import Any, TypeVar
 
+from dept.sampling import RULES, UNIFORM
 from dept.variants import VARIANTS, Variant
 
 T = TypeVar("T")
@@ -39,6 +40,14 @@ class DeptOptions:
 
     sources_per_round: int | None = None
     """``|S_t|``: how many sources are drawn each round; all of them by default."""
+
+    sampling: str = UNIFORM
+    """How they are drawn. ``uniform``: every subset of that size is equally likely, and the same
+    for any number of workers; its state moves with a source to the worker that trains it, through
+    ``checkpoints/sources`` of the run, which all machines must share. ``stratified``: as many of
+    each group of neighbours, so that a source stays with one worker, for machines that share no
+    folder; not every subset occurs, and for some numbers of workers chances differ between sources.
+    """
 
     outer_optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
     """``{name: fedavg}``, ``nesterov``, ``fedadam``, or an optimizer of torch in lower case, with
@@ -85,6 +94,7 @@ class DeptOptions:
         _positive(f"{where}.local_steps", self.local_steps)
         if self.sources_per_round is not None:
             _positive(f"{where}.sources_per_round", self.sources_per_round)
+        _one_of(f"{where}.sampling", self.sampling, RULES)
         _positive(f"{where}.ranks_per_worker", self.ranks_per_worker)
         if not (is_number(self.worker_timeout) and self.worker_timeout > 0):
             raise ConfigError(

@@ -16,7 +16,7 @@ from rich.table import Table
 from callbacks.summary import read_summary
 from dept import config as configs
 from dept import durable, extends, machine, run_folder
-from dept.check import corpus_and_sources
+from dept.check import corpus_and_sources, note_on_chances, schedule_of
 from dept.corpus import GLOBAL, DataError, PreparedSource
 from dept.options import ConfigError, CorpusOptions, DeptOptions, options_of
 from dept.place import Place
@@ -108,8 +108,10 @@ def look(config: Mapping[str, Any]) -> Iterator[Finding]:
     place = Place.of(os.environ, dept.ranks_per_worker if dept is not None else 1)
     slots, of_worker = 1, 0
     if dept is not None and names:
-        schedule = _schedule(config, dept, names, place.workers)
-        slots, of_worker = schedule.slots_per_worker, len(schedule.sources_of(0))
+        schedule = schedule_of(config, dept, names, place.workers)
+        rounds = str(config["max_duration"]).removesuffix("ep")
+        slots = schedule.slots_per_worker
+        of_worker = schedule.most_held(int(rounds) if rounds.isdigit() else 1)
         yield Finding("workers", _workers(dept, schedule, place))
     elif dept is None:
         yield Finding("workers", f"{place.world} processes, each with a part of the batch")
@@ -144,18 +146,6 @@ def _data(sources: Sequence[PreparedSource], loader: CorpusOptions) -> str:
     return text + (f"; {absent} more are fetched from {loader.remote}" if absent else "")
 
 
-def _schedule(
-    config: Mapping[str, Any], dept: DeptOptions, names: Sequence[str], workers: int
-) -> RoundSchedule:
-    return RoundSchedule(
-        sources=tuple(names),
-        sources_per_round=dept.sources_per_round or len(names),
-        local_steps=dept.local_steps,
-        seed=config.get("seed", 17),
-        workers=workers,
-    )
-
-
 def _workers(dept: DeptOptions, schedule: RoundSchedule, place: Place) -> str:
     of_round = schedule.sources_per_round
     would_do = [n for n in range(1, of_round + 1) if of_round % n == 0]
@@ -163,6 +153,8 @@ def _workers(dept: DeptOptions, schedule: RoundSchedule, place: Place) -> str:
     return (
         f"{place.workers}{ranks}, {schedule.slots_per_worker} of {of_round} sources a round each; "
         f"{', '.join(map(str, would_do))} would do"
+        + ("; all must see checkpoints/sources of the run" if schedule.moves else "")
+        + "".join(f"; {note}" for note in note_on_chances(schedule))
     )
 
 

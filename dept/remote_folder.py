@@ -6,6 +6,7 @@ holds up those after it, so that nothing is there without what it refers to.
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import tempfile
 import threading
@@ -66,6 +67,14 @@ class RemoteFolder:
         if self._names is None:
             self._names = self._listed()
         return frozenset(self._names)
+
+    def list_again(self) -> None:
+        """Learn what other workers have changed since; nothing is to be under way here.
+
+        If it cannot be listed now, what was known of it stays.
+        """
+        with contextlib.suppress(ConfigError):
+            self._names = self._listed()
 
     def check(self) -> None:
         """Find out before training whether files can be written there.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from composer.core import State, Timestamp
 
+from dept import moves
 from dept.options import ConfigError
 from dept.source_files import FOLDER, SourceFiles
 
@@ -25,12 +26,13 @@ def agree(dept: Dept, state: State) -> None:
         ConfigError: the state of a source is missing, or is of another tokenizer.
         WorkerLost: a worker did not come.
     """
-    workers, slots, schedule = dept.workers, dept.slots, dept.schedule
+    workers, slots = dept.workers, dept.slots
     here = {"round": state.timestamp.epoch.value, "from": state.load_path, "loaded": dept.loaded}
     first = workers.value_of_first(here, stage="the start")
     dept.loaded = None
     start = [slots.start[name] for name in sorted(slots.start)]
     workers.from_first(start, kind="start", stage="the start")
+    moves.settle(dept, first["round"])
     if first["loaded"] is None:
         return
     loaded, round_index = first["loaded"], first["round"]
@@ -40,7 +42,7 @@ def agree(dept: Dept, state: State) -> None:
     files = SourceFiles(Path(first["from"]).parent / FOLDER)
     if "://" in first["from"] and dept.files is not None:
         files = dept.files
-    for source in schedule.sources_of(workers.place.worker):
+    for source in dept.held:
         _restore(dept, source, files, round_index, loaded["steps"].get(source))
     done = {source: len(slot["losses"]) for source, slot in dept.round.items()}
     dept.loader.start(round_index, done)
@@ -77,10 +79,17 @@ def _restore(
         )
     dept.slots.load_state_of(source, found["slots"])
     dept.loader.positions[source] = found["position"]
+    if dept.files is not None and files.folder.resolve() == dept.files.folder.resolve():
+        slot = found["slot"]
+        dept.in_file[source] = (found["round"], len(slot["losses"]) if slot else 0)
+    else:  # a checkpoint of this run must find it in this run's folder
+        dept.changed.add(source)
     if found["round"] != round_index or found["slot"] is None:
         return
     dept.round[source] = found["slot"]
     if found["local_model"] is not None:
+        if source in dept.changed and dept.keep_local_models:
+            dept.local_models[source] = found["local_model"]
         start = dept.slots.start
         local = {name: value.to(start[name].device) for name, value in found["local_model"].items()}
         dept.reduction.add(local, dept.share(source))

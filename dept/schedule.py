@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from fractions import Fraction
 
-import numpy as np
-
-from dept.streams import seed_of
+from dept.sampling import UNIFORM, chances, draw, grouped, groups_of
 
 
 @dataclass(frozen=True)
@@ -19,11 +17,12 @@ class RoundSchedule:
     A round is a sequence of *slots*, one for each drawn source, each of ``local_steps`` batches.
     Workers share the slots equally, and run theirs one after another. What is drawn depends on
     ``(seed, round)`` alone, so that any process, and a resumed run, finds the same sources
-    without a message, however many workers there are.
+    without a message.
 
-    A source always belongs to the same worker, since its private state stays where it is. So the
-    sources are cut, in their order, into groups of neighbours, and as many of each group are
-    drawn: see :attr:`groups`.
+    A source is *held* by the worker that trained it last, where its private state is. With
+    ``sampling: uniform`` that may be one worker after another (:attr:`moves`), and who holds what
+    follows from the draws: see :meth:`holders`. With ``stratified`` a source always belongs to
+    the same worker.
 
     Args:
         sources: names of the sources, in the order of the corpus.
@@ -31,6 +30,7 @@ class RoundSchedule:
         local_steps: ``N_local``, batches per slot.
         seed: seed of the run.
         workers: how many workers share the slots.
+        sampling: how sources are drawn, one of :data:`dept.sampling.RULES`.
 
     Raises:
         ValueError: a number is out of range, workers do not divide the slots, or names repeat.
@@ -41,6 +41,7 @@ class RoundSchedule:
     local_steps: int
     seed: int
     workers: int = 1
+    sampling: str = UNIFORM
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))
@@ -65,15 +66,19 @@ class RoundSchedule:
 
     @property
     def groups(self) -> int:
-        """How many groups of neighbours the sources are drawn from.
+        """How many groups of neighbours the sources are drawn from: what a draw depends on."""
+        return groups_of(
+            self.sampling,
+            sources=len(self.sources),
+            drawn=self.sources_per_round,
+            workers=self.workers,
+        )
 
-        The greatest common divisor of ``|S|`` and ``|S_t|``: equal groups, of which as many are
-        drawn each, give every source the same chance, whatever number of workers shares them. A
-        number of workers that does not divide it needs ``|S_t|`` groups, which differ by one
-        source; those of the smaller ones are then drawn more often.
-        """
-        equal = math.gcd(len(self.sources), self.sources_per_round)
-        return equal if equal % self.workers == 0 else self.sources_per_round
+    @property
+    def moves(self) -> bool:
+        """Whether a source may be trained by one worker, and by another in a later round."""
+        draws_some = self.sources_per_round < len(self.sources)
+        return self.sampling == UNIFORM and self.workers > 1 and draws_some
 
     @property
     def slots_per_worker(self) -> int:
@@ -84,6 +89,11 @@ class RoundSchedule:
     def batches_per_round(self) -> int:
         """Batches of one round on one worker, all its slots together."""
         return self.slots_per_worker * self.local_steps
+
+    @property
+    def chances(self) -> dict[str, Fraction]:
+        """The chance of each source to be drawn in a round."""
+        return chances(grouped(self.sources, self.groups), self.sources_per_round // self.groups)
 
     def drawn(self, round_index: int) -> tuple[str, ...]:
         """The sources of round ``round_index`` (from 0), in slot order: that of ``sources``."""
@@ -100,10 +110,50 @@ class RoundSchedule:
         return self.drawn(round_index)[first : first + self.slots_per_worker]
 
     def sources_of(self, worker: int) -> tuple[str, ...]:
-        """The sources that belong to ``worker``: all that it can ever draw."""
-        groups, each = grouped(self.sources, self.groups), self.groups // self.workers
-        mine = groups[worker * each : (worker + 1) * each]
-        return tuple(source for group in mine for source in group)
+        """All sources that ``worker`` may ever train."""
+        if self.moves:
+            return self.sources
+        return tuple(source for source, home in self._homes().items() if home == worker)
+
+    def holders(self, round_index: int) -> dict[str, int]:
+        """Which worker holds each source in a round, in the order of ``sources``.
+
+        The one that trained it in the latest round up to this one; before the first, a fixed one.
+        """
+        trained: dict[str, int] = {}
+        for earlier in range(round_index, -1, -1) if self.moves else ():
+            trained = self._trainers(earlier) | trained
+            if len(trained) == len(self.sources):
+                break
+        return {source: trained.get(source, home) for source, home in self._homes().items()}
+
+    def held_by(self, worker: int, round_index: int) -> tuple[str, ...]:
+        """The sources that ``worker`` holds in a round, those included that it trains in it."""
+        return tuple(s for s, holder in self.holders(round_index).items() if holder == worker)
+
+    def moving(self, before: int, round_index: int) -> dict[str, tuple[int, int]]:
+        """The sources that change hands from one round to a later one: from whom, and to whom."""
+        old, new = self.holders(before), self.holders(round_index)
+        return {s: (old[s], new[s]) for s in self.sources if old[s] != new[s]}
+
+    def most_held(self, rounds: int) -> int:
+        """The most sources that a worker holds at the same time, in a run of so many rounds."""
+        holders = self._homes()
+        most = max(Counter(holders.values()).values())
+        for round_index in range(rounds) if self.moves else ():
+            holders |= self._trainers(round_index)
+            most = max(most, *Counter(holders.values()).values())
+        return most
+
+    def _trainers(self, round_index: int) -> dict[str, int]:
+        drawn = self.drawn(round_index)
+        return {source: slot // self.slots_per_worker for slot, source in enumerate(drawn)}
+
+    def _homes(self) -> dict[str, int]:
+        """Which worker holds each source that was never trained."""
+        groups = grouped(self.sources, self.workers if self.moves else self.groups)
+        each = len(groups) // self.workers
+        return {source: i // each for i, group in enumerate(groups) for source in group}
 
     def remaining(
         self, worker: int, round_index: int, done: Mapping[str, int]
@@ -121,23 +171,6 @@ class RoundSchedule:
             for source in self.slots_of(worker, round_index)
             for step in range(done.get(source, 0), self.local_steps)
         ]
-
-
-def draw(
-    groups: Sequence[Sequence[str]], of_each: int, *, seed: int, round_index: int
-) -> tuple[str, ...]:
-    """Draw ``of_each`` sources of each group without replacement, from ``(seed, round)`` alone."""
-    generator = np.random.default_rng(seed_of(seed, "sampling", round_index))
-    chosen = [generator.choice(len(group), size=of_each, replace=False) for group in groups]
-    return tuple(
-        group[i] for group, drawn in zip(groups, chosen, strict=True) for i in sorted(drawn)
-    )
-
-
-def grouped(sources: Sequence[str], count: int) -> list[tuple[str, ...]]:
-    """Cut ``sources`` into ``count`` groups of neighbours, as equal as can be."""
-    ends = [len(sources) * i // count for i in range(count + 1)]
-    return [tuple(sources[first:last]) for first, last in pairwise(ends)]
 
 
 def _either(numbers: Sequence[int]) -> str:

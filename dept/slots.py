@@ -207,6 +207,11 @@ class Slots:
             if state[name] is not None:
                 kept[source] = state[name]
 
+    def forget(self, source: str) -> None:
+        """Hold nothing of a source any more; another worker has it."""
+        for kept in (self.private, self.inner, self.suspended):
+            kept.pop(source, None)
+
     def _leave(self) -> str:
         if self.active is None:
             raise RuntimeError("no slot is running")

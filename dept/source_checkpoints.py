@@ -105,6 +105,8 @@ class SourceCheckpoints(Callback):
         if not (saving or self.in_mid_round):
             return
         self._wait_until_sent()
+        if self.remote is not None and self.dept.schedule.moves:
+            self.remote.list_again()  # sources come here from workers that have sent their files
         round_index = state.timestamp.epoch.value
         written = self._write(self.dept.changed, state)
         here = {
@@ -130,7 +132,7 @@ class SourceCheckpoints(Callback):
 
     @property
     def _mine(self) -> tuple[str, ...]:
-        return self.dept.schedule.sources_of(self.dept.workers.place.worker)
+        return self.dept.held
 
     def _is_saving(self, state: State, event: Event) -> bool:
         # Composer's scheduler must not be asked twice: it remembers.
@@ -169,6 +171,7 @@ class SourceCheckpoints(Callback):
                         f"one before it is kept; make room on that disk: training goes on"
                     )
                     return False
+                self.dept.in_file[source] = (round_index, step)
                 self._send(source, [(round_index, step)])
                 if self.keep >= 0:
                     self._prune(source, oldest=-1)

@@ -98,7 +98,17 @@ class SourceFiles:
         ]
         if not states:
             return None
-        path = self._path(source, *max(states))
+        return self.load(source, max(states))
+
+    def load(self, source: str, state: State) -> dict[str, Any]:
+        """What was written of a source at one state.
+
+        Looks for the file by its name alone: lists of a shared folder may be a minute old.
+
+        Raises:
+            ValueError: the file is missing, or is not as it was written.
+        """
+        path = self._path(source, *state)
         if not durable.is_whole(path):
             raise ValueError(
                 f"{path} is cut short or was altered since it was written: remove it and the "
@@ -129,10 +139,14 @@ class SourceFiles:
         found = (self.folder / source).glob("round*.pt")
         return states_among((f"{source}/{path.name}" for path in found), source)
 
+    def remove(self, source: str, state: State) -> None:
+        """Remove the file of a state, if it is there."""
+        self._path(source, *state).unlink(missing_ok=True)
+
     def prune(self, source: str, *, oldest_round: int, steps_to_keep: int) -> None:
         """Remove what no checkpoint needs any more, by :func:`outdated`."""
-        for r, s in outdated(self.states(source), oldest_round, steps_to_keep):
-            self._path(source, r, s).unlink(missing_ok=True)
+        for state in outdated(self.states(source), oldest_round, steps_to_keep):
+            self.remove(source, state)
 
     def sweep(self, sources: Sequence[str]) -> None:
         """Remove the torn beginnings of files that a killed process left; of its sources only."""

@@ -179,6 +179,11 @@ class Workers:
         dist.all_gather_object(values, value)
         return next((given for given in values if given is not None), None)
 
+    def wait_for_ranks(self) -> None:
+        """Wait until every rank of this worker is here."""
+        if self.place.ranks > 1:
+            dist.barrier()
+
     def _from_leader(self, value: Any) -> Any:
         if self.place.ranks == 1:
             return value

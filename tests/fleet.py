@@ -1,10 +1,13 @@
 """Processes that stay, and train together as often as asked: imports are paid for once."""
 
+import json
 import os
 import socket
 import traceback
 from multiprocessing import get_context
 from pathlib import Path
+
+import numpy as np
 
 
 def free_port() -> int:
@@ -57,6 +60,30 @@ class Fleet:
             member.send(None)
 
 
+def learned(results):
+    """What a job has learned: the global parameters of every process, private ones of the owner."""
+    tensors = {}
+    for result in results:
+        for name, value in result["tensors"].items():
+            if name in tensors:
+                assert np.array_equal(tensors[name], value), f"processes differ in {name}"
+            tensors[name] = value
+    return tensors
+
+
+def summary(root, name):
+    """What a summary says of the training; not how long it took, nor who did it."""
+    found = json.loads((root / "runs" / name / "summary.json").read_text())
+    outside = ("timing", "peak_memory_bytes", "workers", "ranks_per_worker", "communication")
+    return {key: value for key, value in found.items() if key not in outside}
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert np.array_equal(ours[name], value), name
+
+
 def _serve(connection) -> None:
     from dept import trust
 
@@ -74,6 +101,7 @@ def _serve(connection) -> None:
 
 def _train(job) -> dict:
     import torch.distributed
+    from omegaconf import OmegaConf
     from training import dept_of, load, tensors_of, train
 
     from dept import config as configs
@@ -83,7 +111,7 @@ def _train(job) -> dict:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     config = load(job["root"], job["experiment"], *job["overrides"])
-    dept, _ = configs.options_of(config)
+    dept, _ = configs.options_of(OmegaConf.to_container(config, resolve=True))
     workers.join(Place.of(os.environ, dept.ranks_per_worker), dept.worker_timeout)
     trainer = train(job["root"], job["experiment"], *job["overrides"], checked=True)
     dept = dept_of(trainer)

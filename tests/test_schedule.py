@@ -4,13 +4,14 @@ from collections import Counter
 
 import pytest
 
+from dept.sampling import RULES
 from dept.schedule import RoundSchedule
 
 NAMES = tuple("abcdefgh")
 
 
-def schedule(count=3, local_steps=5, seed=1, workers=1) -> RoundSchedule:
-    return RoundSchedule(NAMES, count, local_steps, seed, workers)
+def schedule(count=3, local_steps=5, seed=1, workers=1, sampling="uniform") -> RoundSchedule:
+    return RoundSchedule(NAMES, count, local_steps, seed, workers, sampling)
 
 
 def test_a_draw_is_a_function_of_seed_and_round_alone():
@@ -38,8 +39,8 @@ def test_drawing_all_keeps_the_order_of_the_corpus():
 @pytest.mark.parametrize(
     ("count", "workers"), [(8, 2), (8, 4), (8, 8), (4, 2), (4, 4), (2, 2), (6, 2), (6, 3), (3, 3)]
 )
-def test_workers_share_a_round_equally_and_keep_their_sources(count, workers):
-    shared = schedule(count, workers=workers)
+def test_workers_share_a_round_equally_and_may_keep_their_sources(count, workers):
+    shared = schedule(count, workers=workers, sampling="stratified")
     belongings = [shared.sources_of(w) for w in range(workers)]
     assert tuple(name for own in belongings for name in own) == NAMES
     for t in range(50):
@@ -51,12 +52,15 @@ def test_workers_share_a_round_equally_and_keep_their_sources(count, workers):
 
 @pytest.mark.parametrize(("count", "workers"), [(8, 2), (8, 8), (4, 2), (4, 4), (2, 2), (6, 2)])
 def test_what_is_drawn_does_not_depend_on_the_number_of_workers(count, workers):
-    alone, shared = schedule(count), schedule(count, workers=workers)
-    assert [alone.drawn(t) for t in range(50)] == [shared.drawn(t) for t in range(50)]
+    for sampling in RULES:
+        alone = schedule(count, sampling=sampling)
+        shared = schedule(count, workers=workers, sampling=sampling)
+        assert [alone.drawn(t) for t in range(50)] == [shared.drawn(t) for t in range(50)]
 
 
 def test_workers_that_no_equal_groups_serve_still_draw_every_source():
-    times = Counter(name for t in range(3000) for name in schedule(3, workers=3).drawn(t))
+    unequal = schedule(3, workers=3, sampling="stratified")
+    times = Counter(name for t in range(3000) for name in unequal.drawn(t))
     # groups ab, cde, fgh
     assert all(abs(times[name] - 1500) < 5 * 27.4 for name in "ab")
     assert all(abs(times[name] - 1000) < 5 * 25.9 for name in "cdefgh")

@@ -7,7 +7,7 @@ import icl_tasks
 import numpy as np
 import pytest
 import torch
-from fleet import Fleet
+from fleet import Fleet, assert_same, learned, summary
 from omegaconf import OmegaConf
 from s3 import BUCKET, S3Server
 from training import BATCH, LOCAL_STEPS, ROUNDS, load
@@ -34,30 +34,6 @@ def fleet():
     fleet = Fleet(4)
     yield fleet
     fleet.close()
-
-
-def learned(results):
-    """What a job has learned: the global parameters of every process, private ones of the owner."""
-    tensors = {}
-    for result in results:
-        for name, value in result["tensors"].items():
-            if name in tensors:
-                assert np.array_equal(tensors[name], value), f"processes differ in {name}"
-            tensors[name] = value
-    return tensors
-
-
-def summary(root, name):
-    """What a summary says of the training; not how long it took, nor who did it."""
-    found = json.loads((root / "runs" / name / "summary.json").read_text())
-    outside = ("timing", "peak_memory_bytes", "workers", "ranks_per_worker", "communication")
-    return {key: value for key, value in found.items() if key not in outside}
-
-
-def assert_same(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        assert np.array_equal(ours[name], value), name
 
 
 @pytest.mark.parametrize(
