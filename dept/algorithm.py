@@ -67,6 +67,7 @@ class Dept(Algorithm):
         self.held: tuple[str, ...] = ()
         self.held_in = 0
         self.in_file: dict[str, tuple[int, int]] = {}
+        self.evaluators: list[Any] = []  # all, while those of some sources are evaluated
         self.rate = 0.0  # of the step being taken
         self.loaded: dict[str, Any] | None = None  # what the checkpoint gave, until all agree
         self._handlers = {
@@ -278,7 +279,7 @@ class Dept(Algorithm):
 
     def _choose_evaluators(self, state: State, logger: Logger) -> None:
         """An evaluation outside training asks no interval whether it is due here."""
-        self.evaluators = state.evaluators
+        self.evaluators = list(state.evaluators)
         state.evaluators = [e for e in self.evaluators if self._is_held(e.label)]
 
     def _restore_evaluators(self, state: State, logger: Logger) -> None:

@@ -76,11 +76,10 @@ def settle(dept: Dept, round_index: int) -> None:
 def follow(dept: Dept, round_index: int) -> None:
     """At the start of a round: give away the sources that others hold in it, and take one's own.
 
-    Workers meet only if some source moves. No slot may be running or suspended.
+    Workers synchronise only if some source moves. No slot may be running or suspended.
 
     Raises:
-        NotSaved: a file could not be written, on any worker.
-        ValueError: a file cannot be read as it was written.
+        NotSaved: a file could not be written, on any worker, or not be read.
         WorkerLost: a worker did not come.
     """
     here, moving = dept.workers.place.worker, dept.schedule.moving(dept.held_in, round_index)
@@ -96,7 +95,7 @@ def follow(dept: Dept, round_index: int) -> None:
     settle(dept, round_index)
     for source, (holder, new) in moving.items():
         if new == here:
-            _take(dept, source, offers[holder]["states"][source])
+            _take(dept, source, offers[holder]["states"][source], holder)
     dept.workers.wait_for_ranks()
     for source in (source for given in offers for source in given["only_to_move"]):
         if moving[source][1] == here:
@@ -130,8 +129,15 @@ def _offer(dept: Dept, leaving: Sequence[str], round_index: int) -> dict[str, An
     return offer
 
 
-def _take(dept: Dept, source: str, state: tuple[int, int]) -> None:
-    found = dept.files.load(source, state)
+def _take(dept: Dept, source: str, state: tuple[int, int], holder: int) -> None:
+    try:
+        found = dept.files.load(source, state)
+    except ValueError as error:
+        raise NotSaved(
+            f"what worker {holder} has written of {source} cannot be read here as it was written: "
+            f"look at the disk of {dept.files.folder}; the same command continues from the last "
+            f"checkpoint"
+        ) from error
     dept.slots.load_state_of(source, found["slots"])
     dept.loader.positions[source] = found["position"]
     dept.in_file[source] = state

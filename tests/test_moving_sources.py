@@ -4,16 +4,20 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import icl_tasks
 import pytest
 from fleet import Fleet, assert_same, learned, summary
+from omegaconf import OmegaConf
+from s3 import BUCKET, S3Server
 from test_config import refusal
-from training import BATCH, LOCAL_STEPS
+from training import BATCH, LOCAL_STEPS, load
 
+import train as command
 from dept import moves
 from dept.options import ConfigError
-from dept.run_folder import NotSaved
+from dept.run_folder import NotSaved, folder_of
 from dept.schedule import RoundSchedule
-from dept.source_files import SourceFiles
+from dept.source_files import SourceFiles, states_among
 
 SOURCES = ("manual", "code", "mail", "tools")
 ROUNDS = 7
@@ -45,14 +49,17 @@ def positions(results):
     return {source: sum(of[source] for of in every) for source in every[0]}
 
 
-def told(root, name):
+def logged(root, name):
     """What was logged of evaluations and of updates, by round; all workers log through one."""
     lines = map(json.loads, (root / "runs" / name / "metrics.jsonl").read_text().splitlines())
     return {
         (line["epoch"], key): value
         for line in lines
         for key, value in line.items()
-        if key.startswith(("eval/", "dept/cosine")) or key.endswith(("/update_norm", "/train_loss"))
+        if key.startswith(("eval/", "dept/cosine"))
+        or key.endswith(("/update_norm", "/train_loss"))
+        or "-shot/" in key
+        or "gauntlet" in key
     }
 
 
@@ -81,12 +88,27 @@ def test_one_worker_and_several_learn_the_same_bits(
     assert positions(results[workers]) == positions(results[1])
     assert sum(positions(results[1]).values()) == results[1][0]["batches"] * BATCH
     assert summary(prepared, runs[workers]) == summary(prepared, runs[1])
-    assert told(prepared, runs[workers]) == told(prepared, runs[1])
+    assert logged(prepared, runs[workers]) == logged(prepared, runs[1])
     if experiment == "dept_spec":  # none keeps what another holds
         held = [{n.split("/")[0] for n in r["tensors"]} - {"global"} for r in results[workers]]
         assert sum(map(len, held)) == len(set().union(*held)) >= len(SOURCES)
     folder = prepared / "runs" / runs[workers] / "checkpoints"
     assert not list(folder.rglob(".seen*")) and not list(folder.rglob(".writing*"))
+
+
+@pytest.mark.end_to_end
+def test_what_a_source_is_evaluated_on_goes_where_it_is(prepared, fleet, tmp_path):
+    """Tasks with the embedding of ``mail``, and an evaluation before training, as well."""
+    icl_tasks.write(tmp_path)
+    options = [*HALF, "algorithms.dept.icl_source=mail", *icl_tasks.in_training(tmp_path)]
+    found = {}
+    for count in (1, 2):
+        run = [f"run_name=tasks-{count}", "max_duration=6ep", "eval_first=true"]
+        fleet.train(prepared, "dept_spec", *options, *run, processes=count)
+        found[count] = logged(prepared, f"tasks-{count}")
+    assert found[1] == found[2]
+    for kind in ("-shot/", "gauntlet", "eval/mail/loss"):
+        assert {epoch for epoch, key in found[1] if kind in key} >= {*range(1, 7)}
 
 
 @pytest.mark.end_to_end
@@ -134,6 +156,40 @@ def test_a_run_that_keeps_one_checkpoint_keeps_what_it_needs_of_every_source(pre
             assert all(of and min(of) >= (4, 0) for of in states.values()), states
         assert_same(learned(results), learned(whole))
         assert positions(results) == positions(whole)
+
+
+@pytest.mark.end_to_end
+def test_a_bucket_has_the_sources_of_whoever_trained_them_and_no_old_ones(
+    prepared, fleet, tmp_path_factory, monkeypatch
+):
+    with S3Server() as server:
+        server.upload(tmp_path_factory.mktemp("empty"), "")
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        options = [*HALF, f"save_folder=s3://{BUCKET}/half", "run_name=half"]
+        options += ["save_num_checkpoints_to_keep=2"]
+
+        def train():
+            plain = OmegaConf.to_container(load(prepared, "dept_spec", *options), resolve=True)
+            assert command.look_into(folder_of(plain), plain, True) is None
+            given = {"processes": 2, "environment": server.environment}
+            results = fleet.train(prepared, "dept_spec", *options, **given)
+            shutil.rmtree(prepared / "runs" / "half")
+            return learned(results)
+
+        def there():
+            names = server.client.list_objects_v2(Bucket=BUCKET)["Contents"]
+            return [entry["Key"].removeprefix("half/") for entry in names]
+
+        whole = train()
+        states = {source: states_among(there(), f"sources/{source}") for source in SOURCES}
+        # The checkpoints of rounds 6 and 7 need one of before; that of 5 has just been removed.
+        old = {source: [state for state in of if state <= (5, 0)] for source, of in states.items()}
+        assert all(of for of in states.values())
+        assert all(len(of) <= 1 for of in old.values()), old
+        newest = next(name for name in there() if name.startswith(f"ep{ROUNDS}-"))
+        server.client.delete_object(Bucket=BUCKET, Key=f"half/{newest}")
+        assert_same(train(), whole)
 
 
 @pytest.mark.end_to_end
