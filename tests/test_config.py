@@ -88,6 +88,7 @@ def refusal(root, capsys, monkeypatch, experiment, *more):
         ("dept_spec", "fsdp_config={sharding_strategy: FULL_SHARD}", "average gradients by DDP"),
         ("dept_spec", "algorithms.dept.inner_state=drop", "inner_state is 'drop': .* reset, keep"),
         ("dept_spec", "algorithms.dept.weighting=size", "weighting is 'size'"),
+        ("dept_spec", "algorithms.dept.sampling=random", "'random': .* uniform, stratified"),
         ("dept_spec", "algorithms.dept.outer_optimizer.name=fedprox", "one of fedavg"),
         ("dept_spec", "algorithms.dept.outer_optimizer.lrr=1", "an option it does not know"),
         ("dept_spec", "train_loader.corpsu=tiny", "'corpsu': did you mean corpus?"),

@@ -64,6 +64,18 @@ def test_workers_that_cannot_share_the_sources_are_told_which_could(checked):
     assert status == 2 and "start 1, 2 or 4 workers" in said
 
 
+def test_what_draws_ask_of_workers_is_said(checked):
+    half = "algorithms.dept.sources_per_round=2"
+    status, said = checked("dept_spec", half, "--workers=2")
+    assert status == 0 and "1, 2 would do; all must see checkpoints/sources of the run" in said
+    unsaved = [half, "save_folder=null", "autoresume=false"]
+    status, said = checked("dept_spec", *unsaved, "--workers=2")
+    assert status == 2 and "set save_folder to a folder that all machines share, or" in said
+    three = [f"algorithms.dept.{key}" for key in ("sources_per_round=3", "sampling=stratified")]
+    status, said = checked("dept_spec", *three, "--workers=3")
+    assert status == 0 and "in a round is 1 for manual, code; 1/2 for mail, tools" in said
+
+
 def test_damage_is_found(checked, prepared, tmp_path):
     broken = tmp_path / "root"
     shutil.copytree(prepared, broken, ignore=shutil.ignore_patterns("runs"))
