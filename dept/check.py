@@ -22,7 +22,6 @@ from dept.options import (
     CorpusOptions,
     DeptOptions,
     MixtureOptions,
-    SourcesOptions,
     StartFromOptions,
     options_of,
     parse,
@@ -100,8 +99,7 @@ def _check(config: Mapping[str, Any]) -> list[str]:
         )
     if not own:
         _check_vocabulary_size(config, corpus)
-    if isinstance(loader, SourcesOptions):
-        _check_cache_limit(loader, prepared)
+    _check_cache_limit(loader, prepared)
     for source in prepared:
         if source.splits["val"].samples < 1 or source.splits["train"].samples < 1:
             raise DataError(f"source {source.name} has an empty split: give it more text")
@@ -275,9 +273,10 @@ def _check_shards(sources: Sequence[PreparedSource]) -> None:
             raise DataError(f"{found}: {remake(shard)}")
 
 
-def _check_cache_limit(loader: SourcesOptions, prepared: Sequence[PreparedSource]) -> None:
+def _check_cache_limit(loader: CorpusOptions, prepared: Sequence[PreparedSource]) -> None:
     limit = loader.cache_bytes
-    needed = max(block_bytes(source.train, loader.block_shards) for source in prepared)
+    of_each = [block_bytes(source.train, loader.block_shards) for source in prepared]
+    needed = sum(of_each) if isinstance(loader, MixtureOptions) else max(of_each)
     if limit is not None and limit < needed:
         raise too_small(limit, needed)
 

@@ -130,9 +130,8 @@ class CorpusOptions:
     cache_limit: int | str | None = None
     """The most bytes of training shards that a worker keeps below ``root``: a number, or a string
     like ``500mb`` or ``20gb``. It removes those needed longest ago, even if they were there before
-    the run. Workers count for themselves: a machine with four of them may hold four times as much,
-    except for ``name: mixture``, where it is Streaming's own limit, of the machine. Validation
-    shards are not counted, and stay. ``null`` keeps all."""
+    the run. Processes count for themselves: a machine with four of them may hold four times as
+    much. Validation shards are not counted, and stay. ``null`` keeps all."""
 
     sources: list[str] | None = None
     """Names of the sources to train; all of the corpus, in its order, by default. Held-out ones
@@ -141,7 +140,16 @@ class CorpusOptions:
     seed: int = 17
     """Seed of the order of samples; ``${seed}`` in the yamls of this repository."""
 
+    stage: str = "pretraining"
+    """Names the stream of random numbers that the order comes from, beside ``seed``. With
+    ``callbacks.start_from`` it is ``start_from`` by default, so that a body that is trained further
+    does not read the first batches of its pre-training again."""
+
+    block_shards: int = 16
+    """Shards whose samples are mixed: as many of a source are needed at the same time."""
+
     def __post_init__(self) -> None:
+        _positive("train_loader.block_shards", self.block_shards)
         if self.sources is not None and len(set(self.sources)) != len(self.sources):
             raise ConfigError(f"train_loader.sources holds a name twice: {shown(self.sources)}")
         if self.sources is not None and not self.sources:
@@ -182,13 +190,6 @@ class CorpusOptions:
 class SourcesOptions(CorpusOptions):
     """``train_loader`` with ``name: sources``, the loader of DEPT."""
 
-    block_shards: int = 16
-    """Shards whose samples are mixed: as many of a source are needed at the same time."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _positive("train_loader.block_shards", self.block_shards)
-
 
 @dataclass(frozen=True)
 class MixtureOptions(CorpusOptions):
@@ -221,10 +222,14 @@ class StartFromOptions:
     ``runs/<run_name>/checkpoints``."""
 
     embedding: str = "random"
-    """``random``: as the model is built; ``pretrained``: the global one of the checkpoint (STD,
-    GLOB, TRIM); ``merged``: made from the private ones of its sources (SPEC, SPEC-OPT), by token
-    string (``dept/merged_embedding.py``); ``mapping``: the same, but as a file says for the tokens
-    that are in it. A new source has no pretrained one."""
+    """``random``: drawn from a stream of its own, the same for every method; ``pretrained``: the
+    global one of the checkpoint (STD, GLOB, TRIM); ``merged``: made from the private ones of its
+    sources (SPEC, SPEC-OPT), by token string (``dept/merged_embedding.py``); ``mapping``: the same,
+    but as a file says for the tokens that are in it. A new source has no pretrained one."""
+
+    embedding_seed: int = 0
+    """Names a draw of the random embedding: 0, 1, 2, ... are independent of one another, and of all
+    that pre-training drew."""
 
     mapping: str | None = None
     """That file: ``{token: {source: {token of the source: weight}}}`` in JSON, as
@@ -238,6 +243,10 @@ class StartFromOptions:
         kinds = ("random", "pretrained", "merged", "mapping")
         _one_of(f"{where}.embedding", self.embedding, kinds)
         _one_of(f"{where}.weighting", self.weighting, ("counts", "uniform"))
+        if not 0 <= self.embedding_seed < 2**31:
+            raise ConfigError(
+                f"{where}.embedding_seed is {self.embedding_seed}: set it from 0 to {2**31 - 1}"
+            )
         if (self.embedding == "mapping") != (self.mapping is not None):
             raise ConfigError(
                 f"{where}.mapping is {shown(self.mapping)} and {where}.embedding "
