@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dept.faults import NumericalFault, not_finite, not_finite_state
+from dept.fedadam import FedAdam
 from dept.options import PRESETS, ConfigError, shown
 from dept.reduction import Average
 
@@ -18,6 +19,7 @@ TORCH_OPTIMIZERS: dict[str, type[Optimizer]] = {
     for name, cls in vars(torch.optim).items()
     if isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
 }
+OUTER_OPTIMIZERS: dict[str, type[Optimizer]] = {**TORCH_OPTIMIZERS, "fedadam": FedAdam}
 
 
 class OuterOptimizer:
@@ -29,7 +31,7 @@ class OuterOptimizer:
     Args:
         name: ``fedavg``, ``nesterov``, ``fedadam``, or any optimizer of ``torch.optim`` in lower
             case (``sgd``, ``adam``, ``adamw``, ``adagrad``, ...).
-        classes: optimizers by name; those of ``torch.optim`` by default.
+        classes: optimizers by name; ``fedadam`` and those of ``torch.optim`` by default.
         options: options of the optimizer (``lr``, ``momentum``, ...), over those of a preset.
 
     Raises:
@@ -42,12 +44,12 @@ class OuterOptimizer:
         classes: Mapping[str, Callable[..., Optimizer]] | None = None,
         **options: Any,
     ) -> None:
-        classes = TORCH_OPTIMIZERS if classes is None else classes
+        classes = OUTER_OPTIMIZERS if classes is None else classes
         settings = {**PRESETS.get(name, {"name": name}), **options}
         self.is_average = settings == PRESETS["fedavg"]
         cls = settings.pop("name")
         if cls not in classes:
-            known = ", ".join([*PRESETS, *sorted(classes)])
+            known = ", ".join(dict.fromkeys([*PRESETS, *sorted(classes)]))
             raise ConfigError(f"outer_optimizer.name is {shown(name)}: set it to one of {known}")
         self.name = name
         self._build = lambda parameter: classes[cls]([parameter], **settings)

@@ -1,8 +1,12 @@
 """The outer step, against torch's optimizers run on a parameter that lives on."""
 
+import math
+
 import pytest
 import torch
 
+from dept.fedadam import FedAdam
+from dept.options import ConfigError
 from dept.outer_optimizer import TORCH_OPTIMIZERS, OuterOptimizer
 from dept.reduction import Average
 
@@ -23,7 +27,8 @@ def run(optimizer, start, averages):
     ("name", "reference"),
     [
         ("nesterov", lambda p: torch.optim.SGD(p, lr=0.7, momentum=0.9, nesterov=True)),
-        ("fedadam", lambda p: torch.optim.Adam(p, lr=1e-3, betas=(0.9, 0.99))),
+        ("fedadam", lambda p: FedAdam(p, lr=1e-3, betas=(0.9, 0.99), tau=1e-3)),
+        ("adam", torch.optim.Adam),
         ("adagrad", torch.optim.Adagrad),
         ("sgd", torch.optim.SGD),
     ],
@@ -51,6 +56,30 @@ def test_every_optimizer_moves_towards_the_average(name):
     start, average = values(1, 100), values(1, 100) + 0.1
     after = run(OuterOptimizer(name), start, [Average(average, None)])
     assert bool(((after - start) * (average - start) > 0).all())
+
+
+def test_fedadam_is_algorithm_2_of_reddi_et_al():
+    """Number by number, in double precision, from v[-1] = tau ** 2 and m[-1] = 0."""
+    lr, b1, b2, tau = 0.3, 0.8, 0.95, 0.05
+    averages = [values(seed, 7).double() for seed in range(6)]
+    start = values(99, 7).double()
+    options = {"lr": lr, "betas": (b1, b2), "tau": tau}
+    ours = run(OuterOptimizer("fedadam", **options), start, [Average(a, None) for a in averages])
+    for i, x in enumerate(start.tolist()):
+        m, v = 0.0, tau**2
+        for average in averages:
+            delta = average[i].item() - x
+            m = b1 * m + (1 - b1) * delta
+            v = b2 * v + (1 - b2) * delta**2
+            x = x + lr * m / (math.sqrt(v) + tau)
+        assert ours[i].item() == pytest.approx(x, rel=1e-12)
+
+
+def test_fedadam_of_the_preset_is_that_of_the_class():
+    step, average = OuterOptimizer("fedadam"), Average(torch.full((1,), 2.0), None)
+    after = step.step({"w": torch.zeros(1)}, {"w": average})["w"]
+    v = 0.99 * 1e-3**2 + 0.01 * 2.0**2
+    assert after.item() == pytest.approx(1e-3 * 0.1 * 2.0 / (math.sqrt(v) + 1e-3), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["nesterov", "fedadam"])
@@ -99,3 +128,21 @@ def test_unknown_names_and_options_are_refused():
         OuterOptimizer("sgd", momentun=0.9)
     with pytest.raises(ValueError, match="outer optimizer is 'sgd'"):
         OuterOptimizer("adam").load_state_dict(OuterOptimizer("sgd").state_dict())
+    with pytest.raises(ConfigError, match="eps"):
+        OuterOptimizer("fedadam", eps=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -0.1}, "lr is -0.1: set it to a number of 0 or more"),
+        ({"tau": 0}, "tau is 0: set it to a number above 0"),
+        ({"tau": "small"}, "tau is 'small': set it to a number above 0"),
+        ({"betas": (0.9, 1.0)}, r"betas is \(0.9, 1.0\): set it to two numbers"),
+        ({"betas": [-0.1, 0.9]}, "betas is .* 0 or more and below 1"),
+        ({"betas": 0.9}, "betas is 0.9: set it to two numbers"),
+    ],
+)
+def test_values_that_fedadam_cannot_have_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        OuterOptimizer("fedadam", **options)

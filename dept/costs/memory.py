@@ -20,6 +20,7 @@ STATE: dict[str, tuple[int, tuple[str, ...]]] = {
     "adamax": (2, ()),
     "adagrad": (1, ()),
     "rmsprop": (1, ("momentum", "centered")),
+    "fedadam": (2, ()),
     "sgd": (0, ("momentum",)),
     "decoupled_sgdw": (0, ("momentum",)),
     "decoupled_lionw": (1, ()),
