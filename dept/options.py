@@ -43,7 +43,8 @@ class DeptOptions:
 
     outer_optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
     """``{name: fedavg}``, ``nesterov``, ``fedadam`` (with ``lr``, ``betas``, ``tau``), or an
-    optimizer of torch in lower case, with its options. See ``dept/outer_optimizer.py``."""
+    optimizer of torch in lower case, with its options. TRIM, which averages by token row, refuses
+    one whose state is not by element (``adafactor``). See ``dept/outer_optimizer.py``."""
 
     inner_state: str = "reset"
     """What becomes of the inner optimizer's state of shared parameters between the slots of a
