@@ -10,7 +10,7 @@ import torch
 from dept.fedadam import FedAdam
 from dept.options import ConfigError
 from dept.outer_optimizer import OUTER_OPTIMIZERS, TORCH_OPTIMIZERS, OuterOptimizer
-from dept.reduction import Average
+from dept.reduction import Average, Reduction, Share
 
 ROUNDS = 4
 
@@ -186,6 +186,42 @@ def test_state_of_an_earlier_version_is_refused():
     old = {"name": "nesterov", "state": {"w": {"momentum_buffer": torch.zeros(2)}}}
     with pytest.raises(ValueError, match=r"an earlier version .* choose another run_name"):
         optimizer.load_state_dict(old)
+
+
+def test_two_replicas_go_where_maxtext_says_they_go():
+    """Losses and parameters of the unit test of MaxText's DiLoCo, a linear model of two replicas.
+
+    The mean of the squared error is descended by SGD at 0.1, and every third step is followed by
+    an outer one: Nesterov momentum of 0.9 at 1.0.
+    """
+    inputs = torch.tensor([[[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    targets = torch.tensor([[[1.0], [2.0]], [[2.0], [3.0]]])
+
+    def local_steps(start):
+        """The local models of a round, averaged, and the mean loss of replicas at each step."""
+        reduction, losses = Reduction(start), torch.zeros(3)
+        for replica in range(2):
+            model = torch.nn.Linear(2, 1)
+            model.load_state_dict(start)
+            sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+            for step in range(3):
+                loss = (model(inputs[replica]) - targets[replica]).square().mean()
+                sgd.zero_grad()
+                loss.backward()
+                sgd.step()
+                losses[step] += loss.detach() / 2
+            reduction.add({n: p.detach() for n, p in model.named_parameters()}, Share())
+        return reduction.averages(), losses
+
+    start = {"weight": torch.tensor([[2.0, 1.0]]), "bias": torch.tensor([1.0])}
+    averages, first = local_steps(start)
+    start = OuterOptimizer("nesterov", lr=1.0, momentum=0.9).step(start, averages)
+    _, second = local_steps(start)
+    losses = torch.cat([first, second[:1]])
+    expected = torch.tensor([1.0, 0.65, 0.4481, 0.574244])
+    torch.testing.assert_close(losses, expected, atol=0, rtol=1e-6)
+    after = torch.cat([start["weight"][0], start["bias"]])
+    torch.testing.assert_close(after, torch.tensor([1.5345, 1.0494, 0.5839]), atol=1e-6, rtol=0)
 
 
 def test_every_optimizer_of_torch_can_be_named():
