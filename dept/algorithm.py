@@ -47,6 +47,8 @@ class Dept(Algorithm):
         self.options = parse(DeptOptions, "algorithms.dept", options)
         self.variant = self.options.sharing
         self.outer_optimizer = OuterOptimizer(**self.options.outer_optimizer)
+        if self.variant.averages_by_row:
+            self.outer_optimizer.check_by_row()
         self.workers = workers.current()
         self.loader: SourceLoader
         self.schedule: RoundSchedule

@@ -161,7 +161,7 @@ def _check_dept(config: Mapping[str, Any], dept: DeptOptions, names: Sequence[st
         seed=config.get("seed", 17),
         workers=place.workers,
     )
-    _check_outer_optimizer(dept.outer_optimizer)
+    _check_outer_optimizer(dept.outer_optimizer, by_row=dept.sharing.averages_by_row)
     duration = config["max_duration"]
     if not _rounds(duration):
         raise ConfigError(
@@ -194,7 +194,7 @@ def _rounds(duration: Any) -> bool:
     return text.endswith("ep") and text[:-2].isdigit() and int(text[:-2]) > 0
 
 
-def _check_outer_optimizer(options: Mapping[str, Any]) -> None:
+def _check_outer_optimizer(options: Mapping[str, Any], *, by_row: bool) -> None:
     where = "algorithms.dept.outer_optimizer"
     known = schema.Section({**optimizer_keys.USUAL, "name": schema.TEXT}, is_open=True)
     schema.check(where, known, options)
@@ -205,6 +205,8 @@ def _check_outer_optimizer(options: Mapping[str, Any]) -> None:
         optimizer.step({"w": torch.ones(2, 2)}, {"w": Average(torch.zeros(2, 2), None)})
     except Exception as error:  # torch has many
         raise ConfigError(f"{where} cannot take a step: {shown(str(error))}") from None
+    if by_row:
+        optimizer.check_by_row()
 
 
 def _check_start_from(

@@ -12,14 +12,15 @@ from dept.variants import VARIANTS, Variant
 
 T = TypeVar("T")
 
-# Outer optimizers by a name of their own: the optimizer of torch that it is, and its options.
+# Outer optimizers by a name of their own: the optimizer that it is, and its options.
 #   fedavg    the average itself (McMahan et al. 2017), the outer optimizer of the paper
 #   nesterov  the outer optimizer of DiLoCo (Douillard et al. 2023)
-#   fedadam   Adam on pseudo-gradients (Reddi et al. 2021)
+#   fedadam   FedAdam (Reddi et al. 2021, Algorithm 2), which is in dept/fedadam.py: it has no bias
+#             correction, and tau where Adam has eps; adam is torch's Adam on pseudo-gradients
 PRESETS: dict[str, dict[str, Any]] = {
     "fedavg": {"name": "sgd", "lr": 1.0},
     "nesterov": {"name": "sgd", "lr": 0.7, "momentum": 0.9, "nesterov": True},
-    "fedadam": {"name": "adam", "lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8},
+    "fedadam": {"name": "fedadam", "lr": 1e-3, "betas": (0.9, 0.99), "tau": 1e-3},
 }
 
 
@@ -41,8 +42,9 @@ class DeptOptions:
     """``|S_t|``: how many sources are drawn each round; all of them by default."""
 
     outer_optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
-    """``{name: fedavg}``, ``nesterov``, ``fedadam``, or an optimizer of torch in lower case, with
-    its options. See ``dept/outer_optimizer.py``."""
+    """``{name: fedavg}``, ``nesterov``, ``fedadam`` (with ``lr``, ``betas``, ``tau``), or an
+    optimizer of torch in lower case, with its options. TRIM, which averages by token row, refuses
+    one whose state is not by element (``adafactor``). See ``dept/outer_optimizer.py``."""
 
     inner_state: str = "reset"
     """What becomes of the inner optimizer's state of shared parameters between the slots of a
