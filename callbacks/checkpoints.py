@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,39 @@ from composer.core import Event, State
 from composer.loggers import Logger
 from composer.utils import checkpoint, dist, format_name_with_dist
 
-from callbacks.stop_on_sigterm import StopOnSigterm
+from callbacks.stop_on_sigterm import StopOnSigterm, ends_epoch
 from dept import durable
 from dept.notices import tell
 from dept.remote_checkpoints import checkpoints_among
 from dept.remote_folder import RemoteFolder
 from dept.run_folder import NotSaved, numbered_checkpoints
+
+Interval = Callable[[State, Event], bool]
+
+
+def after_the_epoch(interval: Interval) -> Interval:
+    """Let a checkpoint that falls on the last batch of an epoch wait until the epoch has ended.
+
+    What comes with that end, the outer step of a round above all, is then in it; and there is one
+    checkpoint of that moment, however often checkpoints are made.
+
+    Args:
+        interval: of Composer, which is asked at every ``BATCH_CHECKPOINT`` and
+            ``EPOCH_CHECKPOINT``.
+    """
+    waits = False
+
+    def due(state: State, event: Event) -> bool:
+        nonlocal waits
+        is_due = interval(state, event)
+        if event == Event.BATCH_CHECKPOINT and ends_epoch(state):
+            waits = is_due
+            return False
+        if event == Event.EPOCH_CHECKPOINT:
+            is_due, waits = is_due or waits, False
+        return is_due
+
+    return due
 
 
 class Checkpoints(CheckpointSaver):
@@ -64,7 +91,7 @@ class Checkpoints(CheckpointSaver):
             self.remote = RemoteFolder(folder, remote)
             if self.num_checkpoints_to_keep == 0:
                 self.num_checkpoints_to_keep = 1  # it must be here until it is sent
-        self._scheduled = self.save_interval
+        self._scheduled = after_the_epoch(self.save_interval)
         self.save_interval = self._is_due
 
     def fit_start(self, state: State, logger: Logger) -> None:

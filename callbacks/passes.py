@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-from dept.corpus import read_corpus
-from dept.options import MixtureOptions
 
 
 def passes(tokens: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
     """Passes over each source.
 
     Args:
-        tokens: that were trained on, by source.
-        sizes: tokens of its training split.
+        tokens: that were trained on, by source; or sequences.
+        sizes: as many as its training split has.
     """
     return {name: tokens[name] / sizes[name] for name in tokens}
-
-
-def of_mixture(options: MixtureOptions, tokens: int) -> dict[str, float]:
-    """Passes over the sources of a mixture, of which ``tokens`` were read in all."""
-    corpus = read_corpus(Path(options.root), options.corpus)
-    names = corpus.sources if options.sources is None else options.sources
-    sizes = {name: corpus.source(name).splits["train"].tokens for name in names}
-    weights = {name: size ** float(options.tau) for name, size in sizes.items()}
-    total = sum(weights.values())
-    return passes({name: tokens * weight / total for name, weight in weights.items()}, sizes)
 
 
 def line(sources: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -15,13 +15,13 @@ from composer.utils import dist
 from llmfoundry.interfaces import CallbackWithConfig
 from omegaconf import OmegaConf
 
-from callbacks.passes import of_mixture, passes
+from callbacks.passes import passes
 from callbacks.source_metrics import SourceMetrics, average
 from callbacks.summary import show
 from dept import durable
 from dept.algorithm import Dept
 from dept.costs.transport import every_step_bytes
-from dept.options import options_of
+from dept.mixture import Mixture
 from dept.run_folder import NotSaved
 
 SUMMARY, CONFIG = "summary.json", "config.yaml"
@@ -69,7 +69,7 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
     metrics = next(c for c in state.callbacks if isinstance(c, SourceMetrics))
     dept = next((a for a in state.algorithms if isinstance(a, Dept)), None)
     entries: dict[str, Any] = {"sources": {}, "held_out": {}}
-    read = _passes(state, dept, config)
+    read = _passes(state, dept)
     for name, result in metrics.latest.items():
         entry = {"vocab_size": metrics.vocab_sizes[name]}
         if dept is not None and name not in metrics.held_out:
@@ -115,13 +115,16 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _passes(state: State, dept: Dept | None, config: dict[str, Any]) -> dict[str, float]:
+def _passes(state: State, dept: Dept | None) -> dict[str, float]:
     """How often each source was read, if sources of a prepared corpus were."""
     if dept is not None:
         sizes = {name: p.splits["train"].tokens for name, p in dept.loader.prepared.items()}
         return passes(dept.totals["tokens"], sizes)
-    _, loader = options_of(config)
-    return of_mixture(loader, state.timestamp.token.value) if loader is not None else {}
+    mixture = getattr(state.train_dataloader, "dataset", None)
+    if not isinstance(mixture, Mixture):
+        return {}
+    sizes = {name: source.order.samples for name, source in mixture.sources.items()}
+    return passes(mixture.positions, sizes)
 
 
 def _communication(dept: Dept | None, state: State) -> dict[str, Any]:

@@ -16,6 +16,11 @@ from composer.utils import dist
 from dept.launcher import GRACE
 
 
+def ends_epoch(state: State) -> bool:
+    """Whether the batch that was trained last is the last of its epoch, which has not ended yet."""
+    return state.timestamp.batch_in_epoch == state.dataloader_len
+
+
 class StopOnSigterm(Callback):
     """Ends training after SIGTERM, at the next moment at which checkpoints are taken.
 
@@ -32,8 +37,11 @@ class StopOnSigterm(Callback):
     def asked(self, state: State, event: Event) -> bool:
         """Whether any process of this world has been told to end; the same on all of them.
 
-        All of them must ask, at the same event.
+        All of them must ask, at the same event. Not after the last batch of an epoch, whose end is
+        about to come: what is saved then has the outer step of the round in it.
         """
+        if event == Event.BATCH_CHECKPOINT and ends_epoch(state):
+            return False
         now = (event, state.timestamp.batch.value)
         if self._decided is None or self._decided[0] != now:
             received = self._received is not None

@@ -47,6 +47,8 @@ class Dept(Algorithm):
         self.options = parse(DeptOptions, "algorithms.dept", options)
         self.variant = self.options.sharing
         self.outer_optimizer = OuterOptimizer(**self.options.outer_optimizer)
+        if self.variant.averages_by_row:
+            self.outer_optimizer.check_by_row()
         self.workers = workers.current()
         self.loader: SourceLoader
         self.schedule: RoundSchedule
@@ -78,7 +80,7 @@ class Dept(Algorithm):
             Event.AFTER_DATALOADER: self._enter_slot,
             Event.BATCH_END: self._after_step,
             Event.BATCH_CHECKPOINT: self._before_checkpoint,
-            Event.EPOCH_END: self._outer_step,
+            Event.EPOCH_END: self._end_round,
             Event.EVAL_STANDALONE_START: self._choose_evaluators,
             Event.EVAL_STANDALONE_END: self._restore_evaluators,
             Event.EVAL_START: self._enter_evaluation,
@@ -230,9 +232,18 @@ class Dept(Algorithm):
         weight = 1.0 if self.options.weighting == "uniform" else float(train.tokens)
         return Share(weight, self.slots.rows(source))
 
+    def _end_round(self, state: State, logger: Logger) -> None:
+        """At the end of an epoch; or before, if an evaluation falls on the last batch of a round.
+
+        Composer evaluates before it ends the epoch. (Checkpoints wait: callbacks/checkpoints.py.)
+        """
+        taken = sum(len(slot["losses"]) for slot in self.round.values())
+        if taken == self.schedule.batches_per_round:
+            self._outer_step(state, logger)
+
     def _outer_step(self, state: State, logger: Logger) -> None:
         """After the last slot: theta[t] = OuterOpt(theta[t-1], average of the local models)."""
-        round_index = state.timestamp.epoch.value - 1  # Composer has counted it already
+        round_index = self.loader.round_index
         stage = f"the outer step of round {round_index + 1}"
         with self._timed("outer_step_seconds"):
             waited = self.workers.wait_for_all(stage)
@@ -245,13 +256,13 @@ class Dept(Algorithm):
                 ]
                 for worker in range(self.workers.count)
             ]
-            moved = 0.0
+            moved, stepped = 0.0, {}
             if any(shares):
                 averages = self.reduction.averages(self.workers, shares, stage=stage)
                 stepped = self.outer_optimizer.step(self.slots.start, averages)
                 moved = updates.norm(self.slots.update(stepped))
-                self.slots.start |= stepped
             self._park(state)
+            self.slots.close_round(stepped)
             here = {"slots": self.round, "sent": dict(self.workers.sent), "waited": waited}
             self.workers.sent.clear()
             every = self.workers.gather(here, stage=stage)
@@ -286,6 +297,7 @@ class Dept(Algorithm):
         state.evaluators = self.evaluators
 
     def _enter_evaluation(self, state: State, logger: Logger) -> None:
+        self._end_round(state, logger)
         self._park(state)
         self.evaluation.enter(state.dataloader_label or "eval")
 
@@ -323,7 +335,7 @@ class Dept(Algorithm):
         The running slot must be suspended (:meth:`dept.slots.Slots.park`).
         """
         return {
-            "rounds_trained": self.totals["rounds_trained"].get(source, 0),
+            "last_round": self.totals["last_round"].get(source, 0),
             "tokenizer": self.loader.prepared[source].tokenizer_hash,
             "position": self.loader.positions[source],
             "slots": self.slots.state_of(source),
@@ -337,6 +349,9 @@ class Dept(Algorithm):
             raise RuntimeError("a checkpoint in mid-round must be taken through save_interval")
         return {
             "identity": self._identity(),
+            # Of the global parameters, and of the file of each source that belongs to them.
+            "round": self.totals["rounds"],
+            "last_round": self.totals["last_round"],
             "outer_optimizer": self.outer_optimizer.state_dict(),
             "totals": self.totals,
             # Of a source of this worker without a slot, too: its file may be newer than this.

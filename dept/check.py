@@ -23,7 +23,6 @@ from dept.options import (
     CorpusOptions,
     DeptOptions,
     MixtureOptions,
-    SourcesOptions,
     StartFromOptions,
     options_of,
     parse,
@@ -101,8 +100,7 @@ def _check(config: Mapping[str, Any]) -> list[str]:
         )
     if not own:
         _check_vocabulary_size(config, corpus)
-    if isinstance(loader, SourcesOptions):
-        _check_cache_limit(loader, prepared)
+    _check_cache_limit(loader, prepared)
     for source in prepared:
         if source.splits["val"].samples < 1 or source.splits["train"].samples < 1:
             raise DataError(f"source {source.name} has an empty split: give it more text")
@@ -194,7 +192,7 @@ def _check_dept(
     schedule = schedule_of(config, dept, names, place.workers)
     if schedule.moves and not config.get("save_folder"):
         raise moves.nowhere(place.workers)
-    _check_outer_optimizer(dept.outer_optimizer)
+    _check_outer_optimizer(dept.outer_optimizer, by_row=dept.sharing.averages_by_row)
     duration = config["max_duration"]
     if not _rounds(duration):
         raise ConfigError(
@@ -228,7 +226,7 @@ def _rounds(duration: Any) -> bool:
     return text.endswith("ep") and text[:-2].isdigit() and int(text[:-2]) > 0
 
 
-def _check_outer_optimizer(options: Mapping[str, Any]) -> None:
+def _check_outer_optimizer(options: Mapping[str, Any], *, by_row: bool) -> None:
     where = "algorithms.dept.outer_optimizer"
     known = schema.Section({**optimizer_keys.USUAL, "name": schema.TEXT}, is_open=True)
     schema.check(where, known, options)
@@ -239,6 +237,8 @@ def _check_outer_optimizer(options: Mapping[str, Any]) -> None:
         optimizer.step({"w": torch.ones(2, 2)}, {"w": Average(torch.zeros(2, 2), None)})
     except Exception as error:  # torch has many
         raise ConfigError(f"{where} cannot take a step: {shown(str(error))}") from None
+    if by_row:
+        optimizer.check_by_row()
 
 
 def _check_start_from(
@@ -307,9 +307,10 @@ def _check_shards(sources: Sequence[PreparedSource]) -> None:
             raise DataError(f"{found}: {remake(shard)}")
 
 
-def _check_cache_limit(loader: SourcesOptions, prepared: Sequence[PreparedSource]) -> None:
+def _check_cache_limit(loader: CorpusOptions, prepared: Sequence[PreparedSource]) -> None:
     limit = loader.cache_bytes
-    needed = max(block_bytes(source.train, loader.block_shards) for source in prepared)
+    of_each = [block_bytes(source.train, loader.block_shards) for source in prepared]
+    needed = sum(of_each) if isinstance(loader, MixtureOptions) else max(of_each)
     if limit is not None and limit < needed:
         raise too_small(limit, needed)
 

@@ -20,6 +20,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     * schedulers run on sequential steps (``dept/learning_rate.py``);
     * a model of transformers runs no code of its repository, unless the yaml says so;
     * a model without a vocabulary size gets that of the global tokenizer;
+    * a body that is trained further reads its text in another order;
     * an evaluator for every source, and for held-out ones where there is a global embedding;
     * a loader resumes by itself, and what belongs to a source is DEPT's to save;
     * checkpoints are written whole, and before an end by SIGTERM (``callbacks/checkpoints.py``);
@@ -40,6 +41,8 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     model = config["model"]
     sizes = model.setdefault("config_overrides", {}) if model["name"].startswith("hf_") else model
     sizes.setdefault("vocab_size", corpus.tokenizers[GLOBAL].vocab_size)
+    if "start_from" in (config.get("callbacks") or {}):
+        config["train_loader"].setdefault("stage", "start_from")
     if not config.get("eval_loader") and not config.get("eval_loaders"):
         held_out = [n for n in corpus.held_out if n not in names and evaluates_held_out(dept)]
         config["eval_loaders"] = [  # what llm-foundry calls a list of eval_loader

@@ -13,11 +13,14 @@ Slot = Mapping[str, Any]
 def none_yet(workers: int) -> dict[str, Any]:
     """Totals of a run that has not begun; part of its checkpoints.
 
-    What a source was drawn for counts in ``rounds_trained`` and ``tokens``, though its update may
-    have been left out: ``left_out`` has those. ``reaches`` are what updates are held against
-    (:func:`dept.faults.reach`), by source.
+    ``rounds`` counts outer steps, ``last_round`` is the last one (from 1) that a source was drawn
+    for. What it was drawn for counts there, in ``rounds_trained`` and in ``tokens``, though its
+    update may have been left out: ``left_out`` has those. ``reaches`` are what updates are held
+    against (:func:`dept.faults.reach`), by source.
     """
     return {
+        "rounds": 0,
+        "last_round": {},
         "rounds_trained": {},
         "tokens": {},
         "sent_bytes": 0,
@@ -40,7 +43,9 @@ def add(totals: dict[str, Any], every: Sequence[Mapping[str, Any]]) -> int:
     Returns:
         Bytes of models that all workers sent.
     """
+    totals["rounds"] += 1
     for source, slot in slots_of(every).items():
+        totals["last_round"][source] = totals["rounds"]
         for total, new in (("rounds_trained", 1), ("tokens", slot["tokens"])):
             totals[total][source] = totals[total].get(source, 0) + new
         if slot.get("fault") is not None:

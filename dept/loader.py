@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from dept.corpus import PreparedSource
-from dept.order import SampleOrder
+from dept.order import PRETRAINING, SampleOrder
 from dept.place import Place
 from dept.remote import address_of
 from dept.schedule import RoundSchedule
 from dept.shard_cache import ShardCache
-from dept.shards import TokenReader
+from dept.shards import Shard, TokenReader
 
 Batch = dict[str, Tensor]
 
@@ -23,6 +23,54 @@ def collate(samples: list[np.ndarray]) -> Batch:
     """Token samples to the batch a causal language model takes: int64[batch, length] each."""
     input_ids = torch.from_numpy(np.stack(samples).astype(np.int64))
     return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+
+class OpenSource:
+    """The training split of a source, read in its order.
+
+    Args:
+        prepared: the source.
+        seed: of the order.
+        stage: of training (:class:`dept.order.SampleOrder`).
+        block_shards: shards whose samples are mixed.
+        remote: where ``data/`` is that missing shards are fetched from.
+        cache: of those; one for all sources that have a limit in common.
+
+    Raises:
+        DataError: a shard is missing.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedSource,
+        *,
+        seed: int,
+        stage: str = PRETRAINING,
+        block_shards: int = 16,
+        remote: str | None = None,
+        cache: ShardCache | None = None,
+    ) -> None:
+        self._reader = TokenReader(
+            prepared.train,
+            remote=remote and address_of(remote, prepared.train),
+            cache=cache,
+            vocab_size=prepared.vocab_size,
+        )
+        self.order = SampleOrder(
+            self._reader.shard_samples,
+            seed=seed,
+            source=prepared.name,
+            stage=stage,
+            block_shards=block_shards,
+        )
+
+    def sample_at(self, position: int) -> np.ndarray:
+        """The tokens at ``position`` of the order: uint16 or uint32 [sequence_length]."""
+        return self._reader[self.order.sample_at(position)]
+
+    def shards_at(self, position: int) -> list[Shard]:
+        """What is still to be read of the block of ``position``, of a remote source."""
+        return self._reader.shards(self.order.shards_at(position))
 
 
 class SourceLoader:
@@ -36,6 +84,7 @@ class SourceLoader:
         prepared: the sources, by name, in the order of the corpus.
         batch_size: samples in a batch of this rank.
         seed: of the order of samples.
+        stage: of training.
         place: of this rank; the ranks of a worker read parts of the same batch.
         block_shards: shards whose samples are mixed.
         remote: where ``data/`` is that missing shards are fetched from, ahead of their need.
@@ -44,6 +93,7 @@ class SourceLoader:
     Attributes:
         block_shards: shards whose samples are mixed.
         positions: samples read so far of each source that this worker holds; of others 0.
+        round_index: of the pass, from 0.
         plan: source and local step of each batch of the pass.
         current: those of the batch that was given last.
         coming_step: the sequential step (of one source's training) of the batch to come.
@@ -55,6 +105,7 @@ class SourceLoader:
         *,
         batch_size: int,
         seed: int,
+        stage: str = PRETRAINING,
         place: Place | None = None,
         block_shards: int = 16,
         remote: str | None = None,
@@ -67,15 +118,14 @@ class SourceLoader:
         self.plan: list[tuple[str, int]] = []
         self.current = ("", 0)
         self.coming_step = 0
-        self._seed = seed
+        self._seed, self._stage = seed, stage
         self.block_shards = block_shards
         self._remote = remote
         self._cache = None if remote is None else ShardCache(cache_limit)
         self._ahead: tuple[str, int, str] | None = None
-        self._round = 0
+        self.round_index = 0
         self._schedule: RoundSchedule | None = None
-        self._readers: dict[str, TokenReader] = {}
-        self._orders: dict[str, SampleOrder] = {}
+        self._open: dict[str, OpenSource] = {}
 
     def bind(self, schedule: RoundSchedule) -> None:
         """Follow ``schedule``, and open all sources that it may ever give to this worker.
@@ -85,17 +135,13 @@ class SourceLoader:
         """
         self._schedule = schedule
         for name in schedule.sources_of(self.place.worker):
-            split = self.prepared[name].train
-            remote = self._remote and address_of(self._remote, split)
-            size = self.prepared[name].vocab_size
-            self._readers[name] = reader = TokenReader(
-                split, remote=remote, cache=self._cache, vocab_size=size
-            )
-            self._orders[name] = SampleOrder(
-                reader.shard_samples,
+            self._open[name] = OpenSource(
+                self.prepared[name],
                 seed=self._seed,
-                source=name,
+                stage=self._stage,
                 block_shards=self.block_shards,
+                remote=self._remote,
+                cache=self._cache,
             )
 
     @property
@@ -116,7 +162,7 @@ class SourceLoader:
             round_index: from 0.
             done: local steps that a source has already taken in it.
         """
-        self._round = round_index
+        self.round_index = round_index
         self.plan = self.schedule.remaining(self.place.worker, round_index, done)
         self.coming_step = self._sequential_step(0)
 
@@ -129,13 +175,13 @@ class SourceLoader:
         """
         last = self.positions[source]
         first = last - batches * self.place.ranks * self.batch_size
-        samples = [self._orders[source].sample_at(at) for at in range(first, last)]
+        samples = [self._open[source].order.sample_at(at) for at in range(first, last)]
         return samples, (first, last - 1)
 
     def _sequential_step(self, batch: int) -> int:
         steps = self.schedule.local_steps
         step = self.plan[batch][1] if batch < len(self.plan) else steps
-        return self._round * steps + step
+        return self.round_index * steps + step
 
     def __len__(self) -> int:
         if self._schedule is None:
@@ -155,8 +201,8 @@ class SourceLoader:
 
     def _next_round_source(self, otherwise: str) -> str:
         """What the next round begins with here, if its position is known; it may be elsewhere."""
-        source = self.schedule.slots_of(self.place.worker, self._round + 1)[0]
-        is_held = self.schedule.holders(self._round)[source] == self.place.worker
+        source = self.schedule.slots_of(self.place.worker, self.round_index + 1)[0]
+        is_held = self.schedule.holders(self.round_index)[source] == self.place.worker
         return source if is_held else otherwise
 
     def _look_ahead(self, source: str, batches: int, next_source: str) -> None:
@@ -170,7 +216,7 @@ class SourceLoader:
         if self._cache is None:
             return
         position = self.positions[source]
-        end = self._orders[source].block_end(position)
+        end = self._open[source].order.block_end(position)
         if self._ahead == (source, end, next_source):
             return
         self._ahead = (source, end, next_source)
@@ -179,19 +225,12 @@ class SourceLoader:
             # Its block is needed first, or that after this one, whichever the slot comes to.
             ends_first = position + batches * self.batch_size * self.place.ranks <= end
             plan.insert(1 if ends_first else 2, (next_source, self.positions[next_source]))
-        self._cache.want(
-            [
-                shard
-                for name, at in plan
-                for shard in self._readers[name].shards(self._orders[name].shards_at(at))
-            ]
-        )
+        self._cache.want([shard for name, at in plan for shard in self._open[name].shards_at(at)])
 
     def _next_batch(self, source: str) -> Batch:
-        reader, order = self._readers[source], self._orders[source]
         first = self.positions[source] + self.place.rank * self.batch_size
         self.positions[source] += self.place.ranks * self.batch_size
-        return collate([reader[order.sample_at(first + i)] for i in range(self.batch_size)])
+        return collate([self._open[source].sample_at(first + i) for i in range(self.batch_size)])
 
 
 class ValidationLoader:

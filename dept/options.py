@@ -13,14 +13,15 @@ from dept.variants import VARIANTS, Variant
 
 T = TypeVar("T")
 
-# Outer optimizers by a name of their own: the optimizer of torch that it is, and its options.
+# Outer optimizers by a name of their own: the optimizer that it is, and its options.
 #   fedavg    the average itself (McMahan et al. 2017), the outer optimizer of the paper
 #   nesterov  the outer optimizer of DiLoCo (Douillard et al. 2023)
-#   fedadam   Adam on pseudo-gradients (Reddi et al. 2021)
+#   fedadam   FedAdam (Reddi et al. 2021, Algorithm 2), which is in dept/fedadam.py: it has no bias
+#             correction, and tau where Adam has eps; adam is torch's Adam on pseudo-gradients
 PRESETS: dict[str, dict[str, Any]] = {
     "fedavg": {"name": "sgd", "lr": 1.0},
     "nesterov": {"name": "sgd", "lr": 0.7, "momentum": 0.9, "nesterov": True},
-    "fedadam": {"name": "adam", "lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8},
+    "fedadam": {"name": "fedadam", "lr": 1e-3, "betas": (0.9, 0.99), "tau": 1e-3},
 }
 
 
@@ -50,8 +51,9 @@ class DeptOptions:
     """
 
     outer_optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
-    """``{name: fedavg}``, ``nesterov``, ``fedadam``, or an optimizer of torch in lower case, with
-    its options. See ``dept/outer_optimizer.py``."""
+    """``{name: fedavg}``, ``nesterov``, ``fedadam`` (with ``lr``, ``betas``, ``tau``), or an
+    optimizer of torch in lower case, with its options. TRIM, which averages by token row, refuses
+    one whose state is not by element (``adafactor``). See ``dept/outer_optimizer.py``."""
 
     inner_state: str = "reset"
     """What becomes of the inner optimizer's state of shared parameters between the slots of a
@@ -140,9 +142,8 @@ class CorpusOptions:
     cache_limit: int | str | None = None
     """The most bytes of training shards that a worker keeps below ``root``: a number, or a string
     like ``500mb`` or ``20gb``. It removes those needed longest ago, even if they were there before
-    the run. Workers count for themselves: a machine with four of them may hold four times as much,
-    except for ``name: mixture``, where it is Streaming's own limit, of the machine. Validation
-    shards are not counted, and stay. ``null`` keeps all."""
+    the run. Processes count for themselves: a machine with four of them may hold four times as
+    much. Validation shards are not counted, and stay. ``null`` keeps all."""
 
     sources: list[str] | None = None
     """Names of the sources to train; all of the corpus, in its order, by default. Held-out ones
@@ -151,7 +152,16 @@ class CorpusOptions:
     seed: int = 17
     """Seed of the order of samples; ``${seed}`` in the yamls of this repository."""
 
+    stage: str = "pretraining"
+    """Names the stream of random numbers that the order comes from, beside ``seed``. With
+    ``callbacks.start_from`` it is ``start_from`` by default, so that a body that is trained further
+    does not read the first batches of its pre-training again."""
+
+    block_shards: int = 16
+    """Shards whose samples are mixed: as many of a source are needed at the same time."""
+
     def __post_init__(self) -> None:
+        _positive("train_loader.block_shards", self.block_shards)
         if self.sources is not None and len(set(self.sources)) != len(self.sources):
             raise ConfigError(f"train_loader.sources holds a name twice: {shown(self.sources)}")
         if self.sources is not None and not self.sources:
@@ -192,13 +202,6 @@ class CorpusOptions:
 class SourcesOptions(CorpusOptions):
     """``train_loader`` with ``name: sources``, the loader of DEPT."""
 
-    block_shards: int = 16
-    """Shards whose samples are mixed: as many of a source are needed at the same time."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _positive("train_loader.block_shards", self.block_shards)
-
 
 @dataclass(frozen=True)
 class MixtureOptions(CorpusOptions):
@@ -231,10 +234,14 @@ class StartFromOptions:
     ``runs/<run_name>/checkpoints``."""
 
     embedding: str = "random"
-    """``random``: as the model is built; ``pretrained``: the global one of the checkpoint (STD,
-    GLOB, TRIM); ``merged``: made from the private ones of its sources (SPEC, SPEC-OPT), by token
-    string (``dept/merged_embedding.py``); ``mapping``: the same, but as a file says for the tokens
-    that are in it. A new source has no pretrained one."""
+    """``random``: drawn from a stream of its own, the same for every method; ``pretrained``: the
+    global one of the checkpoint (STD, GLOB, TRIM); ``merged``: made from the private ones of its
+    sources (SPEC, SPEC-OPT), by token string (``dept/merged_embedding.py``); ``mapping``: the same,
+    but as a file says for the tokens that are in it. A new source has no pretrained one."""
+
+    embedding_seed: int = 0
+    """Names a draw of the random embedding: 0, 1, 2, ... are independent of one another, and of all
+    that pre-training drew."""
 
     mapping: str | None = None
     """That file: ``{token: {source: {token of the source: weight}}}`` in JSON, as
@@ -248,6 +255,10 @@ class StartFromOptions:
         kinds = ("random", "pretrained", "merged", "mapping")
         _one_of(f"{where}.embedding", self.embedding, kinds)
         _one_of(f"{where}.weighting", self.weighting, ("counts", "uniform"))
+        if not 0 <= self.embedding_seed < 2**31:
+            raise ConfigError(
+                f"{where}.embedding_seed is {self.embedding_seed}: set it from 0 to {2**31 - 1}"
+            )
         if (self.embedding == "mapping") != (self.mapping is not None):
             raise ConfigError(
                 f"{where}.mapping is {shown(self.mapping)} and {where}.embedding "

@@ -10,26 +10,34 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dept.faults import NumericalFault, not_finite, not_finite_state
+from dept.fedadam import FedAdam
 from dept.options import PRESETS, ConfigError, shown
 from dept.reduction import Average
+from dept.row_steps import step_rows
 
 TORCH_OPTIMIZERS: dict[str, type[Optimizer]] = {
     name.lower(): cls
     for name, cls in vars(torch.optim).items()
     if isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
 }
+OUTER_OPTIMIZERS: dict[str, type[Optimizer]] = {**TORCH_OPTIMIZERS, "fedadam": FedAdam}
+
+FORMAT = 2
+"""Of the state in a checkpoint. Before 2, ``fedadam`` was Adam, and steps were not by row."""
 
 
 class OuterOptimizer:
     """Applies an optimizer to pseudo-gradients, ``start - average``, by parameter name.
 
     The sign makes descent go towards the average: SGD with learning rate 1 and no momentum lands
-    on it. State is kept by name, so that it outlives any ``torch.nn.Parameter``.
+    on it. State is kept by name, so that it outlives any ``torch.nn.Parameter``. In a parameter
+    averaged by token row, each row is stepped, and its steps are counted, only in the rounds in
+    which some source holds it (``dept/row_steps.py``).
 
     Args:
         name: ``fedavg``, ``nesterov``, ``fedadam``, or any optimizer of ``torch.optim`` in lower
             case (``sgd``, ``adam``, ``adamw``, ``adagrad``, ...).
-        classes: optimizers by name; those of ``torch.optim`` by default.
+        classes: optimizers by name; ``fedadam`` and those of ``torch.optim`` by default.
         options: options of the optimizer (``lr``, ``momentum``, ...), over those of a preset.
 
     Raises:
@@ -42,12 +50,12 @@ class OuterOptimizer:
         classes: Mapping[str, Callable[..., Optimizer]] | None = None,
         **options: Any,
     ) -> None:
-        classes = TORCH_OPTIMIZERS if classes is None else classes
+        classes = OUTER_OPTIMIZERS if classes is None else classes
         settings = {**PRESETS.get(name, {"name": name}), **options}
         self.is_average = settings == PRESETS["fedavg"]
         cls = settings.pop("name")
         if cls not in classes:
-            known = ", ".join([*PRESETS, *sorted(classes)])
+            known = ", ".join(dict.fromkeys([*PRESETS, *sorted(classes)]))
             raise ConfigError(f"outer_optimizer.name is {shown(name)}: set it to one of {known}")
         self.name = name
         self._build = lambda parameter: classes[cls]([parameter], **settings)
@@ -96,39 +104,59 @@ class OuterOptimizer:
         """The value and the optimizer's state after the step."""
         if self.is_average:
             return average.value, {}  # start - 1.0 * (start - average), without its rounding
-        parameter = torch.nn.Parameter(start.clone())
-        parameter.grad = start - average.value
+        gradient, before = start - average.value, self.state.get(name, {})
+        if average.held is None:
+            state = {k: v.clone() if isinstance(v, Tensor) else v for k, v in before.items()}
+            return self._stepped(start.clone(), gradient, state)
+        return step_rows(self._stepped, start, gradient, average.held, before)
+
+    def _stepped(
+        self, value: Tensor, gradient: Tensor, state: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """What one step of the optimizer makes of a parameter and its state, in their place."""
+        parameter = torch.nn.Parameter(value)
+        parameter.grad = gradient
         optimizer = self._build(parameter)
-        before = self.state.get(name, {})
-        if before:  # else leave what the optimizer itself starts from
-            optimizer.state[parameter] = {
-                key: value.clone() if isinstance(value, Tensor) else value
-                for key, value in before.items()
-            }
+        if state:  # else leave what the optimizer itself starts from
+            optimizer.state[parameter] = state
         optimizer.step()
-        after = dict(optimizer.state[parameter])
-        if average.held is not None:
-            held = average.held.reshape(-1, *[1] * (start.dim() - 1))
-            parameter.data = torch.where(held, parameter.data, start)
-            for key, value in after.items():
-                if isinstance(value, Tensor) and value.shape == start.shape and key in before:
-                    after[key] = torch.where(held, value, before[key])
-        return parameter.data, after
+        return parameter.data, dict(optimizer.state[parameter])
+
+    def check_by_row(self) -> None:
+        """Refuse an optimizer that cannot step the rows of a matrix each on its own.
+
+        Raises:
+            ConfigError: it keeps state that is neither by element nor a scalar.
+        """
+        shape = (3, 2)
+        _, state = self._stepped(torch.ones(shape), torch.ones(shape), {})
+        for key, entry in state.items():
+            if not (isinstance(entry, Tensor) and entry.shape in (shape, ())):
+                raise ConfigError(
+                    f"outer_optimizer.name is {shown(self.name)}, whose state {key} is not by "
+                    "element, but the variant averages the token embedding row by row: set it to "
+                    "another, such as adam or nesterov"
+                )
 
     def state_dict(self) -> dict[str, Any]:
-        """Name of the optimizer and its state by parameter name."""
-        return {"name": self.name, "state": self.state}
+        """Name of the optimizer, its state by parameter name, and the format of that."""
+        return {"name": self.name, "format": FORMAT, "state": self.state}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         """Restore what ``state_dict`` gave, onto ``device``.
 
         Raises:
-            ValueError: it is the state of another optimizer.
+            ValueError: it is the state of another optimizer, or of an earlier format.
         """
         if state["name"] != self.name:
             raise ValueError(
                 f"the checkpoint's outer optimizer is {state['name']!r}, the yaml's is "
                 f"{self.name!r}: set algorithms.dept.outer_optimizer.name to {state['name']!r}"
+            )
+        if state["state"] and state.get("format") != FORMAT:
+            raise ValueError(
+                "the checkpoint's outer optimizer state is of an earlier version of this "
+                "repository, which counted steps in another way: choose another run_name"
             )
         self.state = {
             name: {

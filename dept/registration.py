@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from pathlib import Path
 from typing import Any
 
 from composer.core import DataSpec
 from composer.utils import dist
 from llmfoundry import registry
-from llmfoundry.data.dataloader import build_dataloader
 from llmfoundry.data.utils import get_tokens_per_batch_func
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from dept import config, finishing, icl, workers
 from dept.algorithm import Dept
 from dept.corpus import GLOBAL, PreparedSource, read_corpus
 from dept.learning_rate import SequentialStepsScheduler
-from dept.loader import SourceLoader, ValidationLoader
+from dept.loader import OpenSource, SourceLoader, ValidationLoader
+from dept.mixture import Mixture
 from dept.options import CorpusOptions, MixtureOptions, SourcesOptions, parse
 from dept.outer_optimizer import TORCH_OPTIMIZERS
-from dept.remote import address_of, fetch_corpus, share_cache
-from dept.scratch import one_at_a_time
-from dept.shard_files import HASH
+from dept.remote import fetch_corpus
+from dept.shard_cache import ShardCache
 from dept.source_checkpoints import SourceCheckpoints
 from dept.start_from import StartFrom
 
@@ -46,12 +44,11 @@ def build_sources(
     chosen = parse(SourcesOptions, "train_loader", options)
     prepared = _prepared(chosen, own_tokenizers=own_tokenizers)
     place = workers.current().place
-    if chosen.remote:
-        weakref.finalize(tokenizer, os.close, share_cache(chosen.root, chosen.corpus, alone=False))
     loader = SourceLoader(
         prepared,
         batch_size=device_batch_size,
         seed=chosen.seed,
+        stage=chosen.stage,
         place=place,
         block_shards=chosen.block_shards,
         remote=chosen.remote,
@@ -96,7 +93,7 @@ def build_validation(
 def build_mixture(
     *, tokenizer: PreTrainedTokenizerBase, device_batch_size: int, **options: Any
 ) -> DataSpec:
-    """``train_loader: {name: mixture}``: llm-foundry's text loader over all sources (STD).
+    """``train_loader: {name: mixture}``: all sources mixed in every batch (STD).
 
     Args:
         tokenizer: the global tokenizer.
@@ -105,35 +102,32 @@ def build_mixture(
     """
     chosen = parse(MixtureOptions, "train_loader", options)
     prepared = _prepared(chosen, own_tokenizers=False)
-    batches = chosen.epoch_batches
-    hashed = all(
-        HASH in shard.hashes for source in prepared.values() for shard in source.shards("train")
-    )
-    dataset = {
-        "streams": {
-            name: {
-                "local": str(source.train),
-                "remote": chosen.remote and address_of(chosen.remote, source.train),
-                "proportion": source.splits["train"].tokens ** float(chosen.tau),
-            }
-            for name, source in prepared.items()
-        },
-        "max_seq_len": next(iter(prepared.values())).sequence_length,
-        "epoch_size": batches and batches * device_batch_size * dist.get_world_size(),
-        "shuffle": True,
-        "shuffle_seed": chosen.seed,
-        "keep_zip": True,
-        "cache_limit": chosen.cache_limit,
-        "validate_hash": HASH if hashed else None,  # of what is fetched
+    cache = ShardCache(chosen.cache_bytes) if chosen.remote else None
+    sources = {
+        name: OpenSource(
+            source,
+            seed=chosen.seed,
+            stage=chosen.stage,
+            block_shards=chosen.block_shards,
+            remote=chosen.remote,
+            cache=cache,
+        )
+        for name, source in prepared.items()
     }
-    text = {"name": "text", "dataset": dataset, "drop_last": True, "num_workers": 0}
-    text |= {"persistent_workers": False, "prefetch_factor": None, "pin_memory": False}
-    leads = dist.get_local_rank() == 0
-    if chosen.remote and leads:
-        weakref.finalize(tokenizer, os.close, share_cache(chosen.root, chosen.corpus, alone=True))
-    with one_at_a_time("streaming", leads=leads):
-        dist.barrier()  # no rank looks for a number before its job's turn
-        return build_dataloader(text, tokenizer, device_batch_size)
+    mixture = Mixture(
+        sources,
+        tokens={name: source.splits["train"].tokens for name, source in prepared.items()},
+        tau=chosen.tau,
+        epoch_batches=chosen.epoch_batches,
+        batch_size=device_batch_size,
+        rank=dist.get_global_rank(),
+        ranks=dist.get_world_size(),
+        seed=chosen.seed,
+        stage=chosen.stage,
+        cache=cache,
+    )
+    loader = DataLoader(mixture, batch_size=None)  # Composer resumes a dataset of one of torch's
+    return DataSpec(loader, get_num_tokens_in_batch=get_tokens_per_batch_func())
 
 
 def _prepared(options: CorpusOptions, *, own_tokenizers: bool) -> dict[str, PreparedSource]:

@@ -110,37 +110,6 @@ def locked(path: Path, operation: int) -> int | None:
     return None
 
 
-def share_cache(root: str | Path, corpus: str, *, alone: bool) -> int:
-    """Hold a corpus that is cached here, with other runs that share it or without any.
-
-    Runs of DEPT share a cache: each holds what it needs. StreamingDataset, which mixtures are read
-    with, knows of no other run, and removes what it likes.
-
-    Args:
-        root: folder that holds ``data/``.
-        corpus: name of the corpus.
-        alone: whether no other run may read it meanwhile.
-
-    Returns:
-        A descriptor; the corpus is held until it is closed.
-
-    Raises:
-        ConfigError: another run holds it.
-    """
-    folder = Path(root, "data", corpus)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".cache.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ConfigError(
-            f"{folder} is the cache of train_loader.remote for another run, and a mixture shares "
-            f"its cache with none: give this run another train_loader.root, or wait for that one"
-        ) from None
-    return handle
-
-
 @contextmanager
 def work_folder(folder: Path) -> Iterator[None]:
     """An empty folder to fetch into, held by one thread of one process at a time, then removed.

@@ -58,15 +58,15 @@ def _restore(
     dept: Dept, source: str, files: SourceFiles, round_index: int, step: int | None
 ) -> None:
     """Take what there is of a source from its file, for a checkpoint in ``round_index``."""
-    trained = dept.totals["rounds_trained"].get(source, 0)
+    trained = dept.totals["last_round"].get(source, 0)
     found = files.read(source, round_index, step)
     if found is None and trained == 0:
         return
     where = files.folder / source
-    if (found is None or found["rounds_trained"] != trained) and dept.fetch_source is not None:
+    if (found is None or found["last_round"] != trained) and dept.fetch_source is not None:
         dept.fetch_source(source, round_index)  # on another machine than the first worker
         found = files.read(source, round_index, step)
-    if found is None or found["rounds_trained"] != trained:
+    if found is None or found["last_round"] != trained:
         kept = "" if dept.options.upload_sources else ", from the machine that trained it"
         raise ConfigError(
             f"{where} lacks the state of {source} that the checkpoint of round {round_index} "

@@ -1,19 +1,18 @@
 """A temporary folder for each job, so that what a killed one leaves can be told from others'.
 
-StreamingDataset, which the baselines read with, keeps lock files in the temporary folder and
-segments of shared memory by the same numbers. Neither says whose it is, and SIGKILL leaves both.
+StreamingDataset, which llm-foundry's own loaders read with, keeps lock files in the temporary
+folder and segments of shared memory by the same numbers. Neither says whose it is, and SIGKILL
+leaves both.
 """
 
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 _LOCK = re.compile(r"(\d{6})_.*_filelock")
@@ -37,27 +36,6 @@ def enter() -> Path:
     os.environ["TMPDIR"] = str(folder)
     tempfile.tempdir = None  # to be read from there again
     return folder
-
-
-@contextmanager
-def one_at_a_time(purpose: str, *, leads: bool) -> Iterator[None]:
-    """Let jobs of this user on this machine do something one after another.
-
-    StreamingDataset looks for a free number, and takes it a moment later: of two runs that start
-    together, one would die.
-
-    Args:
-        purpose: names what is not to be done at the same time.
-        leads: whether this process waits for its job's turn; one of each machine must.
-    """
-    if not leads:
-        yield
-        return
-    here = Path(tempfile.gettempdir())
-    base = here.parent if re.fullmatch(r"dept-\d+", here.name) else here
-    with open(base / f"dept-{purpose}-{os.getuid()}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _left(base: Path, job: int) -> Iterator[Path]:

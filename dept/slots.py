@@ -35,11 +35,14 @@ class Slots:
 
     Attributes:
         start: the global parameters of this round, by name; those the variant shares.
-        private: private parameters, by source and name, on the CPU.
+        private: private parameters as the round found them, by source and name, on the CPU.
+        finished: those of sources whose slot of this round has ended. They become ``private`` with
+            the outer step, so that a model read in mid-round is of one round in all its parts.
         inner: inner optimizer state kept between slots, by source and name, on the CPU.
         active: the source whose slot the model is in.
         suspended: local models of slots that were left in mid-way, with their optimizer's state,
             by source.
+        stream: of random numbers that private embeddings are drawn from, beside the seed.
         parked: whether the model holds the global parameters.
         built_parameters: size of the model as built, with all tokens of the global tokenizer.
     """
@@ -58,10 +61,12 @@ class Slots:
         self.vocabularies = dict(vocabularies)
         self.inner_state = inner_state
         self.seed = seed
+        self.stream: tuple[str | int, ...] = ("private_embedding",)
         self.active: str | None = None
         self.parked = True
         self._evaluating = False
         self.private: dict[str, dict[str, Tensor]] = {}
+        self.finished: dict[str, dict[str, Tensor]] = {}
         self.inner: dict[str, States] = {}
         self.suspended: dict[str, dict[str, Any]] = {}
         sharing = {name: variant.sharing(role) for name, role in live.roles.items()}
@@ -119,10 +124,21 @@ class Slots:
             if self.inner_state == "keep" or name in self.private_names
         }
         if self.private_names:
-            self.private[source] = {
+            self.finished[source] = {
                 name: values[name].to("cpu", copy=True) for name in self.private_names
             }
         return {name: values[name] for name in self.shared_names}
+
+    def close_round(self, stepped: Mapping[str, Tensor]) -> None:
+        """End the round: its outcome is the model from here on.
+
+        Args:
+            stepped: global parameters after the outer step, by name; others stay.
+        """
+        self.start |= stepped
+        self.private |= self.finished
+        self.finished = {}
+        self._reload()
 
     def abandon(self) -> None:
         """End the slot as if it had not been: what is the source's own is what it was before."""
@@ -137,9 +153,12 @@ class Slots:
             states = self.live.take_states()
             self.suspended[source] = {"values": values, "states": states}
         if not self.parked:
-            body = {} if self._evaluating else self.start
-            self.live.load({**body, **self._placeholders}, {})
-            self.parked, self._evaluating = True, False
+            self._reload(body=not self._evaluating)
+
+    def _reload(self, *, body: bool = True) -> None:
+        """Let the parked model hold the global parameters."""
+        self.live.load({**(self.start if body else {}), **self._placeholders}, {})
+        self.parked, self._evaluating = True, False
 
     def evaluate_as(self, source: str) -> None:
         """Give the parked model the private embedding of ``source``, if the variant has any."""
@@ -157,7 +176,7 @@ class Slots:
                     self.live.model,
                     self.private_names,
                     rows=self.vocabularies[source].rows,
-                    seed=seed_of(self.seed, "private_embedding", source),
+                    seed=seed_of(self.seed, *self.stream, source),
                 ).items()
             }
         return self.private.get(source, {})
@@ -192,6 +211,7 @@ class Slots:
         """All there is of one source beside the global parameters; no slot of it may run."""
         return {
             "private": self.private.get(source),
+            "finished": self.finished.get(source),
             "inner": self.inner.get(source),
             "suspended": self.suspended.get(source),
         }
@@ -200,6 +220,7 @@ class Slots:
         """Restore what ``state_of`` gave."""
         for name, kept in (
             ("private", self.private),
+            ("finished", self.finished),
             ("inner", self.inner),
             ("suspended", self.suspended),
         ):
@@ -209,7 +230,7 @@ class Slots:
 
     def forget(self, source: str) -> None:
         """Hold nothing of a source any more; another worker has it."""
-        for kept in (self.private, self.inner, self.suspended):
+        for kept in (self.private, self.finished, self.inner, self.suspended):
             kept.pop(source, None)
 
     def _leave(self) -> str:

@@ -10,7 +10,7 @@ from composer.core import Callback, Event, State, Time, TimeUnit
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler
 
-from callbacks.checkpoints import Checkpoints
+from callbacks.checkpoints import Checkpoints, after_the_epoch
 from callbacks.stop_on_sigterm import StopOnSigterm
 from dept.algorithm import Dept
 from dept.notices import tell
@@ -51,7 +51,7 @@ class SourceCheckpoints(Callback):
         self.remote: RemoteFolder | None = None
         self.keep = save_num_checkpoints_to_keep
         self.in_mid_round = Time.from_input(save_interval, TimeUnit.EPOCH).unit != TimeUnit.EPOCH
-        self._scheduler = create_interval_scheduler(save_interval)
+        self._scheduler = after_the_epoch(create_interval_scheduler(save_interval))
         self._decided: tuple[tuple[Event, int], bool] | None = None
         self._round_is_written = True  # by all workers, at its start; nothing is lost before that
         self._stop: StopOnSigterm | None = None

@@ -19,7 +19,8 @@ from dept.algorithm import Dept
 from dept.corpus import GLOBAL, PreparedCorpus, read_corpus
 from dept.merged_embedding import Merged, SourceEmbedding, merge
 from dept.options import ConfigError, StartFromOptions, parse
-from dept.swap import parameter_roles, vocabulary_modules
+from dept.streams import seed_of
+from dept.swap import parameter_roles, random_embedding, vocabulary_modules
 from dept.token_mapping import from_mapping, read_mapping
 from dept.token_strings import strings_of
 from dept.trained import Trained, read_trained, tokens_of
@@ -51,19 +52,29 @@ class StartFrom(CallbackWithConfig):
             pass  # embeddings are the sources' own: see before_load
         elif self.options.embedding == "pretrained":
             values |= pretrained(self.trained, state.model, self.corpus)
-        elif self.options.embedding != "random":
+        else:
             roles = parameter_roles(state.model)
             rows = len(vocabulary_modules(state.model)[0].weight)
-            strings = self._strings(GLOBAL, rows)
-            built = {name: state.model.get_parameter(name).detach().cpu() for name in roles}
-            values |= self._merged(roles, strings, built)
+            drawn = random_embedding(
+                state.model,
+                [name for name, role in roles.items() if role is not Role.BODY],
+                rows=rows,
+                seed=seed_of(state.rank_zero_seed, *self._stream),
+            )
+            values |= drawn
+            if self.options.embedding != "random":
+                otherwise = {name: value.cpu() for name, value in drawn.items()}
+                values |= self._merged(roles, self._strings(GLOBAL, rows), otherwise)
         for name, value in values.items():
             state.model.get_parameter(name).data.copy_(value)
 
     def before_load(self, state: State, logger: Logger) -> None:
         """Embeddings of new sources, once the algorithm knows which are this worker's."""
         dept = _dept_of(state)
-        if dept is None or self.options.embedding == "random":
+        if dept is None:
+            return
+        dept.slots.stream = self._stream
+        if self.options.embedding == "random":
             return
         for source in dept.schedule.sources_of(dept.workers.place.worker):
             prepared = dept.loader.prepared[source]
@@ -71,6 +82,11 @@ class StartFrom(CallbackWithConfig):
             held = [strings[i] for i in dept.slots.vocabularies[source].token_ids.tolist()]
             private = dept.slots.private_of(source)
             private |= self._merged(dept.slots.live.roles, held, private)
+
+    @property
+    def _stream(self) -> tuple[str, int]:
+        """The stream of the random embedding: neither that of the model as built nor a source's."""
+        return "start_from", self.options.embedding_seed
 
     def _strings(self, tokenizer: str, rows: int) -> list[str]:
         return strings_of(self.corpus.tokenizers[tokenizer].path, rows)

@@ -41,9 +41,11 @@ class Trained:
     """By source, of a run of DEPT."""
 
     round: int
+    """Outer steps, or epochs, that the parameters have seen."""
 
-    mid_round: bool
-    """Whether it was written before its round had ended."""
+    source_rounds: Mapping[str, int]
+    """By source, of a run of DEPT: the last round that it was trained in, which its file must be
+    of; in mid-round too, since a file holds the private embedding as its round found it."""
 
     model_config: Mapping[str, Any]
     """Of the model as a transformers config; empty if the checkpoint has none."""
@@ -74,16 +76,23 @@ class Trained:
                 f"{self.path} is not of a run of DEPT and has no private embeddings: set "
                 f"callbacks.start_from.embedding to random or pretrained"
             )
-        files, found = SourceFiles(self.path.parent / FOLDER), {}
-        step = None if self.mid_round else 0  # a later run may have left more of this round
+        files, found, others = SourceFiles(self.path.parent / FOLDER), {}, []
         for source in self.identity["sources"]:
             try:
-                state = files.read(source, self.round, step)
+                state = files.read(source, self.round)
             except _UNREADABLE as error:
                 raise ConfigError(
                     f"{files.folder / source} holds a file that cannot be read "
                     f"({str(error).splitlines()[0]}): bring it anew"
                 ) from error
+            here = 0 if state is None else state["last_round"]
+            needed = self.source_rounds.get(source, 0)
+            if here != needed:
+                others.append(
+                    f"{files.folder / source} has {source} as of round {here}, and "
+                    f"{self.path.name} belongs to its file of round {needed}: bring that one to "
+                    f"where it is"
+                )
             if state is not None and state["slots"]["private"]:
                 found[source] = state["slots"]["private"]
         if not found:
@@ -91,6 +100,8 @@ class Trained:
                 f"{files.folder} holds no private embeddings: bring it to where {self.path.name} "
                 f"is, or choose a run of spec or spec_opt"
             )
+        if others:
+            raise ConfigError(others[0])
         return found
 
 
@@ -127,7 +138,7 @@ def read_trained(path: str | Path) -> Trained:
         identity=dept and dept["identity"],
         tokens_trained=dept["totals"]["tokens"] if dept else {},
         round=int(timestamp.get("epoch", 0)),
-        mid_round=int(timestamp.get("batch_in_epoch", 0)) > 0,
+        source_rounds=dept["last_round"] if dept else {},
         model_config=built.get("model", {}).get("config", {}).get("content", {}),
         tokenizer=files,
     )

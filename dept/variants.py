@@ -53,6 +53,11 @@ class Variant:
         """Whether there is a phi that can read any token of the global tokenizer."""
         return self.phi is not Sharing.PRIVATE
 
+    @property
+    def averages_by_row(self) -> bool:
+        """Whether some parameter is averaged by token row."""
+        return Sharing.BY_TOKEN_ROW in (self.theta, self.phi, self.psi)
+
 
 _AVERAGED, _BY_ROW, _PRIVATE = Sharing.AVERAGED, Sharing.BY_TOKEN_ROW, Sharing.PRIVATE
 

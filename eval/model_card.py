@@ -148,7 +148,7 @@ def _summary_of(run: TrainedRun) -> Mapping[str, Any]:
     if not file.is_file():
         return empty
     summary = json.loads(file.read_text())
-    is_last = not run.trained.mid_round and summary["rounds"] == run.trained.round
+    is_last = summary["rounds"] == run.trained.round
     return summary if is_last else empty
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ STAGES = (
     "tuning",
     "pretrain",
     "cpt_random",
+    "cpt_random_long",
     "cpt_pretrained",
     "cpt_merged",
+    "tuning_cpt",
     "plasticity",
+    "plasticity_long",
     "stability",
     "study",
     "downstream",
@@ -69,6 +73,9 @@ class Continuation:
     methods: list[str]
     overrides: list[str] = field(default_factory=list)
     seeds: list[int] | None = None
+    corpora: list[str] | None = None
+    draws: int | None = None
+    """How many random embeddings to start from, one after another; the yaml's own if not given."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,9 @@ class Setting:
 
     yaml: str | None = None
     """Experiment to go on with."""
+
+    draws: int | None = None
+    """As of a :class:`Continuation`."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,9 @@ class Job:
     baseline: bool = False
     source: str | None = None
     setting: str | None = None
+    draw: int | None = None
+    """Which random embedding it starts from."""
+
     after: str | None = None
     """Name of the job whose checkpoint it goes on from."""
 
@@ -206,7 +219,9 @@ def jobs(plan: Plan, sources: Mapping[str, Sequence[str]]) -> list[Job]:
             trained = list(_pretraining(plan, corpus, seed, sources[corpus]))
             result += trained
             for stage, continuation in plan.continued.items():
-                if seed in (plan.seeds if continuation.seeds is None else continuation.seeds):
+                seeds = plan.seeds if continuation.seeds is None else continuation.seeds
+                of = plan.corpora if continuation.corpora is None else continuation.corpora
+                if seed in seeds and corpus in of:
                     result += _continuations(plan, stage, continuation, trained)
     for stage, variations in plan.variations.items():
         result += _variations(plan, stage, variations)
@@ -236,12 +251,14 @@ def _continuations(
         if job.method not in continuation.methods:
             continue
         method = plan.methods[job.method]
-        corpus, adapts = plan.corpora[job.corpus], stage == "plasticity"
-        for source in corpus.unseen if adapts else [None]:
+        corpus, adapts = plan.corpora[job.corpus], stage.startswith("plasticity")
+        places = product(corpus.unseen if adapts else [None], _draws(continuation.draws))
+        for source, draw in places:
             own = (
                 f"variables.checkpoint=runs/{job.name}/checkpoints/{method.checkpoint}",
                 *((f"variables.source={source}",) if adapts else corpus.continued),
                 *continuation.overrides,
+                *_drawn(draw),
             )
             yield _job(
                 plan,
@@ -252,6 +269,7 @@ def _continuations(
                 job.seed,
                 own,
                 source=source or job.source,
+                draw=draw,
                 after=job.name,
             )
 
@@ -273,25 +291,35 @@ def _variations(plan: Plan, stage: str, variations: Variations) -> Iterable[Job]
                     checkpoint = f"runs/{after}/checkpoints/{method.checkpoint}"
                     overrides = (f"variables.checkpoint={checkpoint}", *setting.overrides)
                     method = Method(setting.yaml or "continued", 0.0, method.baseline)
-                job = _job(
-                    plan,
-                    method,
-                    setting.method,
-                    corpus,
-                    stage,
-                    seed,
-                    overrides,
-                    setting=name,
-                    after=after,
-                )
-                names[name] = job.name
-                yield job
+                for draw in _draws(setting.draws):
+                    job = _job(
+                        plan,
+                        method,
+                        setting.method,
+                        corpus,
+                        stage,
+                        seed,
+                        (*overrides, *_drawn(draw)),
+                        setting=name,
+                        draw=draw,
+                        after=after,
+                    )
+                    names[name] = job.name
+                    yield job
+
+
+def _draws(count: int | None) -> Sequence[int | None]:
+    return [None] if count is None else range(count)
+
+
+def _drawn(draw: int | None) -> tuple[str, ...]:
+    return () if draw is None else (f"variables.embedding_seed={draw}",)
 
 
 def _fine_tuning(downstream: Downstream, body: Job) -> Iterable[Job]:
     if body.stage != "cpt_random" or body.corpus not in downstream.corpora:
         return
-    if body.method not in downstream.methods:
+    if body.method not in downstream.methods or body.draw:
         return
     for task in downstream.tasks:
         for init in ("pretrained", "random"):
@@ -326,9 +354,11 @@ def _job(
     *,
     source: str | None = None,
     setting: str | None = None,
+    draw: int | None = None,
     after: str | None = None,
 ) -> Job:
     parts = [corpus, stage, name, setting and re.sub(r"[^\w.-]+", "_", setting), source, f"s{seed}"]
+    parts += [] if draw is None else [f"d{draw}"]
     run_name = "-".join(part for part in parts if part)
     rate = (f"optimizer.lr={method.learning_rate}",) if method.learning_rate else ()
     general = (f"run_name={run_name}", f"variables.corpus={corpus}", f"seed={seed}")
@@ -343,5 +373,6 @@ def _job(
         baseline=method.baseline,
         source=source,
         setting=setting,
+        draw=draw,
         after=after,
     )

@@ -42,7 +42,7 @@ def record(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def _of_job(job: Job) -> dict[str, Any]:
-    keys = ("corpus", "stage", "method", "setting", "baseline", "seed", "source")
+    keys = ("corpus", "stage", "method", "setting", "baseline", "seed", "draw", "source")
     return {"run": job.name, **{key: getattr(job, key) for key in keys}}
 
 

@@ -91,6 +91,8 @@ def refusal(root, capsys, monkeypatch, experiment, *more):
         ("dept_spec", "algorithms.dept.sampling=random", "'random': .* uniform, stratified"),
         ("dept_spec", "algorithms.dept.outer_optimizer.name=fedprox", "one of fedavg"),
         ("dept_spec", "algorithms.dept.outer_optimizer.lrr=1", "an option it does not know"),
+        ("dept_spec", "algorithms.dept.outer_optimizer={name: fedadam, tau: 0}", "tau is 0: set"),
+        ("dept_trim", "algorithms.dept.outer_optimizer.name=adafactor", "row_var is not by elem"),
         ("dept_spec", "train_loader.corpsu=tiny", "'corpsu': did you mean corpus?"),
         ("dept_spec", "train_loader.corpus=nowhere", "make data CORPUS=nowhere"),
         ("dept_spec", "train_loader.sources=[code,latin]", "names 'latin', .* manual, code, mail"),

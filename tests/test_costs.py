@@ -18,8 +18,9 @@ from dept.costs.experiment import costs_of
 from dept.costs.memory import STATE, dept_memory, state_numbers
 from dept.costs.parameters import mpt_parameters
 from dept.options import ConfigError
-from dept.outer_optimizer import TORCH_OPTIMIZERS, OuterOptimizer
+from dept.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizer
 from dept.reduction import Reduction, Share
+from dept.row_steps import PREFIX
 from dept.slots import Slots
 from dept.swap import LiveModel
 from dept.variants import VARIANTS
@@ -81,12 +82,12 @@ def test_optimizers_keep_what_the_table_says(name):
     kinds = [{}, *[{option: 0.9 if option == "momentum" else True} for option in by_option]]
     for options in kinds:
         assert state_numbers("optimizer", {"name": name, **options}) == always + len(options)
-    if name not in TORCH_OPTIMIZERS:
+    if name not in OUTER_OPTIMIZERS:
         return  # Composer's, whose state is that of torch's optimizer of like name
     for options in kinds:
         parameter = torch.nn.Parameter(torch.ones(5))
         parameter.grad = torch.ones(5)
-        optimizer = TORCH_OPTIMIZERS[name]([parameter], lr=0.1, **options)
+        optimizer = OUTER_OPTIMIZERS[name]([parameter], lr=0.1, **options)
         optimizer.step()
         held = [v for v in optimizer.state[parameter].values() if getattr(v, "shape", None) == (5,)]
         assert len(held) == always + len(options), (name, options)
@@ -125,11 +126,16 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
     assert memory["start"] == size_of(slots.start)
     assert memory["sums"] == size_of(reduction._sums)
     kept = size_of(shared) + size_of(slots.private.get("a", {}))
+    kept += size_of(slots.finished.get("a", {}))
     kept += sum(size_of(state) for state in slots.inner["a"].values())
     assert memory["kept_per_source"] == kept
     stepper = OuterOptimizer(outer)
     stepper.step(slots.start, reduction.averages())
-    assert memory["outer_state"] == sum(size_of(state) for state in stepper.state.values())
+    by_element = [
+        {key: value for key, value in state.items() if not key.startswith(PREFIX)}
+        for state in stepper.state.values()
+    ]
+    assert memory["outer_state"] == sum(map(size_of, by_element))
 
 
 def size_of(tensors):

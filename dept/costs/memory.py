@@ -20,6 +20,7 @@ STATE: dict[str, tuple[int, tuple[str, ...]]] = {
     "adamax": (2, ()),
     "adagrad": (1, ()),
     "rmsprop": (1, ("momentum", "centered")),
+    "fedadam": (2, ()),
     "sgd": (0, ("momentum",)),
     "decoupled_sgdw": (0, ("momentum",)),
     "decoupled_lionw": (1, ()),
@@ -38,10 +39,12 @@ class Memory:
         sums: of the local models of the round, in float64, if it trains several sources in turn.
             (If it trains one, the local model is copied when its slot is over and its optimizer
             state has gone.)
-        outer_state: of the outer optimizer.
+        outer_state: of the outer optimizer. What it keeps for each token row of TRIM, such as a
+            count of steps, is not counted: it is a few bytes beside a row of the embedding.
         kept_per_source: on the CPU, between the slots of a source: its private embedding, and the
             inner state of that, or of the whole model with ``inner_state: keep``; and until the
-            round ends its local model, for checkpoints in mid-round.
+            round ends its local model, for checkpoints in mid-round, and the private embedding as
+            the round found it.
     """
 
     weights: int
@@ -109,7 +112,8 @@ def dept_memory(
         "start": WORD * shared,
         "sums": 2 * WORD * shared if slots > 1 else 0,
         "outer_state": WORD * shared * state_numbers("algorithms.dept.outer_optimizer", outer),
-        "kept_per_source": WORD * (local + inner * (local if keep_inner_state else private)),
+        "kept_per_source": WORD
+        * (local + private + inner * (local if keep_inner_state else private)),
     }
 
 
