@@ -50,7 +50,6 @@ class OpenSource:
         remote: str | None = None,
         cache: ShardCache | None = None,
     ) -> None:
-        self.tokens = prepared.splits["train"].tokens
         self._reader = TokenReader(
             prepared.train,
             remote=remote and address_of(remote, prepared.train),

@@ -37,6 +37,7 @@ class Mixture(IterableDataset):
 
     Args:
         sources: by name, in the order of the corpus.
+        tokens: of the training split of each source, by name.
         tau: 0 draws sources uniformly, 1 in proportion to their tokens.
         epoch_batches: of an epoch; as many as all samples fill by default.
         batch_size: sequences in a batch of this rank.
@@ -51,6 +52,7 @@ class Mixture(IterableDataset):
         self,
         sources: Mapping[str, OpenSource],
         *,
+        tokens: Mapping[str, int],
         tau: float,
         batch_size: int,
         seed: int,
@@ -61,7 +63,7 @@ class Mixture(IterableDataset):
         cache: ShardCache | None = None,
     ) -> None:
         self.sources = dict(sources)
-        weights = np.array([float(s.tokens) ** float(tau) for s in sources.values()])
+        weights = np.array([float(tokens[name]) ** float(tau) for name in sources])
         self.probabilities = weights / weights.sum()
         self.batch_size, self.rank, self.ranks = batch_size, rank, ranks
         self.seed, self.stage = seed, stage

@@ -116,6 +116,7 @@ def build_mixture(
     }
     mixture = Mixture(
         sources,
+        tokens={name: source.splits["train"].tokens for name, source in prepared.items()},
         tau=chosen.tau,
         epoch_batches=chosen.epoch_batches,
         batch_size=device_batch_size,

@@ -1,4 +1,4 @@
-"""Hand-made records of runs for tests of what is reported of them."""
+"""Hand-made records of runs for tests of what is reported of them, and what a table shows."""
 
 import math
 
@@ -17,9 +17,10 @@ def evaluated(perplexity, bits=None):
 
 def record(method, perplexities, stage="cpt_random", seed=17, source=None, held_out=None, **more):
     name = "-".join(filter(None, ["c", stage, method, source, str(more.get("learning_rate", ""))]))
+    drawn = "" if more.get("draw") is None else f"-d{more['draw']}"
     points = [4.0, 3.0, 2.0]
     return {
-        "run": f"{name}-s{seed}",
+        "run": f"{name}-s{seed}{drawn}",
         "corpus": "c",
         "stage": stage,
         "method": method,
@@ -74,7 +75,27 @@ def everything():
                 by_source = {"en": 90.0 + seed, "a<b|c": 40.0}
                 run = record(method, by_source, stage, seed, held_out={"el": 1e3}, norms=norms)
                 records.append(run)
-            records.append(record(method, {"el": 80.0}, "plasticity", seed, source="el"))
+            for draw in (0, 1):
+                more = {"draw": draw, "local_steps": 40}
+                by_source = {"en": 80.0 + draw, "a<b|c": 40.0}
+                records.append(record(method, by_source, "cpt_random_long", seed, **more))
+                for stage in ("plasticity", "plasticity_long"):
+                    run = record(method, {"el": 80.0 + draw}, stage, seed, source="el", **more)
+                    records.append(run)
         records.append(record(method, {}, "tuning"))
+        rate = {"setting": "random 4.0e-3", "learning_rate": 0.004}
+        records.append(record(method, {}, "tuning_cpt", average={"perplexity": 50.0}, **rate))
         records.append(fine_tuned(method, 0.75))
     return records
+
+
+def cells(table):
+    return {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+
+
+def bold(table):
+    return {(row[0].text, place) for row in table.rows for place, c in enumerate(row[1:]) if c.best}
+
+
+def by_title(found):
+    return {table.title: table for table in found}

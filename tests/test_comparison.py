@@ -1,28 +1,20 @@
-"""The mathematics of a comparison of methods, its tables and lines, on hand-made records."""
+"""The mathematics of a comparison of methods and its tables, on hand-made records."""
 
 import math
 
 import numpy as np
 import pytest
-from run_record import fine_tuned, record
+from run_record import bold, by_title, cells, record
 
 from eval import plan
-from eval.report import curves, names
+from eval.report import names
 from eval.report.compare import AVERAGE, compare, improvements, won
-from eval.report.comparison_tables import comparison_tables
+from eval.report.comparison_tables import comparison_tables, comparisons
+from eval.report.overview import overview
 from eval.report.run_records import arranged
 from eval.report.table import markdown
 from eval.report.tables import tables
 from eval.reproduce import PLAN
-
-
-def cells(table):
-    return {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
-
-
-def bold(table):
-    return {(row[0].text, place) for row in table.rows for place, c in enumerate(row[1:]) if c.best}
-
 
 TWO_SEEDS = [
     record("std_tau0", {"en": 100.0, "it": 50.0}, seed=17),
@@ -33,14 +25,101 @@ TWO_SEEDS = [
 ]
 
 
-def test_a_column_is_the_mean_over_seeds_with_half_their_range():
+# Two seeds of the body by three random embeddings, as perplexities of en and it.
+DRAWN = {
+    "std_steps": [(200., 60.), (230., 55.), (215., 65.), (180., 70.), (260., 50.), (190., 62.)],
+    "glob": [(190., 58.), (210., 56.), (209., 59.), (181., 60.), (222., 52.), (186., 61.)],
+    "spec": [(400., 90.), (420., 91.), (415., 92.), (395., 93.), (430., 94.), (405., 95.)],
+}  # fmt: skip
+
+
+def drawn(stage="cpt_random", methods=DRAWN, **more):
+    places = [(seed, draw) for seed in (17, 18) for draw in (0, 1, 2)]
+    return [
+        record(method, {"en": en, "it": it}, stage, seed, draw=draw, **more)
+        for method in methods
+        for (seed, draw), (en, it) in zip(places, DRAWN[method], strict=True)
+    ]
+
+
+def test_a_column_is_the_mean_over_runs_with_their_sample_standard_deviation():
     table = comparison_tables(compare(arranged(TWO_SEEDS), "c", "cpt_random", "sources"))[0]
+    # of two runs it is their difference over the root of two: 10 / 1.414
     assert cells(table) == {
-        "STD τ=0": ["105.0 ± 5.0", "50.0 ± 0.0", "77.5 ± 2.5", "2"],
+        "STD τ=0": ["105.0 ± 7.1", "50.0 ± 0.0", "77.5 ± 3.5", "2"],
         "STD τ=1": ["120.0", "40.0", "80.0", "1"],
         "SPEC": ["84.0 ± 0.0", "44.0 ± 0.0", "64.0 ± 0.0", "2"],
     }
     assert bold(table) == {("SPEC", 0), ("STD τ=1", 1), ("SPEC", 2)}
+    assert "sample standard deviation (n - 1)" in table.caption and "runs: seeds;" in table.caption
+
+
+def test_runs_are_draws_by_seeds():
+    table = comparison_tables(compare(arranged(drawn()), "c", "cpt_random", "sources"))[0]
+    for method, label in (("std_steps", "STD τ=0 (steps)"), ("glob", "GLOB"), ("spec", "SPEC")):
+        values = np.array(DRAWN[method])
+        values = np.column_stack([values, values.mean(axis=1)])
+        mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=1)
+        shown = [f"{m:.1f} ± {d:.1f}" for m, d in zip(mean, deviation, strict=True)]
+        assert cells(table)[label] == [*shown, "6"]
+    assert cells(table)["STD τ=0 (steps)"][0] == "212.5 ± 29.3"
+    assert "runs: seeds and random embeddings;" in table.caption
+    fewer = arranged(drawn()[:-2])
+    fewer[0]["sources"].pop("en")
+    table = comparison_tables(compare(fewer, "c", "cpt_random", "sources"))[0]
+    assert cells(table)["STD τ=0 (steps)"][0] == "215.0 ± 32.0 (5)"
+    assert cells(table)["SPEC"][-1] == "4"
+
+
+def test_the_overview_pairs_the_best_two_by_seed_and_draw():
+    (table,) = overview(comparisons(arranged(drawn())))
+    baseline, ours = (np.array(DRAWN[method]).mean(axis=1) for method in ("std_steps", "glob"))
+    gains = 100 * (1 - ours / baseline)
+    mean, error = gains.mean(), gains.std(ddof=1) / np.sqrt(6)
+    (row,) = table.rows
+    shown = dict(zip([name for name, _ in table.head], [cell.text for cell in row], strict=True))
+    assert shown == {
+        "corpus": "c",
+        "stage": "CPT, random, 30 steps",
+        "baselines": "at equal steps and batch",
+        "text": "sources",
+        "metric": "perplexity",
+        "best baseline": f"STD τ=0 (steps) {baseline.mean():.1f}",
+        "best DEPT": f"GLOB {ours.mean():.1f}",
+        "improvement": f"{100 * (1 - ours.mean() / baseline.mean()):+.1f} %",
+        "in pairs": f"{mean:+.1f} ± {error:.1f} % (6)",
+        "columns won": "2 of 2",
+        "by every run": "0 of 2",
+    }
+    assert shown["improvement"] == "+5.7 %" and shown["in pairs"] == "+5.5 ± 1.4 % (6)"
+
+
+def test_pairs_are_runs_that_both_have_and_one_is_none():
+    pairs = {}
+    for draws in ((0, 1, 2), (1, 2), (2,), (7, 8)):
+        runs = [
+            *(r for r in drawn(methods=["std_steps"]) if r["seed"] == 17),
+            *(record("glob", {"en": 190.0, "it": 58.0}, draw=draw) for draw in draws),
+        ]
+        (row,) = overview(comparisons(arranged(runs)))[0].rows
+        pairs[draws] = row[8].text
+    both = 100 * (1 - 124.0 / np.array([142.5, 140.0]))
+    error = both.std(ddof=1) / np.sqrt(2)
+    assert pairs[1, 2] == f"{both.mean():+.1f} ± {error:.1f} % (2)"
+    assert pairs[0, 1, 2].endswith("% (3)")
+    assert pairs[2,] == pairs[7, 8] == ""
+
+
+def test_stages_of_equal_name_are_titled_by_the_steps_of_their_runs():
+    runs = drawn() + drawn("cpt_random_long", local_steps=40)
+    short, long = (
+        t
+        for t in tables(arranged(runs))
+        if t.title.endswith("improvement over the best baseline of each column")
+    )
+    assert short.title.startswith("c, CPT, random, 30 steps, perplexity, sources, at equal steps")
+    assert long.title.startswith("c, CPT, random, 120 steps, perplexity, sources, at equal steps")
+    assert (short.topic, long.topic) == ("cpt_random", "cpt_random_long")
 
 
 def test_improvement_is_over_the_best_baseline_of_each_column():
@@ -55,12 +134,12 @@ def test_improvement_is_over_the_best_baseline_of_each_column():
     assert comparison.best_baseline(AVERAGE)[0] == "std_tau0"
 
 
-def test_columns_won_by_every_seed_need_several_seeds():
+def test_columns_won_by_every_run_need_several_runs():
     comparison = compare(arranged(TWO_SEEDS), "c", "cpt_random", "sources")
     assert won(comparison) == (1, 2, None)
     both = [*TWO_SEEDS, record("std_tau1", {"en": 83.0, "it": 40.0}, seed=18)]
     comparison = compare(arranged(both), "c", "cpt_random", "sources")
-    assert won(comparison) == (1, 2, 0), "a seed of STD tau 1 is below SPEC in en"
+    assert won(comparison) == (1, 2, 0), "a run of STD tau 1 is below SPEC in en"
 
 
 def test_the_layout_is_the_papers_baselines_first_and_sources_headed_by_their_unigram():
@@ -71,13 +150,13 @@ def test_the_layout_is_the_papers_baselines_first_and_sources_headed_by_their_un
     main, _, held_out, _ = [t for t in tables(arranged(records)) if t.topic == "cpt_random"]
     assert [row[0].text for row in main.rows] == ["STD τ=1", "SPEC"] and main.parts == (1,)
     assert markdown(main).splitlines()[2:7] == [
-        "| method | en (unigram CE 6.00) | it (unigram CE 6.00) | average | seeds |",
+        "| method | en (unigram CE 6.00) | it (unigram CE 6.00) | average | runs |",
         "|---|---:|---:|---:|---:|",
         "| STD τ=1 | 120.0 | **40.0** | 80.0 | 1 |",
         "| SPEC | **84.0** | 44.0 | **64.0** | 1 |",
         "",
     ]
-    assert [name for name, _ in held_out.head] == ["method", "el", "average", "seeds"]
+    assert [name for name, _ in held_out.head] == ["method", "el", "average", "runs"]
     assert cells(held_out)["SPEC"][0] == "900.0"
 
 
@@ -88,16 +167,16 @@ def test_baselines_at_equal_steps_and_at_equal_tokens_are_compared_apart():
         record("isolated", {"en": 150.0}, source="en"),
         record("spec", {"en": 100.0}),
     ]
-    by_title = {table.title: table for table in tables(arranged(records))}
-    steps = by_title["c, CPT, random, perplexity, sources, at equal steps and batch"]
+    found = by_title(tables(arranged(records)))
+    steps = found["c, CPT, random, 30 steps, perplexity, sources, at equal steps and batch"]
     assert [row[0].text for row in steps.rows] == ["STD τ=0 (steps)", "isolated", "SPEC"]
-    tokens = by_title["c, CPT, random, perplexity, sources, at equal tokens"]
+    tokens = found["c, CPT, random, 30 steps, perplexity, sources, at equal tokens"]
     assert [row[0].text for row in tokens.rows] == ["STD τ=0", "isolated", "SPEC"]
-    gains = {k: cells(t)["SPEC"][0] for k, t in by_title.items() if "improvement over" in k}
+    gains = {k: cells(t)["SPEC"][0] for k, t in found.items() if "improvement over" in k}
     assert sorted(gains.values()) == ["+33.3 %", "-25.0 %"]
 
 
-def test_a_figure_that_is_missing_is_blank_and_makes_no_average():
+def test_a_value_that_is_missing_is_blank_and_makes_no_average():
     records = [
         *TWO_SEEDS,
         record("glob", {"en": 90.0}, seed=17),
@@ -107,7 +186,7 @@ def test_a_figure_that_is_missing_is_blank_and_makes_no_average():
     comparison = compare(arranged(records), "c", "cpt_random", "sources")
     main, improved = map(cells, comparison_tables(comparison))
     assert main["GLOB"] == ["90.0", "", "", "1"]
-    assert main["TRIM"] == ["91.0 ± 1.0", "30.0 (1)", "60.0 (1)", "2"]
+    assert main["TRIM"] == ["91.0 ± 1.4", "30.0 (1)", "60.0 (1)", "2"]
     assert improved["GLOB"] == ["+14.3 %", "+14.3 % (en)", "+14.3 % (en)", "1 of 1"]
 
 
@@ -137,7 +216,7 @@ def test_bodies_of_one_source_each_are_averaged_after_cpt_and_stand_for_their_ow
     ]
     main = comparison_tables(compare(arranged(after), "c", "cpt_random", "sources"))[0]
     assert cells(main) == {"isolated": ["150.0", "50.0", "100.0", "1"]}
-    assert "2 of a seed" in main.caption
+    assert "2 of a run" in main.caption
 
     before = [
         record("isolated", {"en": math.e**3}, "pretrain", source="en"),
@@ -162,6 +241,9 @@ def test_what_would_be_shown_wrongly_is_refused():
     refused = [
         ([good, good], "there twice"),
         ([good, good | {"run": "other"}], "the same place"),
+        ([good | {"draw": 1}, good | {"run": "other", "draw": 1}], "the same place"),
+        ([good, good | {"run": "other", "draw": 1}], "but only one of them has a draw"),
+        ([good | {"stage": "tuning_cpt", "setting": "half"}], "'half' of tuning_cpt begins with"),
         ([good | {"method": "spek"}], "'spek' is none of"),
         ([good | {"stage": "cpt"}], "'cpt' is none of"),
         ([good, good | {"run": "o", "seed": 18, "baseline": True}], "a baseline in one run"),
@@ -169,91 +251,13 @@ def test_what_would_be_shown_wrongly_is_refused():
     for records, message in refused:
         with pytest.raises(ValueError, match=message):
             arranged(records)
+    draws = [good | {"run": f"d{draw}", "draw": draw} for draw in (10, 9)]
+    assert [entry["draw"] for entry in arranged(draws)] == [9, 10]
 
 
 def test_every_stage_and_method_of_the_plan_can_be_shown():
     assert set(names.STAGES) == set(plan.STAGES)
     planned = plan.read_plan(PLAN)
     assert names.METHODS.keys() >= planned.methods.keys()
-    dashed = {name for name, look in names.METHODS.items() if look.dash != "-"}
+    dashed = {name for name in planned.methods if names.METHODS[name].dash != "-"}
     assert dashed == {name for name, method in planned.methods.items() if method.baseline}
-
-
-def test_tuning_shows_the_best_rate_of_each_method():
-    runs = [(0.004, 2.1), (0.008, 2.0), (0.016, math.inf)]
-    records = [
-        record("spec", {}, "tuning", learning_rate=rate, average={"bits_per_byte": bits})
-        for rate, bits in runs
-    ]
-    records.append(record("glob", {}, "tuning", learning_rate=0.004))
-    (table,) = [t for t in tables(arranged(records)) if t.topic == "tuning"]
-    assert [name for name, _ in table.head] == ["method", "0.004", "0.008", "0.016"]
-    assert cells(table) == {"GLOB": ["2.000", "", ""], "SPEC": ["2.100", "2.000", "diverged"]}
-    assert bold(table) == {("GLOB", 0), ("SPEC", 1)}
-
-
-def test_studies_are_told_by_their_setting():
-    records = [
-        record("spec", {}, "study", seed, setting="momentum", average={"bits_per_byte": bits})
-        for seed, bits in ((17, 2.0), (18, 2.5))
-    ]
-    for entry in records:
-        entry["run"] += "-momentum"
-    (table,) = [t for t in tables(arranged(records)) if t.topic == "study"]
-    assert cells(table) == {"momentum": ["SPEC", "0.008", "30", "", "2.250 ± 0.250"]}
-
-
-def test_communication_tells_what_a_source_hands_over():
-    sent = {"parameters_per_step": 25.0, "reduction": 40.0, "sent_bytes": 2e6}
-    records = [
-        record("std_tau0", {"en": 9.0}, "pretrain", communication={"parameters_per_step": 1000}),
-        record("spec", {"en": 8.0}, "pretrain", local_steps=10_000, communication=sent),
-        record("isolated", {"en": 9.0}, "pretrain", source="en", communication=sent),
-    ]
-    (table,) = [t for t in tables(arranged(records)) if t.topic == "communication"]
-    assert cells(table) == {
-        "STD τ=0": ["1,000", "1 times", "0.1 MB", "", ""],
-        "isolated": ["0", "", "0.0 MB", "", ""],
-        "SPEC": ["25", "40 times", "3.0 MB", "2.0 MB", ""],
-    }
-
-
-def test_curves_are_means_and_tokens_of_bodies_are_added_up():
-    bodies = [record("isolated", {s: 9.0}, "pretrain", source=s) for s in ("en", "it")]
-    bodies[1]["curves"] = {"tokens": [10, 20], "average": {"bits_per_byte": [2.0, "inf"]}}
-    line = curves.over_tokens(arranged(bodies), "c", "pretrain")["isolated"]
-    assert line.x.tolist() == [1010, 2020]
-    np.testing.assert_equal(line.y, [[3.0, math.nan]])
-
-    seeds = [record("spec", {}, "pretrain", seed=seed) for seed in (17, 18)]
-    seeds[1]["curves"]["tokens"] = [1000, 2000, 4000]
-    line = curves.over_tokens(arranged(seeds), "c", "pretrain")["spec"]
-    assert line.x.tolist() == [1000, 2000, 3000]
-    assert line.y.tolist() == [[4.0, 3.0, 2.0], [4.0, 3.0, 2.5]]
-
-
-def test_fine_tuning_is_methods_by_tasks_beside_what_tasks_give_without_a_body():
-    records = [
-        fine_tuned("std_tau0", 0.70, seed=17),
-        fine_tuned("std_tau0", 0.74, seed=18),
-        fine_tuned("std_tau0", 0.60, init="random"),
-        fine_tuned("spec", 0.78),
-        fine_tuned("spec", 0.41, task="pairs", metric="pearson"),
-        fine_tuned("std_tau0", -0.2, task="pairs", metric="pearson"),
-        fine_tuned("glob", math.nan, task="pairs", metric="pearson"),
-    ]
-    (table,) = [t for t in tables(arranged(records)) if t.topic == "downstream"]
-    assert table.head == [
-        ("method", ""),
-        ("movies", "accuracy"),
-        ("pairs", "Pearson correlation"),
-    ]
-    assert cells(table) == {
-        "most frequent class": ["0.500", ""],
-        "bag of words": ["0.800", ""],
-        "no pre-training": ["0.600", ""],
-        "STD τ=0": ["0.720 ± 0.020", "-0.200"],
-        "GLOB": ["", "diverged"],
-        "SPEC": ["0.780", "0.410"],
-    }
-    assert bold(table) == {("SPEC", 0), ("SPEC", 1)} and table.parts == (3, 4)

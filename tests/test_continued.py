@@ -111,7 +111,12 @@ def test_continued_starts_from_the_body_and_a_random_embedding(
     more = [f"variables.checkpoint={trained(experiment)}", "max_duration=1ep"]
     run(prepared, "continued", name, *more)
     (built, after), there = started[0], read_trained(trained(experiment)).parameters
-    assert torch.equal(after[WTE], built[WTE])
+    drawn = after[WTE]
+    assert float(drawn.std()) == pytest.approx(0.02, rel=0.05)  # emb_init_std
+    run(prepared, "continued", f"{name}-another-draw", *more, "variables.embedding_seed=1")
+    for other in (built[WTE], started[1][1][WTE]):  # of this seed, STD's began with the former
+        both = torch.stack([drawn.flatten(), other.flatten()])
+        assert abs(float(torch.corrcoef(both)[0, 1])) < 0.05
     assert all(torch.equal(after[name], there[name]) for name in after if name != WTE)
     summary = json.loads((prepared / "runs" / name / "summary.json").read_text())
     assert len(summary["sources"]) == 4 and set(summary["held_out"]) == {"held"}

@@ -126,6 +126,7 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
     assert memory["start"] == size_of(slots.start)
     assert memory["sums"] == size_of(reduction._sums)
     kept = size_of(shared) + size_of(slots.private.get("a", {}))
+    kept += size_of(slots.finished.get("a", {}))
     kept += sum(size_of(state) for state in slots.inner["a"].values())
     assert memory["kept_per_source"] == kept
     stepper = OuterOptimizer(outer)

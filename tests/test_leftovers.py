@@ -57,34 +57,6 @@ def test_shared_memory_goes_with_its_locks_unless_a_process_has_it(tmp_path):
         assert sorted(p.name for p in memory.iterdir()) == ["000004_locals", "000005_locals"]
 
 
-def test_jobs_do_one_after_another_what_is_marked_so(base):
-    """Each reads a number and writes the next: at the same time, some would be lost."""
-    number = base / "number"
-    number.write_text("0")
-    job = (
-        "import os, pathlib, sys, time; from dept import scratch; scratch.enter(); "
-        f"number = pathlib.Path({str(number)!r}); print('ready', flush=True); input()\n"
-        "for _ in range(5):\n"
-        "    with scratch.one_at_a_time('counting', leads=True):\n"
-        "        n = int(number.read_text()); time.sleep(0.002); number.write_text(str(n + 1))\n"
-        "with scratch.one_at_a_time('counting', leads=True):\n"
-        "    if sys.argv[1:]: os.kill(os.getpid(), 9)"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    jobs = [
-        subprocess.Popen([sys.executable, "-c", job, *killed], cwd=REPOSITORY, text=True, **pipes)
-        for killed in ([], ["killed"], [])
-    ]
-    for process in jobs:
-        assert process.stdout.readline() == "ready\n"
-    for process in jobs:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in jobs:
-        process.communicate()
-    assert number.read_text() == "15"
-
-
 def test_a_process_ends_with_its_launcher():
     """In order if it can, and where it stands if not."""
     for handler, code in (("lambda *_: sys.exit(7)", b"in order"), ("signal.SIG_IGN", b"")):

@@ -1,9 +1,13 @@
 """What the comparison runs, and what it keeps of a run."""
 
 import json
+import re
 
 import pytest
+import yaml
+from training import REPOSITORY
 
+from dept import extends
 from dept.options import ConfigError
 from eval.plan import Job, jobs, read_plan
 from eval.records import record
@@ -12,38 +16,155 @@ from eval.reproduce import PLAN
 SOURCES = {"multilingual": ("en", "it"), "multidomain": ("python", "bible")}
 
 
-def test_the_plan_of_the_repository_covers_the_protocol():
-    """At equal steps, the paper's comparison, every method on both corpora with two seeds."""
-    plan = read_plan(PLAN)
-    planned = jobs(plan, SOURCES)
+STEPS_OF_DEPT = ("std_steps", "std_steps_tau03", "std_steps_tau1", "act_steps")
+TOKENS_OF_DEPT = ("std_tau0", "act")
+DEPT = ("glob", "trim", "spec", "spec_opt")
+SMALL = """
+corpora: {a: {unseen: [x]}}
+seeds: [1]
+methods: {std: {yaml: std, baseline: true, learning_rate: 1.0}}
+continued: {}
+variations: {}
+"""
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return jobs(read_plan(PLAN), SOURCES)
+
+
+def planned_by(tmp_path, **sections):
+    """The jobs of a small plan with other sections."""
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(yaml.safe_load(SMALL) | sections))
+    return jobs(read_plan(tmp_path / "plan.yaml"), {"a": ("en", "it")})
+
+
+def config_of(job):
+    return extends.resolve(extends.load(REPOSITORY / job.yaml, job.overrides))
+
+
+def steps_of(config):
+    return int(config["max_duration"].removesuffix("ep")) * config["variables"]["local_steps"]
+
+
+@pytest.mark.parametrize("corpus", SOURCES)
+@pytest.mark.parametrize("seed", (17, 18))
+def test_every_method_is_continued_from_three_random_embeddings_for_80_and_320_steps(
+    planned, corpus, seed
+):
+    here = [job for job in planned if (job.corpus, job.seed) == (corpus, seed)]
+    methods = {*STEPS_OF_DEPT, *DEPT, "std_tau0"}
+    if corpus == "multilingual":
+        methods.add("act")
+    assert {job.method for job in here if job.stage == "pretrain"} == methods
+    for stage, steps in (("cpt_random", 80), ("cpt_random_long", 320)):
+        for method in methods:
+            runs = [job for job in here if (job.stage, job.method) == (stage, method)]
+            assert len(runs) >= 3 and {job.draw for job in runs} == set(range(len(runs)))
+            for job in runs:
+                config = config_of(job)
+                assert steps_of(config) == steps
+                assert config["callbacks"]["start_from"]["embedding"] == "random"
+                assert config["callbacks"]["start_from"]["embedding_seed"] == job.draw
+                assert job.after == f"{corpus}-pretrain-{method}-s{seed}"
+                assert f"runs/{job.after}/checkpoints" in config["variables"]["checkpoint"]
+
+
+def test_every_method_adapts_to_every_unseen_source_as_often(planned):
+    unseen = {name: corpus.unseen for name, corpus in read_plan(PLAN).corpora.items()}
+    for short, long in (("cpt_random", "cpt_random_long"), ("plasticity", "plasticity_long")):
+        places = [
+            {(j.corpus, j.method, j.seed, j.source, j.draw) for j in planned if j.stage == stage}
+            for stage in (short, long)
+        ]
+        assert places[0] == places[1]
+    continued = {(j.corpus, j.method, j.seed, j.draw) for j in planned if j.stage == "cpt_random"}
+    adapted = {(*place[:3], place[4]) for place in places[0]}
+    assert adapted == continued and len(places[0]) == 2 * len(continued)
+    assert all(place[3] in unseen[place[0]] for place in places[0])
+    for stage, steps in (("plasticity", 80), ("plasticity_long", 320)):
+        first = {job.corpus: job for job in reversed(planned) if job.stage == stage}
+        assert [steps_of(config_of(job)) for job in first.values()] == [steps, steps]
+
+
+def test_baselines_have_the_steps_or_the_tokens_of_dept(planned):
+    """Eight sources a round, of as many steps, each with the batch of a worker."""
+    here = [job for job in planned if job.stage == "pretrain"]
+    assert {job.method for job in here if job.baseline} == {*STEPS_OF_DEPT, *TOKENS_OF_DEPT}
+    for job in here:
+        config = config_of(job)
+        batch = config["global_train_batch_size"]
+        assert steps_of(config) == 400
+        assert batch == (32 if job.method in TOKENS_OF_DEPT else 4)
+        tau = {"std_steps_tau03": 0.3, "std_steps_tau1": 1.0}.get(job.method, 0.0)
+        assert config["train_loader"].get("tau", 0.0) == tau
+    assert {job.corpus for job in here if job.method == "act"} == {"multilingual"}
+
+
+def test_pre_trained_embeddings_are_kept_where_there_is_one_for_all_sources(planned):
+    kept = {(j.corpus, j.method, j.seed) for j in planned if j.stage == "cpt_pretrained"}
+    of = {"std_steps", "std_steps_tau03", "std_steps_tau1", "std_tau0", "glob", "trim"}
+    assert kept == {(c, method, seed) for c in SOURCES for method in of for seed in (17, 18)}
+
+
+def test_rates_of_continued_pre_training_are_tried_around_those_in_use(planned):
+    tried = [job for job in planned if job.stage == "tuning_cpt"]
+    around = {"random": {0.5, 2.0}, "pretrained": {2.0}, "merged": {0.5}}
+    for start, factors in around.items():
+        found = [job for job in tried if re.match(rf"{start}\b", job.setting)]
+        assert found
+        for method in {job.method for job in found}:
+            used = [
+                config_of(job)
+                for job in planned
+                if (job.corpus, job.stage) == ("multilingual", f"cpt_{start}")
+                and (job.method, job.seed, job.draw or 0) == (method, 17, 0)
+            ]
+            rates = {config_of(j)["optimizer"]["lr"] for j in found if j.method == method}
+            assert rates == {factor * used[0]["optimizer"]["lr"] for factor in factors}
+    draws = {(job.setting, job.draw) for job in tried if job.setting.startswith("random")}
+    assert {draw for _, draw in draws} == {0, 1, 2} and len(draws) == 4 * 3
+
+
+def test_a_run_comes_after_the_one_that_it_goes_on_from(planned):
     names = [job.name for job in planned]
     assert len(set(names)) == len(names)
-    temperatures = {"std_steps", "std_steps_tau03", "std_steps_tau1"}
-    main = {*temperatures, "std_tau0", "act_steps", "glob", "trim", "spec", "spec_opt"}
-    for corpus in SOURCES:
-        for seed in (17, 18):
-            here = [job for job in planned if (job.corpus, job.seed) == (corpus, seed)]
-            for stage in ("pretrain", "cpt_random"):
-                assert main <= {job.method for job in here if job.stage == stage}
-            pretrained = {job.method for job in here if job.stage == "cpt_pretrained"}
-            assert pretrained >= {*temperatures, "std_tau0", "glob", "trim"}
-            assert not pretrained & {"act_steps", "spec", "spec_opt"}
-    tuned = [job for job in planned if job.stage == "downstream"]
-    assert {job.after for job in tuned} <= {j.name for j in planned if j.stage == "cpt_random"}
-    assert {"glob", "trim", "spec", "spec_opt", "std_tau0"} <= {job.method for job in tuned}
-    assert len([job for job in tuned if "init=random" in job.overrides]) == 1
     for number, job in enumerate(planned):
         assert job.after is None or job.after in names[:number]
         if job.after is not None:
             assert any(f"runs/{job.after}/checkpoints" in override for override in job.overrides)
 
 
-def test_a_model_for_each_source_is_gone_on_from_for_each():
-    planned = jobs(read_plan(PLAN), SOURCES)
-    isolated = [j for j in planned if j.method == "isolated" and j.corpus == "multilingual"]
-    assert {(j.stage, j.source) for j in isolated} == {
-        (stage, source) for stage in ("pretrain", "cpt_random") for source in ("en", "it")
-    }
+def test_a_model_for_each_source_is_gone_on_from_for_each(tmp_path):
+    own = {"yaml": "isolated", "learning_rate": 1.0, "per_source": True}
+    found = planned_by(
+        tmp_path,
+        methods={"isolated": own},
+        continued={"cpt_random": {"yaml": "continued", "methods": ["isolated"], "draws": 2}},
+    )
+    assert [(job.stage, job.source, job.draw) for job in found] == [
+        ("pretrain", "en", None),
+        ("pretrain", "it", None),
+        ("cpt_random", "en", 0),
+        ("cpt_random", "en", 1),
+        ("cpt_random", "it", 0),
+        ("cpt_random", "it", 1),
+    ]
+    assert found[-1].name == "a-cpt_random-isolated-it-s1-d1"
+    assert found[-1].after == "a-pretrain-isolated-it-s1"
+
+
+def test_what_is_fine_tuned_is_the_first_draw(tmp_path):
+    found = planned_by(
+        tmp_path,
+        continued={"cpt_random": {"yaml": "continued", "methods": ["std"], "draws": 2}},
+        downstream={
+            "corpora": ["a"], "tasks": ["movies"], "methods": ["std"], "untrained": "std"
+        },
+    )  # fmt: skip
+    tuned = [job for job in found if job.stage == "downstream"]
+    assert [job.setting for job in tuned] == ["movies", "movies-untrained"]
+    assert {job.after for job in tuned} == {"a-cpt_random-std-s1-d0"}
 
 
 @pytest.mark.parametrize(
@@ -74,11 +195,15 @@ def test_a_stage_that_no_table_knows_is_refused(tmp_path):
 
 
 def test_a_setting_that_goes_on_from_nothing_is_refused(tmp_path):
-    (tmp_path / "plan.yaml").write_text(
-        PLAN.read_text().replace("after: half the rate", "after: x")
-    )
-    with pytest.raises(ConfigError, match=r"comes after 'x', which is not before it"):
-        jobs(read_plan(tmp_path / "plan.yaml"), SOURCES)
+    first, second = {"method": "std", "after": "pretrain"}, {"method": "std", "after": "first"}
+
+    def study(**settings):
+        return {"study": {"corpora": ["a"], "seeds": [1], "settings": settings}}
+
+    found = planned_by(tmp_path, variations=study(first=first, second=second))
+    assert [job.after for job in found] == [None, "a-pretrain-std-s1", "a-study-std-first-s1"]
+    with pytest.raises(ConfigError, match=r"'second' comes after 'first', which is not before it"):
+        planned_by(tmp_path, variations=study(second=second))
 
 
 def test_a_record_has_curves_and_norms_over_sequential_steps(tmp_path):
@@ -95,12 +220,13 @@ def test_a_record_has_curves_and_norms_over_sequential_steps(tmp_path):
         for batch in range(1, 9)
     ]
     for batch in (4, 8):
-        figures = {f"eval/{n}/{k}": batch for n in ("average", "en") for k in evaluation}
-        lines.append({"batch": batch} | figures)
+        values = {f"eval/{n}/{k}": batch for n in ("average", "en") for k in evaluation}
+        lines.append({"batch": batch} | values)
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "config.yaml").write_text("optimizer: {lr: 0.5}")
-    job = Job("run", "c", "pretrain", "spec", 1, "y", ())
+    job = Job("run", "c", "cpt_random", "spec", 1, "y", (), draw=2)
     kept = record(job, tmp_path)
+    assert kept["seed"] == 1 and kept["draw"] == 2
     assert kept["learning_rate"] == 0.5
     assert kept["curves"]["tokens"] == [400, 800] and kept["curves"]["steps"] == [2, 4]
     assert kept["curves"]["average"]["loss"] == [4, 8]

@@ -109,7 +109,7 @@ def test_a_killed_comparison_goes_on_where_it_was(root):
     results = root / "results"
     assert {path.stem for path in (results / "runs").glob("*.json")} == RUNS
     told = (results / "tables.md").read_text()
-    assert "tiny, CPT, random, perplexity, sources" in told and "SPEC" in told
+    assert "tiny, CPT, random, 6 steps, perplexity, sources" in told and "SPEC" in told
     assert (results / "index.html").is_file() and list((results / "plots").glob("*plasticity*"))
     unseen = json.loads((results / "runs" / "tiny-plasticity-spec-held-s1.json").read_text())
     assert unseen["curves"]["steps"] == [2, 4, 6]

@@ -56,12 +56,13 @@ def split(tmp_path):
 
 
 @pytest.fixture
-def fetched(monkeypatch):
-    """Numbers of the shards fetched so far, in order."""
+def fetched(monkeypatch, tmp_path):
+    """Numbers of the shards fetched so far, in order; not what an earlier test still fetches."""
     order, fetch = [], Shard.fetch
 
     def recording(self, stream):
-        order.append(int(self.path.parent.name))
+        if self.path.is_relative_to(tmp_path):
+            order.append(int(self.path.parent.name))
         fetch(self, stream)
 
     monkeypatch.setattr(Shard, "fetch", recording)
@@ -182,7 +183,9 @@ def test_the_limit_holds_over_whole_passes_of_two_sources(tmp_path, monkeypatch)
 
 def loader_of(splits, block, remote, limit=None):
     prepared = {
-        name: SimpleNamespace(train=split.local if remote else split.remote, vocab_size=1 << 16)
+        name: SimpleNamespace(
+            name=name, train=split.local if remote else split.remote, vocab_size=1 << 16
+        )
         for name, split in splits.items()
     }
     loader = SourceLoader(
@@ -195,14 +198,14 @@ def loader_of(splits, block, remote, limit=None):
 def test_what_comes_is_said_when_a_block_or_slot_begins_only(tmp_path, monkeypatch):
     splits = {"en": Split(tmp_path, "en"), "it": Split(tmp_path, "it", first=1000)}
     loader = loader_of(splits, 3, remote=str(tmp_path / "remote"))
-    said, orders = [], loader._orders
+    said, english = [], loader._open["en"]
     monkeypatch.setattr(loader._cache, "want", said.append)
-    end = orders["en"].block_end(0)
-
-    def shards(source, position):
-        return loader._readers[source].shards(orders[source].shards_at(position))
-
-    now, then, next_slot = shards("en", 0), shards("en", end), shards("it", 0)
+    end = english.order.block_end(0)
+    now, then, next_slot = (
+        english.shards_at(0),
+        english.shards_at(end),
+        loader._open["it"].shards_at(0),
+    )
     loader._look_ahead("en", end // 4, "it")  # batches of 4
     assert said.pop() == [*now, *next_slot, *then]
     loader._look_ahead("en", end // 4 - 1, "it")

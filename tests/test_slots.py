@@ -71,8 +71,8 @@ def run_ours(variant, *, tied, positions, inner_state, rounds, outer="fedavg", i
                     slots.park()
             reduction.add(slots.finish(), Share(1.0, slots.rows(source)))
             handed += slots.handed_over(source)
-        slots.start |= outer_optimizer.step(slots.start, reduction.averages())
         slots.park()
+        slots.close_round(outer_optimizer.step(slots.start, reduction.averages()))
     return slots, handed
 
 

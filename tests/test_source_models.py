@@ -72,13 +72,22 @@ def test_an_embedding_is_that_of_its_checkpoint_not_of_a_later_half_round(prepar
     shutil.copytree(runs("dept_spec"), theirs)
     file = theirs / "checkpoints/sources/code/round2-step0.pt"
     later = torch.load(file, weights_only=True)
-    for value in later["slots"]["private"].values():
-        value.zero_()
+    private = later["slots"]["private"]
+    later["slots"]["finished"] = {name: torch.zeros_like(v) for name, v in private.items()}
     torch.save(later, file.with_name("round2-step1.pt"))
     before = TrainedRun(runs("dept_spec") / "checkpoints").model("code").model
     after = TrainedRun(theirs / "checkpoints").model("code").model
     wte = "transformer.wte.weight"
     assert torch.equal(before.state_dict()[wte], after.state_dict()[wte])
+
+
+def test_a_body_and_an_embedding_of_different_rounds_are_refused(runs):
+    theirs = runs("dept_spec").with_name("mixed")
+    shutil.copytree(runs("dept_spec"), theirs)
+    (theirs / "checkpoints/sources/code/round2-step0.pt").unlink()
+    refused = r"code has code as of round 1, and ep2-\S+ belongs to its file of round 2: bring"
+    with pytest.raises(ConfigError, match=refused):
+        TrainedRun(theirs / "checkpoints").model("code")
 
 
 def test_any_model_of_transformers_is_loaded_alike(runs, tmp_path):

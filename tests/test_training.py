@@ -78,10 +78,8 @@ def reference(trainer, initial, inner_state):
             for i in range(LOCAL_STEPS):
                 step = t * LOCAL_STEPS + i
                 optimizer.param_groups[0]["lr"] = learning_rate(max(step - 1, 0))
-                reader, order = loader._readers[source], loader._orders[source]
-                ids = collate(
-                    [reader[order.sample_at(positions[source] + j)] for j in range(BATCH)]
-                )["input_ids"]
+                first, opened = positions[source], loader._open[source]
+                ids = collate([opened.sample_at(first + j) for j in range(BATCH)])["input_ids"]
                 positions[source] += BATCH
                 local = torch.searchsorted(held, ids)
                 logits = model.model(input_ids=local).logits[:, :-1]
@@ -167,13 +165,13 @@ def test_one_source_is_plain_training_bit_for_bit(prepared):
         """The samples of the one source in the order in which DEPT reads them."""
 
         def __init__(self, loader):
-            self.reader, self.order = loader._readers["manual"], loader._orders["manual"]
+            self.source = loader._open["manual"]
 
         def __len__(self):
             return ROUNDS * LOCAL_STEPS * BATCH
 
         def __getitem__(self, index):
-            return self.reader[self.order.sample_at(index)]
+            return self.source.sample_at(index)
 
     def build(*, tokenizer, device_batch_size, **_):
         samples = Plain(dept_of(dept).loader)
@@ -342,17 +340,20 @@ def test_the_last_round_is_evaluated_whatever_the_interval(prepared):
     assert [n["batch"] for n in lines if "eval/average/loss" in n] == [5, 10, 12]
 
 
-def test_mixture_is_llm_foundrys_and_evaluates_every_source(prepared):
+def test_a_mixture_trains_on_and_evaluates_every_source(prepared):
     options = ["train_loader.epoch_batches=3", "global_train_batch_size=8"]
     trainer = run(prepared, "std", "std", *options)
     summary = json.loads((prepared / "runs" / "std" / "summary.json").read_text())
     assert summary["variant"] == summary["method"] == "std"
     assert summary["tokens"] == 3 * 24 * 32
     assert set(summary["sources"]) == set(SOURCES) and set(summary["held_out"]) == {"held"}
-    proportions = [stream.proportion for stream in trainer.state.train_dataloader.dataset.streams]
-    assert proportions == pytest.approx([1 / 4] * 4)
+    mixture = trainer.state.train_dataloader.dataset
+    assert mixture.probabilities == pytest.approx([1 / 4] * 4)
+    read = {name: summary["sources"][name]["passes"] for name in SOURCES}
+    sizes = {name: source.order.samples for name, source in mixture.sources.items()}
+    assert sum(read[name] * sizes[name] for name in SOURCES) == pytest.approx(3 * 24)
     trainer = run(prepared, "std", "std-tau", *options, "train_loader.tau=1.0", "max_duration=1ep")
-    proportions = [stream.proportion for stream in trainer.state.train_dataloader.dataset.streams]
+    proportions = trainer.state.train_dataloader.dataset.probabilities
     corpus = read_corpus(prepared, "tiny")
     tokens = [corpus.source(name).splits["train"].tokens for name in SOURCES]
     assert proportions == pytest.approx([n / sum(tokens) for n in tokens])

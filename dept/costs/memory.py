@@ -43,7 +43,8 @@ class Memory:
             count of steps, is not counted: it is a few bytes beside a row of the embedding.
         kept_per_source: on the CPU, between the slots of a source: its private embedding, and the
             inner state of that, or of the whole model with ``inner_state: keep``; and until the
-            round ends its local model, for checkpoints in mid-round.
+            round ends its local model, for checkpoints in mid-round, and the private embedding as
+            the round found it.
     """
 
     weights: int
@@ -111,7 +112,8 @@ def dept_memory(
         "start": WORD * shared,
         "sums": 2 * WORD * shared if slots > 1 else 0,
         "outer_state": WORD * shared * state_numbers("algorithms.dept.outer_optimizer", outer),
-        "kept_per_source": WORD * (local + inner * (local if keep_inner_state else private)),
+        "kept_per_source": WORD
+        * (local + private + inner * (local if keep_inner_state else private)),
     }
 
 

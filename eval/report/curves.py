@@ -1,4 +1,4 @@
-"""Lines of plots, from the curves of runs: one line a method, the mean over its seeds."""
+"""Lines of plots, from the curves of runs: one line a method, the mean over its runs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from eval.report.names import metric_of
-from eval.report.run_records import Record, by_method, names, number, select
+from eval.report.run_records import Record, Run, by_method, number, run_of, select, unseen
 
 Curve = tuple[np.ndarray, np.ndarray]  # float[points] each: where, and what
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method's figure as training goes on; ``nan`` where a seed's is not finite.
+    """A method's value in the course of training; ``nan`` where a run's is not finite.
 
     Attributes:
         x: float[points], tokens or steps.
-        y: float[seeds, points].
+        y: float[runs, points].
     """
 
     x: np.ndarray
@@ -40,20 +40,19 @@ def over_tokens(records: list[Record], corpus: str, stage: str) -> dict[str, Lin
     return _lines(select(records, corpus, stage), curve, add=stage == "pretrain")
 
 
-def plasticity(records: list[Record], corpus: str) -> dict[str, dict[str, Line]]:
+def plasticity(records: list[Record], corpus: str, stage: str) -> dict[str, dict[str, Line]]:
     """Perplexity by steps, for each source that the bodies had not seen, in the corpus's order."""
 
     def curve(run: Record) -> Curve:
         curves = run.get("curves") or {}
-        told = (curves.get("sources") or {}).get(run["source"]) or curves.get("average") or {}
-        return _points(curves.get("steps"), told.get("perplexity"))
+        own = (curves.get("sources") or {}).get(run["source"]) or curves.get("average") or {}
+        return _points(curves.get("steps"), own.get("perplexity"))
 
-    here = select(records, corpus, "plasticity")
-    everything = [run for run in records if run["corpus"] == corpus]
-    known = [*names(everything, "held_out"), *names(everything, "sources")]
-    unseen = {run["source"] for run in here}
-    ordered = [*(n for n in dict.fromkeys(known) if n in unseen), *sorted(unseen - set(known))]
-    return {name: _lines([r for r in here if r["source"] == name], curve) for name in ordered}
+    here = select(records, corpus, stage)
+    return {
+        name: _lines([run for run in here if run["source"] == name], curve)
+        for name in unseen(records, corpus, stage)
+    }
 
 
 def stability(records: list[Record], corpus: str) -> list[Record]:
@@ -82,19 +81,18 @@ def _lines(
 ) -> dict[str, Line]:
     lines = {}
     for method, runs in by_method(records).items():
-        bodies: dict[int, list[Curve]] = {}
+        bodies: dict[Run, list[Curve]] = {}
         for run in runs:
             x, y = curve(run)
             if len(x):
-                bodies.setdefault(run["seed"], []).append((x, y))
-        seeds = [_together(bodies[seed], add) for seed in sorted(bodies)]
-        if seeds:
-            lines[method] = _line(seeds)
+                bodies.setdefault(run_of(run), []).append((x, y))
+        if bodies:
+            lines[method] = _line([_together(curves, add) for curves in bodies.values()])
     return lines
 
 
 def _together(bodies: list[Curve], add: bool) -> Curve:
-    """The curve of a seed: the mean over its bodies."""
+    """The curve of a run: the mean over its bodies."""
     if add:
         points = min(len(x) for x, _ in bodies)
         return sum(x[:points] for x, _ in bodies), sum(y[:points] for _, y in bodies) / len(bodies)

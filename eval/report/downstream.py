@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from eval.report.compare import Measured
+from eval.report.measured import SPREAD, Measured
 from eval.report.names import label
-from eval.report.run_records import Record, by_method, number, select
+from eval.report.run_records import Record, Run, by_method, number, run_of, select
 from eval.report.table import Cell, Table
 
 # Keys of a record's ``baselines``.
@@ -32,8 +32,8 @@ def downstream(records: list[Record], corpus: str) -> list[Table]:
     trained = [run for run in here if run["init"] == "pretrained"]
     counted = {name: _without(here, key) for key, name in WITHOUT.items()}
     rows = [[Cell(name), *_row(of, metrics)] for name, of in counted.items() if of]
-    anew = [run for run in here if run["init"] == "random"]
-    rows += [[Cell("no pre-training"), *_row(_test(anew), metrics)]] if anew else []
+    untrained = [run for run in here if run["init"] == "random"]
+    rows += [[Cell("no pre-training"), *_row(_test(untrained), metrics)]] if untrained else []
     found = {method: _test(runs) for method, runs in by_method(trained).items()}
     best = {task: _highest(of[task] for of in found.values() if task in of) for task in metrics}
     baselines = [method for method in found if any(r["baseline"] for r in by_method(here)[method])]
@@ -41,10 +41,9 @@ def downstream(records: list[Record], corpus: str) -> list[Table]:
     rows += [[Cell(label(method)), *_row(of, metrics, best)] for method, of in found.items()]
     caption = (
         "On test examples, higher is better; of the epoch that was best on validation examples; "
-        "best of the methods bold. Mean over seeds ± half the range over seeds. Above the line, "
-        "without pre-training: linear models of counts, of the tokens that the model reads and of "
-        "words; and the same body from random initialisation. Bodies are those after continued "
-        "pre-training from random embeddings."
+        f"best of the methods bold; {SPREAD}. Above the line, without pre-training: linear models "
+        "of counts, of the tokens that the model reads and of words; and the same body from random "
+        "initialisation. Bodies are those after continued pre-training from random embeddings."
     )
     heads = [("method", ""), *((task, NAMES[metric]) for task, metric in metrics.items())]
     title = f"{corpus}, fine-tuning"
@@ -53,18 +52,18 @@ def downstream(records: list[Record], corpus: str) -> list[Table]:
 
 def _test(runs: Iterable[Record]) -> dict[str, Measured]:
     """By task."""
-    found: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[Run, float]] = {}
     for run in runs:
         value = number(run["test"][run["metric"]])
         assert value is not None
-        found.setdefault(run["task"], {})[run["seed"]] = value
-    return {task: Measured(of_seeds) for task, of_seeds in found.items()}
+        found.setdefault(run["task"], {})[run_of(run)] = value
+    return {task: Measured(by_run) for task, by_run in found.items()}
 
 
 def _without(runs: Iterable[Record], key: str) -> dict[str, Measured]:
     """A baseline by task: it has no seed, and is the same in every run that reads the same."""
     found = {run["task"]: run["baselines"][key] for run in runs if key in run["baselines"]}
-    return {task: Measured({0: value}) for task, value in found.items()}
+    return {task: Measured({(0, None): value}) for task, value in found.items()}
 
 
 def _row(
@@ -76,12 +75,11 @@ def _row(
         if measured is None or measured.diverged:
             cells.append(Cell("diverged" if measured else ""))
             continue
-        text = f"{measured.mean:.3f}"
-        spread = f" ± {measured.spread:.3f}" if measured.spread is not None else ""
-        cells.append(Cell(text + spread, best is not None and text == best[task]))
+        is_best = best is not None and f"{measured.mean:.3f}" == best[task]
+        cells.append(Cell(measured.text(3), is_best))
     return cells
 
 
 def _highest(found: Iterable[Measured]) -> str:
-    """The highest mean as it is shown: equal figures are all the best."""
+    """The highest mean as it is shown: equal values are all the best."""
     return f"{max((m.mean for m in found if not m.diverged), default=-1.0):.3f}"

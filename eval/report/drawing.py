@@ -37,7 +37,7 @@ _STYLE = {
 }
 _WIDTH = 10.5  # inches
 _ROOM = 1.0  # inches for the title and the legend
-_SETTLED = 0.15  # of a training, before which figures may be too high to be of interest
+_SETTLED = 0.15  # of a training, before which values may be too high to be of interest
 
 
 @contextmanager
@@ -67,12 +67,12 @@ def panels(count: int, height: float, columns: int | None = None) -> tuple[Figur
 
 
 def draw(axes: Axes, lines: Mapping[str, Line], logarithmic: bool = False) -> None:
-    """One line a method: the mean over seeds, and their range as a band."""
+    """One line a method: the mean over runs, and their sample standard deviation as a band."""
     for method, line in lines.items():
-        look = METHODS[method]
+        look, mean = METHODS[method], line.y.mean(axis=0)
         axes.plot(
             line.x,
-            line.y.mean(axis=0),
+            mean,
             color=look.colour,
             linestyle=look.dash,
             linewidth=1.6,
@@ -81,7 +81,8 @@ def draw(axes: Axes, lines: Mapping[str, Line], logarithmic: bool = False) -> No
             markevery=max(len(line.x) // 8, 1),
         )
         if len(line.y) > 1:
-            low, high = line.y.min(axis=0), line.y.max(axis=0)
+            spread = line.y.std(axis=0, ddof=1)
+            low, high = mean - spread, mean + spread
             axes.fill_between(line.x, low, high, color=look.colour, alpha=0.15, linewidth=0)
     axes.xaxis.set_major_formatter(FuncFormatter(short))
     if logarithmic:
@@ -92,7 +93,7 @@ def draw(axes: Axes, lines: Mapping[str, Line], logarithmic: bool = False) -> No
 
 
 def focus(axes: Axes, lines: Mapping[str, Line], logarithmic: bool = False) -> set[str]:
-    """Scale to what is left of a falling figure once training has settled: differences are there.
+    """Scale to what is left of a falling curve once training has settled: differences are there.
 
     Returns:
         methods outside the plot: at their lowest they are above where most methods settled, and

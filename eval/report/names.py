@@ -55,7 +55,7 @@ METHODS = {
     ),
     "act": Method(
         "ACT",
-        "active forgetting: STD whose token embedding is made anew at intervals",
+        "active forgetting: STD whose token embedding is drawn again at intervals",
         "#a6a6a6",
         (0, (3, 1, 1, 1, 1, 1)),
         "X",
@@ -124,30 +124,40 @@ METHODS = {
 TOPICS = {
     "overview": "Overview",
     "cpt_random": "Continued pre-training from random embeddings",
+    "cpt_random_long": "Continued pre-training from random embeddings, more steps",
     "cpt_pretrained": "Continued pre-training from pre-trained embeddings",
     "cpt_merged": "Continued pre-training from merged embeddings",
     "pretrain": "Pre-training",
-    "downstream": "Fine-tuning",
     "plasticity": "Plasticity",
+    "plasticity_long": "Plasticity, more steps",
+    "downstream": "Fine-tuning",
     "norms": "Stability",
     "communication": "Communication",
     "tuning": "Learning rates tried",
     "study": "Other settings",
     "setting": "Setting",
 }
-COMPARED = ("cpt_random", "cpt_pretrained", "cpt_merged", "pretrain")
+COMPARED = ("cpt_random", "cpt_random_long", "cpt_pretrained", "cpt_merged", "pretrain")
+PLASTICITY = ("plasticity", "plasticity_long")
 
+# Stages of one name differ in steps, which ``run_records.stage_name`` adds.
 STAGES = {
     "tuning": "tuning",
     "pretrain": "pre-training",
     "cpt_random": "CPT, random",
+    "cpt_random_long": "CPT, random",
     "cpt_pretrained": "CPT, pre-trained",
     "cpt_merged": "CPT, merged",
+    "tuning_cpt": "tuning of CPT",
     "plasticity": "plasticity",
+    "plasticity_long": "plasticity",
     "stability": "stability",
     "study": "study",
     "downstream": "fine-tuning",
 }
+
+# What the names of settings of `tuning_cpt` begin with, and the stage that has the rate in use.
+STARTS = {"random": "cpt_random", "pretrained": "cpt_pretrained", "merged": "cpt_merged"}
 
 METRICS = {"perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 

@@ -43,7 +43,7 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border-ra
 """
 
 _LEAD = (
-    "Each figure is computed from the records beside this page, <code>runs/*.json</code>, one a "
+    "Each value is computed from the records beside this page, <code>runs/*.json</code>, one a "
     "finished run, and the page can be made again from them alone: "
     "<code>python -m eval.report results</code>. What each run was given stands at the end of its "
     "corpus, under &ldquo;Setting&rdquo;; times and memory, which are the machine's, are in the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -10,8 +11,9 @@ from matplotlib.figure import Figure
 from eval.report import curves, drawing
 from eval.report.compare import AVERAGE, Comparison
 from eval.report.comparison_tables import comparisons
-from eval.report.names import COMPARED, METHODS, METRICS, STAGES, metric_of
-from eval.report.run_records import Record, corpora
+from eval.report.curves import Line
+from eval.report.names import COMPARED, METHODS, METRICS, PLASTICITY, metric_of
+from eval.report.run_records import Record, corpora, stage_name
 from eval.report.sent import sent
 
 
@@ -28,7 +30,7 @@ class Plot:
 
 
 def plots(records: list[Record]) -> list[Plot]:
-    """Every plot that the records have figures for, in the order of a report.
+    """Every plot that the records have values for, in the order of a report.
 
     Args:
         records: in the order of ``run_records.arranged``.
@@ -41,7 +43,7 @@ def plots(records: list[Record]) -> list[Plot]:
             for stage in COMPARED:
                 found.append(_over_tokens(records, corpus, stage))
                 found.append(_bars([c for c in here if c.stage == stage]))
-            found.append(_plasticity(records, corpus))
+            found += [_plasticity(records, corpus, stage) for stage in PLASTICITY]
             found.append(_norms(records, corpus))
             found.append(_bytes(records, corpus, here))
     return [plot for plot in found if plot]
@@ -49,21 +51,33 @@ def plots(records: list[Record]) -> list[Plot]:
 
 def _over_tokens(records: list[Record], corpus: str, stage: str) -> Plot | None:
     lines, metric = curves.over_tokens(records, corpus, stage), METRICS[metric_of(stage)]
+    stage_is = stage_name(records, corpus, stage)
     if all(len(line.x) < 2 for line in lines.values()):
         return None
     figure, (axes,) = drawing.panels(1, 3.8)
     logarithmic = metric_of(stage) == "perplexity"
     drawing.draw(axes, lines, logarithmic)
     outside = drawing.focus(axes, lines, logarithmic)
-    axes.set_xlabel(f"tokens trained in {STAGES[stage]}")
+    axes.set_xlabel(f"tokens trained in {stage_is}")
     axes.set_ylabel(f"{metric}, average over sources")
     drawing.legend(figure, lines, notes=dict.fromkeys(outside, _OUTSIDE))
-    title = f"{metric} over tokens, {STAGES[stage]}"
-    return _plot(figure, corpus, stage, "tokens", title, _LINES)
+    title = f"{metric} over tokens, {stage_is}"
+    caption = f"{_of_lines(lines.values())} The start may lie above the plot."
+    return _plot(figure, corpus, stage, "tokens", title, caption)
 
 
 _OUTSIDE = "(above the plot)"
-_LINES = "Line: mean over seeds; band: their range. The start may lie above the plot."
+
+
+def _of_lines(lines: Iterable[Line]) -> str:
+    runs = _counts(len(line.y) for line in lines)
+    return (
+        f"Line: mean over runs ({runs} a method); band: ± their sample standard deviation (n - 1)."
+    )
+
+
+def _counts(runs: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(set(runs))))
 
 
 def _bars(found: list[Comparison]) -> Plot | None:
@@ -89,15 +103,18 @@ def _bars(found: list[Comparison]) -> Plot | None:
         axes.locator_params(axis="y", nbins=5)
         axes.set_title(f"{name} (held out)" if comparison.kind == "held_out" else name)
     drawing.legend(figure, methods, shape="bar")
+    runs = _counts(row.runs for comparison in found for row in comparison.rows.values())
     caption = (
-        "Bars from left to right as in the legend: mean over seeds; line on a bar: their range; "
-        "cross: diverged. Each panel has a scale of its own, from 0."
+        f"Bars from left to right as in the legend: mean over runs ({runs} a method); line on a "
+        "bar: ± their sample standard deviation (n - 1); cross: diverged. Each panel has a scale "
+        "of its own, from 0."
     )
-    return _plot(figure, corpus, stage, "sources", f"{metric} by source, {STAGES[stage]}", caption)
+    title = f"{metric} by source, {found[0].name}"
+    return _plot(figure, corpus, stage, "sources", title, caption)
 
 
-def _plasticity(records: list[Record], corpus: str) -> Plot | None:
-    by_source = {name: ls for name, ls in curves.plasticity(records, corpus).items() if ls}
+def _plasticity(records: list[Record], corpus: str, stage: str) -> Plot | None:
+    by_source = {name: ls for name, ls in curves.plasticity(records, corpus, stage).items() if ls}
     if not by_source:
         return None
     figure, panels = drawing.panels(len(by_source), 3.4)
@@ -110,8 +127,10 @@ def _plasticity(records: list[Record], corpus: str) -> Plot | None:
     panels[0].set_ylabel("perplexity")
     methods = [m for m in METHODS if any(m in lines for lines in by_source.values())]
     drawing.legend(figure, methods, notes=dict.fromkeys(outside, "(above a plot)"))
-    title = "plasticity: perplexity while the body adapts to an unseen source"
-    return _plot(figure, corpus, "plasticity", "", title, _LINES)
+    name = stage_name(records, corpus, stage)
+    title = f"{name}: perplexity while the body adapts to an unseen source"
+    caption = _of_lines(line for lines in by_source.values() for line in lines.values())
+    return _plot(figure, corpus, stage, "", title, f"{caption} The start may lie above the plot.")
 
 
 def _norms(records: list[Record], corpus: str) -> Plot | None:
@@ -131,56 +150,59 @@ def _norms(records: list[Record], corpus: str) -> Plot | None:
             rates[run["method"]].add(run["learning_rate"])
     notes = {m: f"({', '.join(f'{rate:g}' for rate in sorted(rates[m]))})" for m in methods}
     drawing.legend(figure, methods, notes=notes)
-    caption = "Line: mean over seeds; band: their range. In brackets: the peak learning rate."
+    caption = _of_lines(line for lines in kinds.values() for line in lines.values())
+    caption += " In brackets: the peak learning rate."
     title = "stability: L2 norms of activations and parameters"
     return _plot(figure, corpus, "norms", "", title, caption)
 
 
 def _bytes(records: list[Record], corpus: str, here: list[Comparison]) -> Plot | None:
-    """What a source handed over, against what the method reached."""
-    told = {m: s.handed_over for m, s in sent(records, corpus).items() if s.handed_over is not None}
-    here = [c for c in here if c.kind == "sources" and len(_sides(c, told)) == 2]
-    some = [value for value in told.values() if value > 0]
+    """What a source gave to the average, against what the method reached."""
+    given = {m: s.exchanged for m, s in sent(records, corpus).items() if s.exchanged is not None}
+    here = [c for c in here if c.kind == "sources" and c.stage in COMPARED]
+    here = [c for c in here if len(_sides(c, given)) == 2]
+    some = [value for value in given.values() if value > 0]
     if not here or not some:
         return None
     nothing = 10.0 ** (math.floor(math.log10(min(some))) - 1)  # its place on an axis without a zero
     figure, panels = drawing.panels(len(here), 3.4)
     for axes, comparison in zip(panels, here, strict=True):
-        for method, mean, spread in _points(comparison, told):
-            look, x = METHODS[method], told[method] or nothing
+        for method, mean, spread in _points(comparison, given):
+            look, x = METHODS[method], given[method] or nothing
             axes.errorbar(
                 x, mean, spread, fmt=look.marker, color=look.colour, markersize=8, capsize=3
             )
         axes.set_xscale("log")
         exponents = range(math.floor(math.log10(min(some))), math.ceil(math.log10(max(some))) + 1)
         ticks = {10.0**e: drawing.short(10.0**e) for e in exponents}
-        if min(told.values()) == 0:
+        if min(given.values()) == 0:
             ticks[nothing] = "none"
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xticks([], minor=True)
         left = nothing if nothing in ticks else min(ticks)
         axes.set_xlim(left / 1.8, max(ticks) * 1.3)
-        axes.set_title(STAGES[comparison.stage])
-        axes.set_xlabel("bytes handed over")
+        axes.set_title(comparison.name)
+        axes.set_xlabel("bytes exchanged")
         axes.set_ylabel(f"average {METRICS[comparison.metric]}")
-    methods = [m for m in METHODS if any(m == p[0] for c in here for p in _points(c, told))]
+    methods = [m for m in METHODS if any(m == p[0] for c in here for p in _points(c, given))]
     drawing.legend(figure, methods, shape="point")
     caption = (
-        "Horizontally: bytes that a source hands over in pre-training (parameters a step over all "
-        "steps, float32), logarithmic. Lower and further left is better. Line: range over seeds."
+        "Horizontally: bytes that a source gives to the average in pre-training (parameters a "
+        "step over all steps, float32), logarithmic. Lower and further left is better. Point: mean "
+        "over runs; line: ± their sample standard deviation (n - 1)."
     )
-    title = "bytes handed over in pre-training against what is reached"
+    title = "bytes exchanged in pre-training against what is reached"
     return _plot(figure, corpus, "communication", "", title, caption)
 
 
-def _sides(comparison: Comparison, told: dict[str, float]) -> set[bool]:
-    return {comparison.rows[method].baseline for method, *_ in _points(comparison, told)}
+def _sides(comparison: Comparison, given: dict[str, float]) -> set[bool]:
+    return {comparison.rows[method].baseline for method, *_ in _points(comparison, given)}
 
 
 def _points(
-    comparison: Comparison, told: dict[str, float]
+    comparison: Comparison, given: dict[str, float]
 ) -> list[tuple[str, float, float | None]]:
-    cells = {m: comparison.cell(m, AVERAGE) for m in comparison.rows if m in told}
+    cells = {m: comparison.cell(m, AVERAGE) for m in comparison.rows if m in given}
     return [(m, c.mean, c.spread) for m, c in cells.items() if c and math.isfinite(c.mean)]
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.report.names import METHODS, STAGES, order
+from eval.report.names import COMPARED, METHODS, PLASTICITY, STAGES, STARTS, order
 
 Record = Mapping[str, Any]
+Run = tuple[int, int | None]
+"""Seed of the body, and which random embedding it starts from; ``None`` where a plan draws none."""
 
 RUNS = "runs"
 
@@ -50,6 +53,7 @@ def arranged(records: Iterable[Record]) -> list[Record]:
             stages.index(r["stage"]),
             order(r["method"]),
             r["seed"],
+            -1 if r.get("draw") is None else r["draw"],
             r["run"],
         ),
     )
@@ -59,11 +63,13 @@ def check(records: Iterable[Record]) -> None:
     """Refuse what would be shown wrongly.
 
     Raises:
-        ValueError: an unknown method or stage, a run told twice, two runs for one place in a table,
-            or a method that is a baseline in one run and not in another.
+        ValueError: an unknown method, stage or start, a run that is there twice, two runs for one
+            place in a table, runs of a numbered draw beside one of none, or a method that is a
+            baseline in one run and not in another.
     """
     runs: set[str] = set()
     places: dict[tuple[Any, ...], str] = {}
+    drawn: dict[tuple[Any, ...], tuple[bool, str]] = {}
     baselines: dict[str, bool] = {}
     for record in records:
         run, method, stage = record["run"], record["method"], record["stage"]
@@ -76,18 +82,54 @@ def check(records: Iterable[Record]) -> None:
         runs.add(run)
         if baselines.setdefault(method, record["baseline"]) != record["baseline"]:
             raise ValueError(f"{run}: {method} is a baseline in one run and not in another")
-        if stage == "plasticity":  # there, `source` does not tell apart the bodies of `isolated`
-            continue
         place = (record["corpus"], stage, method, record["seed"], record["source"])
-        place += (record["learning_rate"],) if stage == "tuning" else ()
+        place += (record["learning_rate"],) if stage in ("tuning", "tuning_cpt") else ()
         place += (record["setting"],) if stage in ("study", "downstream") else ()
-        if place in places:
-            raise ValueError(f"{run} and {places[place]} are for the same place of a table")
-        places[place] = run
+        if stage == "tuning_cpt":
+            place += (start_of(record),)
+        draw = record.get("draw")
+        if (place, draw) in places:
+            raise ValueError(f"{run} and {places[place, draw]} are for the same place of a table")
+        places[place, draw] = run
+        # A run without a number has the first embedding: beside numbered ones it would count twice.
+        numbered, other = drawn.setdefault(place, (draw is not None, run))
+        if numbered != (draw is not None):
+            raise ValueError(
+                f"{run} and {other} are for the same place of a table, but only one of them has a "
+                f"draw: remove the runs of the older plan"
+            )
+
+
+def run_of(record: Record) -> Run:
+    """What runs of two methods have in common where they are paired."""
+    return record["seed"], record.get("draw")
+
+
+def start_of(record: Record) -> str:
+    """Which embedding a run of ``tuning_cpt`` starts from: a key of ``names.STARTS``.
+
+    Raises:
+        ValueError: its setting's name does not begin with one.
+    """
+    start = re.split(r"[\s,]", record["setting"] or "", maxsplit=1)[0]
+    if start not in STARTS:
+        raise ValueError(
+            f"{record['run']}: setting {record['setting']!r} of tuning_cpt begins with none of "
+            f"{', '.join(STARTS)}"
+        )
+    return start
+
+
+def stage_name(records: Iterable[Record], corpus: str, stage: str) -> str:
+    """What a stage is called in titles, with the steps of its runs where it starts from a body."""
+    if stage not in (*COMPARED, *PLASTICITY) or stage == "pretrain":
+        return STAGES[stage]
+    steps = sorted({sequential_steps(record) for record in select(records, corpus, stage)})
+    return f"{STAGES[stage]}, {' or '.join(f'{count:,}' for count in steps)} steps"
 
 
 def number(value: Any) -> float | None:
-    """A figure of a record: ``inf`` for one that is not finite, which JSON may hold as text."""
+    """A value of a record: ``inf`` for one that is not finite, which JSON may hold as text."""
     if value is None:
         return None
     value = float(value)
@@ -123,3 +165,12 @@ def names(records: Iterable[Record], kind: str) -> list[str]:
     """
     fullest = sorted((list(r.get(kind) or {}) for r in records), key=len, reverse=True)
     return list(dict.fromkeys(name for entry in fullest for name in entry))
+
+
+def unseen(records: Iterable[Record], corpus: str, stage: str) -> list[str]:
+    """The sources that bodies adapt to in a stage of plasticity, in the corpus's own order."""
+    everything = [record for record in records if record["corpus"] == corpus]
+    known = [*names(everything, "held_out"), *names(everything, "sources")]
+    adapted_to = {record["source"] for record in select(everything, corpus, stage)}
+    ordered = [name for name in dict.fromkeys(known) if name in adapted_to]
+    return ordered + sorted(adapted_to - set(known))

@@ -1,4 +1,4 @@
-"""What a method hands over while it pre-trains, for a table and for a plot."""
+"""What a method exchanges while it pre-trains, for a table and for a plot."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ BYTES_PER_PARAMETER = 4  # averages are taken in float32
 
 @dataclass(frozen=True)
 class Sent:
-    """Means over the runs of a method; ``None`` where no run tells.
+    """Means over the runs of a method; ``None`` where no run has it.
 
     Attributes:
-        per_step: parameters that a source hands over, spread over its steps.
+        per_step: parameters that a source gives to the average, spread over its steps.
         reduction: how many times that goes into the whole model.
-        handed_over: bytes that a source hands over in all its steps.
+        exchanged: bytes that a source gives to the average in all its steps.
         counted: bytes that the runs' workers sent, counted at the transport.
         every_step: bytes they would have sent, exchanging every gradient.
     """
 
     per_step: float | None
     reduction: float | None
-    handed_over: float | None
+    exchanged: float | None
     counted: float | None
     every_step: float | None
 
 
 def sent(records: list[Record], corpus: str) -> dict[str, Sent]:
-    """Of each method that tells anything in its pre-training.
+    """Of each method whose pre-training counted it.
 
-    A body that trains on one source alone is averaged with no other, so it hands over nothing,
-    though its run tells what it would.
+    A body that trains on one source alone is averaged with no other, so it gives nothing,
+    though its run has what it would.
     """
     found = {}
     for method, runs in by_method(select(records, corpus, "pretrain")).items():
-        told = [run.get("communication") or {} for run in runs]
-        if any(told) and all(run["source"] for run in runs):
+        counts = [run.get("communication") or {} for run in runs]
+        if any(counts) and all(run["source"] for run in runs):
             found[method] = Sent(0.0, None, 0.0, None, None)
             continue
-        per_step = _mean(entry.get("parameters_per_step") for entry in told)
-        reduction = _mean(entry.get("reduction") for entry in told)
+        per_step = _mean(entry.get("parameters_per_step") for entry in counts)
+        reduction = _mean(entry.get("reduction") for entry in counts)
         if reduction is None and per_step:
             reduction = 1.0  # STD's runs leave it out: the whole model, at every step
-        handed_over = None
+        exchanged = None
         if per_step is not None and (steps := _mean(map(sequential_steps, runs))):
-            handed_over = per_step * steps * BYTES_PER_PARAMETER
-        counted = _mean(entry.get("sent_bytes") for entry in told)
-        every_step = _mean(entry.get("every_step_bytes") for entry in told)
-        if any(told):
-            found[method] = Sent(per_step, reduction, handed_over, counted, every_step)
+            exchanged = per_step * steps * BYTES_PER_PARAMETER
+        counted = _mean(entry.get("sent_bytes") for entry in counts)
+        every_step = _mean(entry.get("every_step_bytes") for entry in counts)
+        if any(counts):
+            found[method] = Sent(per_step, reduction, exchanged, counted, every_step)
     return found
 
 

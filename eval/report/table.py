@@ -26,7 +26,7 @@ class Table:
         head: a column's name and a note to it, which may be empty.
         rows: the first cell names the row.
         parts: rows before which a line is drawn.
-        texts: columns on the left that hold text; others hold figures.
+        texts: columns on the left that hold text; others hold values.
     """
 
     corpus: str
@@ -37,6 +37,23 @@ class Table:
     rows: list[list[Cell]]
     parts: tuple[int, ...] = ()
     texts: int = 1
+
+
+def plain(
+    corpus: str,
+    topic: str,
+    title: str,
+    caption: str,
+    head: Iterable[str],
+    rows: list[list[Cell]],
+    parts: tuple[int, ...] = (),
+    texts: int = 1,
+) -> list[Table]:
+    """A table of a corpus whose columns have no notes; none at all without rows."""
+    if not rows:
+        return []
+    heads = [(name, "") for name in head]
+    return [Table(corpus, topic, f"{corpus}, {title}", caption, heads, rows, parts, texts)]
 
 
 def markdown(table: Table) -> str:
