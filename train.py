@@ -26,25 +26,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # and a run must give the same numbers on any number of workers and of cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from callbacks.summary import read_summary, show
-from dept import (
-    build_errors,
-    extends,
-    machine,
-    preflight,
-    remote_checkpoints,
-    run_folder,
-    scratch,
-    trust,
-    workers,
-)
-from dept import config as configs
-from dept.errors import DataError
-from dept.faults import NumericalFault
-from dept.launcher import end_with_launcher
-from dept.options import ConfigError
-from dept.place import Place
-from dept.remote_folder import RemoteFolder
+from dept.checkpoint import run_folder, trust
+from dept.checkpoint.remote_folder import RemoteFolder
+from dept.config import complete as configs
+from dept.config import extends
+from dept.costs import machine
+from dept.errors import ConfigError, DataError, NotSaved, NumericalFault, WorkerLost
+from dept.training import build_errors, preflight, scratch
+from dept.training.summary import read_summary, show
+from dept.transport import process_group
+from dept.transport.launcher import end_with_launcher
+from dept.transport.topology import Place
 
 # What the pinned libraries say of themselves at import, or of each other, on every run.
 NOISE = (
@@ -104,10 +96,10 @@ def main(arguments: list[str]) -> int:
         said = trust.say(error) if isinstance(error, pickle.UnpicklingError) else error
         print(f"{arguments[0]}: {said}", file=sys.stderr, flush=True)
         return 2
-    except (run_folder.NotSaved, NumericalFault) as error:
+    except (NotSaved, NumericalFault) as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
         return 1
-    except workers.WorkerLost as error:
+    except WorkerLost as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # an orderly end would wait for the lost worker too
     except Exception as error:
@@ -148,7 +140,7 @@ def look_into(folder: Path, config: dict, is_first: bool) -> dict | None:
         print(f"{path} was cut short by a kill and is left aside", file=sys.stderr)
     if remote is not None:
         dept, _ = configs.options_of(config)
-        for said in remote_checkpoints.bring(remote, with_sources=dept and dept.upload_sources):
+        for said in remote.bring(remote, with_sources=dept and dept.upload_sources):
             print(said, file=sys.stderr)
     newest = checkpoints / "latest-rank0.pt"
     if newest.is_file():
@@ -157,12 +149,12 @@ def look_into(folder: Path, config: dict, is_first: bool) -> dict | None:
     return summary if summary and f"{summary['rounds']}ep" == str(config["max_duration"]) else None
 
 
-def meet(config: dict) -> workers.Workers:
+def meet(config: dict) -> process_group.Workers:
     """Join the other workers, if this is a job of DEPT; else its processes are Composer's."""
     dept, _ = configs.options_of(config)
     if dept is None:
-        return workers.current()
-    return workers.join(Place.of(os.environ, dept.ranks_per_worker), dept.worker_timeout)
+        return process_group.current()
+    return process_group.join(Place.of(os.environ, dept.ranks_per_worker), dept.worker_timeout)
 
 
 def pretrain(config) -> None:
@@ -173,10 +165,8 @@ def pretrain(config) -> None:
         warnings.filterwarnings("ignore", message=f".*{message}")
     from llmfoundry.command_utils import train
 
-    import callbacks.registration
-    import dept.registration
+    import dept.training.registration
 
-    callbacks.registration.register()
     dept.registration.register()
     train(config)
 

@@ -25,8 +25,8 @@ from rich.console import Console  # noqa: E402
 
 from data_prep.check import check_corpus  # noqa: E402
 from data_prep.pool import Workers  # noqa: E402
-from dept import config as configs  # noqa: E402
-from dept import extends  # noqa: E402
+from dept.config import complete as configs  # noqa: E402
+from dept.config import extends  # noqa: E402
 
 SHARD, INDEX = "data/*/*/*/*/*/*.mds", "data/*/*/*/*/index.json"
 

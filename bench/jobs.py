@@ -25,7 +25,11 @@ FORKED = (
     "SIGKILL in a save",
 )
 LAUNCHED = (*FORKED, "SIGTERM to the launcher")
-IMPORTS = ["train", "callbacks.registration", "dept.registration", "llmfoundry.command_utils"]
+IMPORTS = [
+    "train",
+    "dept.training.registration",
+    "llmfoundry.command_utils",
+]
 
 
 class Job:

@@ -223,8 +223,8 @@ def batch_reached(folder: Path) -> int:
 
 def newest_checkpoint(folder: Path) -> int:
     """The batch of the newest checkpoint that is whole."""
-    from dept.durable import is_whole
-    from dept.run_folder import numbered_checkpoints
+    from dept.checkpoint.durable import is_whole
+    from dept.checkpoint.run_folder import numbered_checkpoints
 
     found = reversed(numbered_checkpoints(folder / "checkpoints"))
     return next((batch for _, batch, path in found if is_whole(path)), 0)
@@ -234,7 +234,7 @@ def differences(peace: Path, fire: Path) -> list[str]:
     """What two finished runs do not have in common: tensors, metrics, figures of the summary."""
     import torch
 
-    from dept.trained import read_trained
+    from dept.checkpoint.reader import read_trained
 
     found = []
     ours, theirs = (_learned(read_trained(folder / "checkpoints")) for folder in (peace, fire))

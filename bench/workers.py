@@ -117,10 +117,8 @@ def serve(pipe) -> None:
     from composer.core import Callback
     from llmfoundry import registry
 
-    import callbacks.registration
-    import dept.registration
+    import dept.training.registration
 
-    callbacks.registration.register()
     dept.registration.register()
 
     class Sleep(Callback):
@@ -148,8 +146,9 @@ def train(experiment, overrides, own_worlds: bool, slow: float, rank: int, port:
     import torch.distributed as dist
     from llmfoundry.command_utils import train as llmfoundry_train
 
-    from dept import extends, workers
-    from dept.place import Place
+    from dept.config import extends
+    from dept.transport import process_group
+    from dept.transport.topology import Place
 
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ.update({key: str(value) for key, value in place.items()})
@@ -158,7 +157,7 @@ def train(experiment, overrides, own_worlds: bool, slow: float, rank: int, port:
         dist.destroy_process_group()
     # In one world nobody joins: each rank takes itself for the only worker and trains all
     # sources; what Composer does for each batch is what it would do for workers.
-    workers.join(Place.of(os.environ, 1) if own_worlds else Place(), timeout=600)
+    process_group.join(Place.of(os.environ, 1) if own_worlds else Place(), timeout=600)
     path = REPOSITORY / "yamls" / f"{experiment}.yaml"
     config = extends.load(path, [*SMALL, "device_train_microbatch_size=8", *overrides])
     config.callbacks, config.loggers = {"sleep": {"seconds": slow}}, {}

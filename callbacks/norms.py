@@ -8,9 +8,6 @@ from composer.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dept.swap import parameter_roles
-from dept.variants import Role
-
 
 class Norms(Callback):
     """Logs L2 norms every few batches (the figures of the paper's section on stability).
@@ -48,9 +45,7 @@ class Norms(Callback):
         metrics = {"norm/activations": float(torch.stack(self._norms).mean())}
         self._norms = []
         model = getattr(state.model, "module", state.model)  # out of DDP
-        roles = parameter_roles(model)
-        for name, role in (("body", Role.BODY), ("embedding", Role.TOKENS)):
-            every = [p for n, p in model.named_parameters() if roles[n] is role]
+        for name, every in zip(("body", "embedding"), body_and_embedding(model), strict=True):
             norms = [torch.linalg.vector_norm(p.detach().float()) for p in every]
             metrics[f"norm/{name}"] = float(torch.linalg.vector_norm(torch.stack(norms)))
         logger.log_metrics(metrics)
@@ -58,6 +53,17 @@ class Norms(Callback):
     def _measure(self, block: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         self._norms.append(torch.linalg.vector_norm(hidden.detach().float(), dim=-1).mean())
+
+
+def body_and_embedding(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters of the body, and of token embeddings with the head; positions are neither."""
+    transformer = getattr(model, "model", model)
+    by_token = (transformer.get_input_embeddings(), transformer.get_output_embeddings())
+    embedding = [p for module in by_token if module is not None for p in module.parameters()]
+    looked_up = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    known = {id(p) for p in [*embedding, *(p for m in looked_up for p in m.parameters())]}
+    body = [p for p in model.parameters() if id(p) not in known]
+    return body, list({id(p): p for p in embedding}.values())
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

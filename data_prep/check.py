@@ -26,10 +26,9 @@ from rich.console import Console
 
 from data_prep.files import read_json
 from data_prep.pool import Task, Workers
-from dept.corpus import (
+from dept.data.corpus import (
     GLOBAL,
     SPLITS,
-    DataError,
     PreparedSource,
     count_tokens,
     described,
@@ -38,8 +37,9 @@ from dept.corpus import (
     read_source,
     unigram_cross_entropy,
 )
-from dept.shard_files import SplitIndex, fault, read_index, remake, tokens
-from dept.tokenizer_files import tokenizer_fault
+from dept.data.shard_files import SplitIndex, fault, read_index, remake, tokens
+from dept.data.tokenizer_files import tokenizer_fault
+from dept.errors import DataError
 
 
 @dataclass

@@ -19,7 +19,8 @@ from data_prep.documents import open_source
 from data_prep.files import WORK, TextWriter, read_json, write_json
 from data_prep.pool import Task
 from data_prep.reader import Document, Reader
-from dept.corpus import SPLITS, DataError
+from dept.data.corpus import SPLITS
+from dept.errors import DataError
 
 SURVEY_BYTES = 8 * 10**6  # text that decides the share of validation
 SURVEY_DOCUMENTS = 16  # but more of it where documents are long

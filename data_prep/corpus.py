@@ -22,7 +22,8 @@ from typing import Any
 
 import yaml
 
-from dept.corpus import GLOBAL, DataError
+from dept.data.corpus import GLOBAL
+from dept.errors import DataError
 
 FORMATS = (".txt", ".jsonl", ".parquet")  # .txt and .jsonl also with .gz or .zst after it
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}

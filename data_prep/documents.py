@@ -9,7 +9,7 @@ from typing import Any
 from data_prep.corpus import Source
 from data_prep.local_files import FileReader, find_files
 from data_prep.reader import Reader
-from dept.corpus import DataError
+from dept.errors import DataError
 
 
 class HubReader(Reader):

@@ -26,7 +26,7 @@ if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
 from data_prep.archives import fetch, read_members
-from dept import durable
+from dept.checkpoint import durable
 
 Row = Mapping[str, str | int]
 

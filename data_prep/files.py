@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from dept import durable
-from dept.corpus import DataError
+from dept.checkpoint import durable
+from dept.errors import DataError
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes one for each call
 

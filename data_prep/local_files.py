@@ -17,7 +17,7 @@ from typing import Any
 from data_prep.corpus import Source, format_of
 from data_prep.files import open_binary
 from data_prep.reader import BadDocument, Reader
-from dept.corpus import DataError
+from dept.errors import DataError
 
 
 def find_files(source: Source, folders: tuple[Path, ...]) -> list[Path]:

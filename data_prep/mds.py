@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from dept import durable
-from dept.shard_files import HASH
+from dept.checkpoint import durable
+from dept.data.shard_files import HASH
 
 SHARD_BYTES = 1 << 26  # the default of MDSWriter
 

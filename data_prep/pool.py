@@ -23,7 +23,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from dept.corpus import DataError
+from dept.errors import DataError
 
 _counter: Any = None  # shared bytes-done counter of a worker process, set by _start
 

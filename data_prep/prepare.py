@@ -5,7 +5,7 @@
 Three stages, each resumable, all parallel: documents are collected and split (collect.py),
 tokenizers trained (train_tokenizer.py), text tokenized (shards.py). Results depend on the yaml and
 the text alone, not on the number of workers or on how often the run was stopped. What comes out:
-dept/corpus.py; what the yaml may say: data_prep/corpus.py.
+dept/data/corpus.py; what the yaml may say: data_prep/corpus.py.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ from data_prep.train_tokenizer import (
     train_tokenizer,
     words_path,
 )
-from dept.corpus import GLOBAL, SPLITS, DataError, read_corpus, read_source
-from dept.shard_files import read_index, refuse_missing
-from dept.tokenizer_files import tokenizer_hash
+from dept.data.corpus import GLOBAL, SPLITS, read_corpus, read_source
+from dept.data.shard_files import read_index, refuse_missing
+from dept.data.tokenizer_files import tokenizer_hash
+from dept.errors import DataError
 
 
 class Preparation:

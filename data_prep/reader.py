@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from data_prep.corpus import Source
-from dept.corpus import DataError
+from dept.errors import DataError
 
 
 class Document(NamedTuple):

@@ -22,8 +22,9 @@ import numpy as np
 from data_prep.files import WORK, publish_directory, read_json, read_texts, write_json
 from data_prep.mds import TokenShards, merged_index
 from data_prep.pool import Task
-from dept import durable
-from dept.corpus import SPLITS, DataError, count_tokens, local_vocabulary, unigram_cross_entropy
+from dept.checkpoint import durable
+from dept.data.corpus import SPLITS, count_tokens, local_vocabulary, unigram_cross_entropy
+from dept.errors import DataError
 
 BATCH_BYTES = 1 << 20  # text that is tokenized at once
 CACHED_WORDS = 200_000  # the default of `tokenizers`, 10 000, is 1.4 times slower on English

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from dept.corpus import GLOBAL, SPLITS, read_corpus
+from dept.data.corpus import GLOBAL, SPLITS, read_corpus
 
 
 def summary_table(root: Path, name: str) -> Table:

@@ -25,8 +25,8 @@ from data_prep.collect import document_draw, part_path
 from data_prep.corpus import TokenizerOptions
 from data_prep.files import WORK, publish_directory, read_json, read_texts
 from data_prep.pool import Task
-from dept import durable
-from dept.corpus import DataError
+from dept.checkpoint import durable
+from dept.errors import DataError
 
 WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
 SPECIALS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from dept.options import ConfigError
-from dept.swap import parameter_roles
-from dept.variants import Role
+from dept.errors import ConfigError
+from dept.method.live_model import parameter_roles
+from dept.method.variants import Role
 from eval import mpt
 
 # Of a machine, or of a model on the hub that the run began with; a class named in `auto_map` is

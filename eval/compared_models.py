@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from callbacks.summary import read_summary
-from dept.options import ConfigError
+from dept.errors import ConfigError
+from dept.training.summary import read_summary
 from eval.source_models import SourceModel, TrainedRun, is_checkpoint, load
 
 

@@ -20,8 +20,9 @@ from typing import Any
 if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
-from dept import durable
-from dept.corpus import DataError, read_corpus
+from dept.checkpoint import durable
+from dept.data.corpus import read_corpus
+from dept.errors import DataError
 from eval.validation_text import documents
 
 CHOICES = 4

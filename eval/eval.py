@@ -27,10 +27,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from omegaconf import DictConfig
 
-from dept import durable, extends, icl, scratch, trust
-from dept.launcher import end_with_launcher
-from dept.options import ConfigError
-from dept.run_folder import find_checkpoint
+from dept.checkpoint import durable, trust
+from dept.checkpoint.run_folder import find_checkpoint
+from dept.config import extends, icl
+from dept.errors import ConfigError
+from dept.training import scratch
+from dept.transport.launcher import end_with_launcher
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -66,7 +68,7 @@ def load(path: str, overrides: Sequence[str]) -> DictConfig:
     """A yaml with overrides; one of a variable needs no ``variables.`` in front.
 
     Raises:
-        ConfigError: as :func:`dept.extends.load`.
+        ConfigError: as :func:`dept.config.extends.load`.
     """
     variables = list((extends.load(path).get("variables") or {}).keys())
     return extends.load(

@@ -48,7 +48,7 @@ def export(
         ConfigError: something is in ``folder``, or there is no such embedding or code.
         DataError: the corpus that the run was trained on is missing.
     """
-    from dept.options import ConfigError
+    from dept.errors import ConfigError
 
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already, and not empty: choose another --out")
@@ -114,8 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     chosen = _parser().parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from dept.corpus import DataError
-    from dept.options import ConfigError
+    from dept.errors import ConfigError, DataError
     from eval.source_models import TrainedRun
 
     try:

@@ -30,9 +30,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.summary import read_summary
-from dept import durable, extends, run_folder, trust
-from dept.launcher import end_with_launcher
+from dept.checkpoint import durable, run_folder, trust
+from dept.config import extends
+from dept.errors import NotSaved
+from dept.training.summary import read_summary
+from dept.transport.launcher import end_with_launcher
 from eval.finetuning.examples import read_splits
 from eval.finetuning.options import FineTuneOptions, read_options
 
@@ -61,7 +63,7 @@ def main(arguments: list[str]) -> int:
         if is_first:
             print(f"{arguments[0]}: {error}", file=sys.stderr)
         return 2
-    except run_folder.NotSaved as error:
+    except NotSaved as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr)
         return 1
     if is_first:

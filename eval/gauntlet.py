@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from dept import icl
+from dept.config import icl
 from eval.source_models import load
 
 load_once = lru_cache(maxsize=1)(load)  # llm-foundry asks for model and tokenizer apart

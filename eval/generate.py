@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
-from dept.corpus import GLOBAL
-from dept.options import ConfigError
+from dept.data.corpus import GLOBAL
+from dept.errors import ConfigError
 from eval.routing import RULES, rank, router_of
 
 if TYPE_CHECKING:

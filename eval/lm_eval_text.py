@@ -16,7 +16,8 @@ from pathlib import Path
 if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
     sys.path.insert(0, REPOSITORY)
 
-from dept.corpus import DataError, read_corpus
+from dept.data.corpus import read_corpus
+from dept.errors import DataError
 from eval.continuations import continuations
 from eval.validation_text import documents
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dept.corpus import GLOBAL
+from dept.data.corpus import GLOBAL
 
 if TYPE_CHECKING:
     from eval.source_models import SourceModel, TrainedRun

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPTNeoXConfig, MptConfig, PretrainedConfig
 
-from dept.variants import Role
+from dept.method.variants import Role
 
 ROLES = {"transformer.wte.weight": Role.TOKENS, "lm_head.weight": Role.TOKENS}
 """The parameters of an MPT that have a row for each token; it may lack the second."""

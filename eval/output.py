@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dept.options import ConfigError
+from dept.errors import ConfigError
 
 
 def refuse_to_overwrite(path: Path | None, force: bool) -> None:

@@ -25,10 +25,10 @@ from rich.progress import track
 from rich.table import Table
 
 from data_prep.files import write_json
-from dept import durable
-from dept.corpus import GLOBAL, PreparedCorpus, read_corpus
+from dept.checkpoint import durable
 from dept.costs.__main__ import number
-from dept.options import ConfigError
+from dept.data.corpus import GLOBAL, PreparedCorpus, read_corpus
+from dept.errors import ConfigError
 from eval.output import refuse_to_overwrite
 from eval.validation_text import Document, documents
 

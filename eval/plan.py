@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from dept.options import ConfigError, parse
+from dept.config.options import parse
+from dept.errors import ConfigError
 
 STAGES = (
     "tuning",

@@ -27,9 +27,10 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:pkg_resources is deprecated")  #
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from callbacks.summary import read_summary
-from dept import durable, extends
-from dept.corpus import read_corpus
+from dept.checkpoint import durable
+from dept.config import extends
+from dept.data.corpus import read_corpus
+from dept.training.summary import read_summary
 from eval import finetune
 from eval.finetuning.options import read_options
 from eval.plan import Job, jobs, read_plan
@@ -110,7 +111,7 @@ def run(wanted: list[Job], done: set[str], at_a_time: int) -> list[Job]:
     """
     context = multiprocessing.get_context("forkserver")
     # Imports take as long as a short run; a fork has them for nothing.
-    context.set_forkserver_preload(["train", "callbacks.registration", "dept.registration"])
+    context.set_forkserver_preload(["train", "dept.training.registration"])
     waiting, failed = [job for job in wanted if job.name not in done], []
     running: dict[int, tuple[Job, multiprocessing.Process]] = {}
     console = Console(stderr=True)

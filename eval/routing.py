@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.files import write_json
-from dept.corpus import GLOBAL, PreparedCorpus, PreparedSource, read_corpus
-from dept.options import ConfigError
+from dept.data.corpus import GLOBAL, PreparedCorpus, PreparedSource, read_corpus
+from dept.errors import ConfigError
 from eval.validation_text import documents, pieces
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def unigram_log_probabilities(counts: np.ndarray) -> np.ndarray:
     """Log of ``(count_v + a) / (n + a V)``, where ``a = n_1 / V``, and ``n_1`` tokens occur once.
 
     What is left for unseen tokens is then ``n_1 / (n + n_1)``, the estimate of Good and Turing
-    (Good 1953). With ``a = 1`` (``dept/corpus.py``, for the cross-entropy of one source) a source
-    of little text would leave more of it the larger the vocabulary, and be blind; and be taken for
-    the source of whatever none knows.
+    (Good 1953). With ``a = 1`` (``dept/data/corpus.py``, for the cross-entropy of one source) a
+    source of little text would leave more of it the larger the vocabulary, and be blind; and be
+    taken for the source of whatever none knows.
 
     Args:
         counts: int64[V], of training tokens.

@@ -3,7 +3,7 @@
 Text is read as in training: an end-of-text token before each document, tokens in a row, cut into
 windows of the model's context. A window begins with the last token of the one before, so each token
 is predicted once, from at least one other. Training's own evaluation cuts windows apart and lets
-their first token cost the mean of the others (``callbacks/source_metrics.py``): the expected figure
+their first token cost the mean of the others (``training/source_metrics.py``): the expected value
 is the same.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dept.options import ConfigError
+from dept.errors import ConfigError
 from eval.source_models import SourceModel
 from eval.spelling import Speller
 

@@ -25,10 +25,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dept.corpus import GLOBAL, PreparedCorpus, PreparedSource, read_corpus
-from dept.options import ConfigError
-from dept.trained import Trained, read_trained
-from dept.variants import VARIANTS, Vocabulary
+from dept.checkpoint.reader import Trained, read_trained
+from dept.data.corpus import GLOBAL, PreparedCorpus, PreparedSource, read_corpus
+from dept.errors import ConfigError
+from dept.method.variants import VARIANTS, Vocabulary
 from eval.architecture import assemble, token_matrices
 from eval.trimmed_tokenizer import trim
 

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from dept.options import ConfigError
+from dept.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_prep.files import read_texts
-from dept.corpus import DataError, PreparedCorpus
+from dept.data.corpus import PreparedCorpus
+from dept.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,7 @@ class Commands:
         self.logs = logs
         os.chdir(REPOSITORY)  # where the server of forks finds the modules to import
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(
-            ["train", "callbacks.registration", "dept.registration"]
-        )
+        self._context.set_forkserver_preload(["train", "dept.training.registration"])
         multiprocessing.forkserver.ensure_running()
 
     def run(self, name: str, module: str, arguments: Sequence[str], processes: int = 1) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from training import REPOSITORY
 
-from dept import extends
+from dept.config import extends
 
 YAMLS = REPOSITORY / "yamls"
 

@@ -85,7 +85,7 @@ def assert_same(ours, theirs):
 
 
 def _serve(connection) -> None:
-    from dept import trust
+    from dept.checkpoint import trust
 
     os.environ["OMP_NUM_THREADS"] = "1"
     trust.guard()
@@ -104,15 +104,15 @@ def _train(job) -> dict:
     from omegaconf import OmegaConf
     from training import dept_of, load, tensors_of, train
 
-    from dept import config as configs
-    from dept import workers
-    from dept.place import Place
+    from dept.config import complete as configs
+    from dept.transport import process_group
+    from dept.transport.topology import Place
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     config = load(job["root"], job["experiment"], *job["overrides"])
     dept, _ = configs.options_of(OmegaConf.to_container(config, resolve=True))
-    workers.join(Place.of(os.environ, dept.ranks_per_worker), dept.worker_timeout)
+    process_group.join(Place.of(os.environ, dept.ranks_per_worker), dept.worker_timeout)
     trainer = train(job["root"], job["experiment"], *job["overrides"], checked=True)
     dept = dept_of(trainer)
     body = {name: value.detach().clone() for name, value in dept.slots.live.values().items()}

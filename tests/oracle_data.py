@@ -36,7 +36,7 @@ class Source:
         shard_samples: samples of each shard of the training split.
         vocab_size: |V|.
         vocabulary: int64[|V_k|], sorted: the ids that occur in ``train``, and the special ones,
-            which dept/corpus.py gives to every source.
+            which dept/data/corpus.py gives to every source.
         unknown: the special id that stands for an input outside V_k.
         val_bytes: UTF-8 bytes of the text that ``val`` stands for.
     """

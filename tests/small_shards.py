@@ -28,7 +28,7 @@ def write_split(directory: Path, sizes: list[int], *, first: int = 0) -> np.ndar
 
 def reshard(prepared: Path, root: Path, samples: int) -> None:
     """A copy of the prepared corpus ``tiny`` in shards of ``samples`` samples, below ``root``."""
-    from dept.shards import TokenReader
+    from dept.data.shards import TokenReader
 
     shutil.copytree(prepared / "tokenizers", root / "tokenizers")
     text = shutil.ignore_patterns("text", "words*")

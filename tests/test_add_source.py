@@ -6,8 +6,8 @@ import pytest
 import torch
 from training import load, train
 
-from dept.options import ConfigError
-from dept.trained import read_trained
+from dept.checkpoint.reader import read_trained
+from dept.errors import ConfigError
 
 pytestmark = pytest.mark.end_to_end
 
@@ -53,7 +53,7 @@ def same(ours, theirs):
 
 def loss(root, run_name, name):
     """Mean cross-entropy of the validation text of a source, by the model a checkpoint gives."""
-    from dept.shards import TokenReader
+    from dept.data.shards import TokenReader
     from eval.source_models import TrainedRun
 
     loaded = TrainedRun(checkpoints(root, run_name)).model(name)
@@ -98,7 +98,7 @@ def test_the_body_may_be_trained_too(trained, add):
 
 def test_a_held_out_source_has_rows_of_the_global_tokenizer(prepared, add):
     after = add("held", "held", "algorithms.dept.variant=spec", "max_duration=1ep")
-    from dept.corpus import read_corpus
+    from dept.data.corpus import read_corpus
 
     assert list(after.private()) == ["held"]
     assert (
@@ -109,9 +109,9 @@ def test_a_held_out_source_has_rows_of_the_global_tokenizer(prepared, add):
 
 def test_rows_may_begin_as_those_of_other_sources(prepared, trained, add, monkeypatch):
     """What one source alone has met begins as its row; what nobody can spell, at random."""
-    from dept.corpus import GLOBAL, read_corpus
-    from dept.start_from import StartFrom
-    from dept.token_strings import strings_of
+    from dept.data.corpus import GLOBAL, read_corpus
+    from dept.embeddings.token_strings import strings_of
+    from dept.training.start_from import StartFrom
 
     before_load, begun = StartFrom.before_load, {}
 

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from training import REPOSITORY, load, overrides
 
 import train
-from dept import config as configs
-from dept import extends
-from dept.options import ConfigError
+from dept.config import complete as configs
+from dept.config import extends
+from dept.errors import ConfigError
 
 SIZES = ["model.d_model=32", "algorithms.dept.local_steps=2", "global_train_batch_size=2"]
 

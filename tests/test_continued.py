@@ -7,8 +7,8 @@ import pytest
 import torch
 from training import train
 
-from dept.options import ConfigError
-from dept.trained import read_trained
+from dept.checkpoint.reader import read_trained
+from dept.errors import ConfigError
 
 pytestmark = pytest.mark.end_to_end
 
@@ -34,7 +34,7 @@ def checkpoints(root, name):
 
 
 def test_forgetting_resets_the_embedding_and_nothing_else(prepared, monkeypatch):
-    from callbacks.active_forgetting import ActiveForgetting
+    from dept.training.active_forgetting import ActiveForgetting
 
     forget, start, resets, rates = ActiveForgetting._forget, ActiveForgetting.batch_start, [], []
 
@@ -90,7 +90,7 @@ def trained(prepared):
 @pytest.fixture
 def started(monkeypatch):
     """Parameters of models as they start, beside those they were built with."""
-    from dept.start_from import StartFrom
+    from dept.training.start_from import StartFrom
 
     init, seen = StartFrom.init, []
 
@@ -178,8 +178,8 @@ def test_continued_starts_from_an_embedding_made_of_private_ones(
     prepared, trained, started, tmp_path, experiment
 ):
     """A token that one source alone has met is that source's row; a mapped one what is said."""
-    from dept.corpus import GLOBAL, read_corpus
-    from dept.token_strings import strings_of
+    from dept.data.corpus import GLOBAL, read_corpus
+    from dept.embeddings.token_strings import strings_of
 
     corpus, own = read_corpus(prepared, "tiny"), experiment == "dept_spec_opt"
     target = strings_of(corpus.tokenizers[GLOBAL].path)

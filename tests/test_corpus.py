@@ -1,4 +1,4 @@
-"""dept/corpus.py: what is counted from tokens, and readers that refuse what is not whole."""
+"""dept/data/corpus.py: what is counted from tokens, and readers that refuse what is not whole."""
 
 import json
 import math
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from data_prep.mds import TokenShards
-from dept.corpus import (
-    DataError,
+from dept.data.corpus import (
     count_tokens,
     local_vocabulary,
     read_corpus,
     read_source,
     unigram_cross_entropy,
 )
-from dept.tokenizer_files import tokenizer_hash
+from dept.data.tokenizer_files import tokenizer_hash
+from dept.errors import DataError
 
 
 def test_padding_and_ignored_labels_are_not_counted():

@@ -11,20 +11,21 @@ from rich.console import Console
 from tiny import TinyLM
 from training import REPOSITORY, load, train
 
-from dept import extends
+from dept.config import extends
 from dept.costs import paper
 from dept.costs.__main__ import main, number
 from dept.costs.experiment import costs_of
 from dept.costs.memory import STATE, dept_memory, state_numbers
 from dept.costs.parameters import mpt_parameters
-from dept.options import ConfigError
-from dept.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizer
-from dept.reduction import Reduction, Share
-from dept.row_steps import PREFIX
-from dept.slots import Slots
-from dept.swap import LiveModel
-from dept.variants import VARIANTS
-from dept.vocabulary import VocabularyMap
+from dept.errors import ConfigError
+from dept.method.averaging import Share
+from dept.method.live_model import LiveModel
+from dept.method.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizer
+from dept.method.row_steps import PREFIX
+from dept.method.source_state import Slots
+from dept.method.variants import VARIANTS
+from dept.method.vocabulary import VocabularyMap
+from dept.transport.exchange import Reduction
 
 MPT = {"name": "mpt_causal_lm", "d_model": 8, "n_heads": 2, "n_layers": 3, "max_seq_len": 16}
 

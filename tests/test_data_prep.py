@@ -21,7 +21,8 @@ from data_prep.mds import TokenShards
 from data_prep.pool import Task
 from data_prep.shards import Packer, bytes_of_tokens, token_dtype
 from data_prep.train_tokenizer import count_words, describe_tokenizer, train_tokenizer
-from dept.corpus import DataError, read_corpus, unigram_cross_entropy
+from dept.data.corpus import read_corpus, unigram_cross_entropy
+from dept.errors import DataError
 
 REPOSITORY = Path(__file__).parent.parent
 NASTY = "</s><s> <0x41>\t▁▁ \u2028 é e\u0301 漢字🎉\r\n  \n x  y \ue00a \u0663\u0664 \u017f"

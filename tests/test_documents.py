@@ -12,7 +12,7 @@ import zstandard
 
 from data_prep.corpus import load_corpus
 from data_prep.documents import open_source
-from dept.corpus import DataError
+from dept.errors import DataError
 
 TEXTS = ["One sentence.\nAnother.", "Zwei Sätze — 漢字 🎉", "  three </s> <0x41> ▁ "]
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import torch
 
-from dept.evaluation import own_evaluators, restrict_to_vocabulary, score_unseen_uniformly
-from dept.place import Place
+from dept.training.evaluation import own_evaluators, restrict_to_vocabulary, score_unseen_uniformly
+from dept.transport.topology import Place
 
 V = 7
 LOGITS = torch.randn(2, 3, V, generator=torch.Generator().manual_seed(0))

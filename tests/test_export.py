@@ -9,9 +9,9 @@ import pytest
 import torch
 from training import REPOSITORY, dept_of, train
 
-from dept.corpus import read_corpus
-from dept.loader import ValidationLoader
-from dept.swap import transformer_of
+from dept.data.corpus import read_corpus
+from dept.data.loader import ValidationLoader
+from dept.method.live_model import transformer_of
 from eval.export import main
 
 pytestmark = pytest.mark.end_to_end

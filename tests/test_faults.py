@@ -11,9 +11,10 @@ import torch
 from test_continued import parameters
 from training import LOCAL_STEPS, REPOSITORY, tensors_of, train
 
-from callbacks.checkpoints import Checkpoints
-from dept.run_folder import NotSaved, numbered_checkpoints, recover
-from dept.source_files import SourceFiles
+from dept.checkpoint.run_folder import numbered_checkpoints, recover
+from dept.checkpoint.saver import Checkpoints
+from dept.checkpoint.source_files import SourceFiles
+from dept.errors import NotSaved
 
 sys.path.insert(0, str(REPOSITORY / "bench"))
 import kills
@@ -99,7 +100,7 @@ def test_the_end_of_a_run_must_be_written(prepared, unbroken, small_disk, monkey
 def test_sigterm_saves_first_and_old_checkpoints_are_counted_after_it(
     prepared, unbroken, monkeypatch
 ):
-    from callbacks.stop_on_sigterm import StopOnSigterm
+    from dept.checkpoint.sigterm import StopOnSigterm
 
     before = signal.getsignal(signal.SIGTERM)
     name = "terminated"
@@ -141,7 +142,7 @@ def test_files_of_sources_that_are_newer_than_the_checkpoint_change_nothing(prep
 
 
 def test_a_baseline_saves_before_it_ends_too(prepared, monkeypatch):
-    from callbacks.stop_on_sigterm import StopOnSigterm
+    from dept.checkpoint.sigterm import StopOnSigterm
 
     small = ["variables.mixture_batch=8", "variables.local_steps=3"]
     expected = parameters(train(prepared, "std", "run_name=std-whole", *small).state.model)

@@ -12,9 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MptConfig, MptForCausalL
 
 from data_prep.downstream import main as prepare_downstream
 from data_prep.downstream import rated, sections
-from dept import extends
-from dept.corpus import DataError
-from dept.options import ConfigError
+from dept.config import extends
+from dept.errors import ConfigError, DataError
 from eval.finetuning.baselines import bag_of_words, majority, word_counts
 from eval.finetuning.batches import Sample, batch
 from eval.finetuning.best_epoch import best

@@ -7,9 +7,10 @@ import pytest
 import torch
 from training import REPOSITORY, load, train
 
-from dept import extends
-from dept.icl import check_embedding, check_files, is_task
-from dept.options import ConfigError, DeptOptions
+from dept.config import extends
+from dept.config.icl import check_embedding, check_files, is_task
+from dept.config.options import DeptOptions
+from dept.errors import ConfigError
 from eval import eval as command
 
 YAML = str(REPOSITORY / "eval/yamls/gauntlet.yaml")

@@ -16,7 +16,7 @@ from data_prep.archives import fetch, read_members
 from data_prep.corpus import load_corpus
 from data_prep.documents import open_source
 from data_prep.unpack import Damaged, TooMuch, unpack
-from dept.corpus import DataError
+from dept.errors import DataError
 
 MEGABYTE = bytes(1 << 20)
 OPENERS = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}

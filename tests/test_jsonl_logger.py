@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from callbacks.jsonl_logger import JsonlLogger
-from dept.run_folder import NotSaved
+from dept.errors import NotSaved
+from dept.training.jsonl_logger import JsonlLogger
 
 
 def logger_of(tmp_path):

@@ -9,7 +9,7 @@ import tempfile
 import pytest
 from training import REPOSITORY
 
-from dept import scratch
+from dept.training import scratch
 
 
 @pytest.fixture

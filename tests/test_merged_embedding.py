@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from dept.merged_embedding import SourceEmbedding, merge
-from dept.token_mapping import from_mapping, read_mapping
-from dept.token_strings import MARK
+from dept.embeddings.mapping import from_mapping, read_mapping
+from dept.embeddings.merged import SourceEmbedding, merge
+from dept.embeddings.token_strings import MARK
 
 WIDTH = 5
 EOS = MARK + "</s>"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small_shards import write_split
 
-from dept.mixture import Mixture, draw
-from dept.order import SampleOrder
+from dept.data.mixture import Mixture, draw
+from dept.data.order import SampleOrder
 
 SIZES = {"en": 40, "it": 10, "hi": 25}
 
@@ -105,7 +105,7 @@ def test_an_epoch_is_all_samples_unless_the_yaml_says_otherwise():
 
 
 def test_shards_are_wanted_ahead_of_their_need(tmp_path):
-    from dept.loader import OpenSource
+    from dept.data.loader import OpenSource
 
     wanted = []
 

@@ -13,11 +13,11 @@ from test_config import refusal
 from training import BATCH, LOCAL_STEPS, load
 
 import train as command
-from dept import moves
-from dept.options import ConfigError
-from dept.run_folder import NotSaved, folder_of
-from dept.schedule import RoundSchedule
-from dept.source_files import SourceFiles, states_among
+from dept.checkpoint.run_folder import folder_of
+from dept.checkpoint.source_files import SourceFiles, states_among
+from dept.errors import ConfigError, NotSaved
+from dept.method.schedule import RoundSchedule
+from dept.training import moves
 
 SOURCES = ("manual", "code", "mail", "tools")
 ROUNDS = 7

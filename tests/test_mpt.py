@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dept.options import ConfigError
+from dept.errors import ConfigError
 from eval.architecture import assemble
 from eval.mpt import stand_in
 

@@ -12,14 +12,15 @@ from test_slots import HOLDS, build, optimizer_of, run_ours
 from training import REPOSITORY, overrides
 
 import train
-from dept import faults, figures
-from dept.faults import NumericalFault
-from dept.options import ConfigError, DeptOptions
-from dept.outer_optimizer import OuterOptimizer
-from dept.reduction import Average
-from dept.slots import Slots
-from dept.swap import LiveModel
-from dept.variants import VARIANTS
+from dept.config.options import DeptOptions
+from dept.errors import ConfigError, NumericalFault
+from dept.method import faults
+from dept.method.averaging import Average
+from dept.method.live_model import LiveModel
+from dept.method.outer_optimizer import OuterOptimizer
+from dept.method.source_state import Slots
+from dept.method.variants import VARIANTS
+from dept.training import round_metrics
 
 
 def look_at(**changes):
@@ -103,7 +104,7 @@ def test_a_slot_left_out_is_as_if_its_source_had_not_been_drawn(name, inner_stat
 
 def run_with_faults(variant, rounds, judged, round_of, monkeypatch, **options):
     """`run_ours` whose slots end as ``judged`` says; a slot that is left out is not averaged."""
-    from dept.reduction import Reduction
+    from dept.transport.exchange import Reduction
 
     add, averages = Reduction.add, Reduction.averages
 
@@ -131,7 +132,7 @@ def assert_equal(ours, theirs):
 def test_training_a_slot_does_not_change_what_is_kept_of_earlier_ones():
     from test_slots import batches, token_ids
 
-    from dept.vocabulary import VocabularyMap
+    from dept.method.vocabulary import VocabularyMap
 
     variant = VARIANTS["spec"]
     ids = torch.tensor(token_ids("en", variant))
@@ -173,14 +174,14 @@ def test_an_outer_step_that_is_not_finite_changes_nothing(name):
 
 
 def test_totals_of_a_checkpoint_from_before_there_were_faults_are_gone_on_with():
-    totals = figures.none_yet(1)
+    totals = round_metrics.none_yet(1)
     old = {key: totals[key] for key in totals if key not in ("left_out", "reaches")}
     totals |= copy.deepcopy(old)
     slot = {"losses": [1.0], "tokens": 8, "norm": 1.0, "sketch": torch.ones(2)}
     every = [{"slots": {"en": slot}, "sent": {"model": 3, "figures": 1}, "waited": 0.5}]
-    assert figures.add(totals, every) == 3
+    assert round_metrics.add(totals, every) == 3
     assert totals["reaches"] == {"en": []} and totals["left_out"] == []
-    assert figures.metrics({"en": slot}, {})["dept/en/update_norm"] == 1.0
+    assert round_metrics.metrics({"en": slot}, {})["dept/en/update_norm"] == 1.0
 
 
 @pytest.mark.end_to_end

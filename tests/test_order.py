@@ -5,7 +5,7 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 
-from dept.order import SampleOrder
+from dept.data.order import SampleOrder
 
 SHARDS = [5, 3, 8, 1, 6, 7, 4]
 SAMPLES = sum(SHARDS)

@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from dept.fedadam import FedAdam
-from dept.options import ConfigError
-from dept.outer_optimizer import OUTER_OPTIMIZERS, TORCH_OPTIMIZERS, OuterOptimizer
-from dept.reduction import Average, Reduction, Share
+from dept.errors import ConfigError
+from dept.method.averaging import Average, Share
+from dept.method.fedadam import FedAdam
+from dept.method.outer_optimizer import OUTER_OPTIMIZERS, TORCH_OPTIMIZERS, OuterOptimizer
+from dept.transport.exchange import Reduction
 
 ROUNDS = 4
 

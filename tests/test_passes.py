@@ -1,6 +1,6 @@
 """How often sources were read."""
 
-from callbacks.passes import line, passes
+from dept.training.passes import line, passes
 
 
 def test_what_was_read_more_than_once_is_said_in_a_line():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dept.options import ConfigError
-from dept.place import Place
+from dept.errors import ConfigError
+from dept.transport.topology import Place
 
 
 def launched(rank, world, machine):

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from training import REPOSITORY
 
-from dept import extends
-from dept.options import ConfigError
+from dept.config import extends
+from dept.errors import ConfigError
 from eval.plan import Job, jobs, read_plan
 from eval.records import record
 from eval.reproduce import PLAN

@@ -10,8 +10,10 @@ from omegaconf import OmegaConf
 from training import MPT, overrides
 
 import train
-from dept import config as configs
-from dept import extends, machine, run_folder
+from dept.checkpoint import run_folder
+from dept.config import complete as configs
+from dept.config import extends
+from dept.costs import machine
 from dept.costs.experiment import costs_of
 
 

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from dept.reduction import Reduction, Share
+from dept.method.averaging import Share
+from dept.transport.exchange import Reduction
 
 
 def tensors(count, *shape, seed=0):

@@ -17,13 +17,13 @@ from s3 import BUCKET, S3Server
 from small_shards import reshard
 from training import REPOSITORY, load, tensors_of, train
 
-from dept.corpus import DataError, read_corpus
-from dept.loader import SourceLoader, ValidationLoader
-from dept.options import ConfigError
-from dept.remote import fetch_corpus
-from dept.schedule import RoundSchedule
-from dept.shard_cache import ShardCache, block_bytes
-from dept.shards import TokenReader
+from dept.data.corpus import read_corpus
+from dept.data.fetch import fetch_corpus
+from dept.data.loader import SourceLoader, ValidationLoader
+from dept.data.shard_cache import ShardCache, block_bytes
+from dept.data.shards import TokenReader
+from dept.errors import ConfigError, DataError
+from dept.method.schedule import RoundSchedule
 
 SAMPLES = 40  # in a shard
 SOURCES = ("manual", "code", "mail", "tools")

@@ -12,11 +12,11 @@ from s3 import BUCKET, S3Server
 from training import LOCAL_STEPS, load, tensors_of, train
 
 import train as command
-from callbacks.checkpoints import Checkpoints
-from callbacks.stop_on_sigterm import StopOnSigterm
-from dept import remote_folder
-from dept.options import ConfigError
-from dept.run_folder import NotSaved, folder_of, numbered_checkpoints
+from dept.checkpoint import remote_folder
+from dept.checkpoint.run_folder import folder_of, numbered_checkpoints
+from dept.checkpoint.saver import Checkpoints
+from dept.checkpoint.sigterm import StopOnSigterm
+from dept.errors import ConfigError, NotSaved
 
 pytestmark = pytest.mark.end_to_end
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from dept.corpus import GLOBAL, DataError, read_corpus
+from dept.data.corpus import GLOBAL, read_corpus
+from dept.errors import DataError
 from eval import routing
 from eval.validation_text import documents, pieces
 

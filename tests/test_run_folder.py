@@ -6,9 +6,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dept.options import ConfigError
-from dept.run_folder import checkpoint_name, hold, recover, refuse_other_settings
-from dept.source_files import SourceFiles
+from dept.checkpoint.run_folder import checkpoint_name, hold, recover, refuse_other_settings
+from dept.checkpoint.source_files import SourceFiles
+from dept.errors import ConfigError
 
 
 def checkpoint(folder, name, *, torn=False):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from dept.check import note_on_chances
-from dept.sampling import RULES, STRATIFIED
-from dept.schedule import RoundSchedule
-from dept.streams import seed_of
+from dept.config.check import note_on_chances
+from dept.method.sampling import RULES, STRATIFIED
+from dept.method.schedule import RoundSchedule
+from dept.method.streams import seed_of
 
 NAMES = tuple("abcdefgh")
 ROUNDS = 20_000

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from dept.sampling import RULES
-from dept.schedule import RoundSchedule
+from dept.method.sampling import RULES
+from dept.method.schedule import RoundSchedule
 
 NAMES = tuple("abcdefgh")
 

@@ -9,7 +9,7 @@ from external import CONTEXT, neox_tokenizer, plain_nats, save_neox
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-from dept.options import ConfigError
+from dept.errors import ConfigError
 from eval.scoring import Scorer
 from eval.source_models import SourceModel, load
 from eval.spelling import Speller

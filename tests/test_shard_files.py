@@ -11,8 +11,9 @@ from training import load
 from data_prep.check import main as check_data
 from data_prep.mds import TokenShards
 from data_prep.prepare import main as prepare
-from dept.corpus import DataError, read_corpus, read_source
-from dept.shard_files import fault, is_name, read_index, tokens
+from dept.data.corpus import read_corpus, read_source
+from dept.data.shard_files import fault, is_name, read_index, tokens
+from dept.errors import DataError
 
 
 @pytest.fixture
@@ -195,8 +196,8 @@ def test_pickled_counts_and_names_that_lead_elsewhere_are_refused(corpus):
 
 
 def test_a_remote_corpus_writes_nothing_outside_its_folder(corpus, tmp_path_factory):
-    from dept.remote import fetch_corpus
-    from dept.shards import TokenReader
+    from dept.data.fetch import fetch_corpus
+    from dept.data.shards import TokenReader
 
     root = tmp_path_factory.mktemp("here") / "root"
     index = corpus / "data/tiny/code/global/train/index.json"
@@ -223,7 +224,7 @@ def test_corpora_that_were_prepared_before_are_read(corpus, capsys):
 def test_a_source_shorter_than_a_batch_is_trained_and_said(prepared):
     from omegaconf import OmegaConf
 
-    from dept import config as configs
+    from dept.config import complete as configs
 
     config = load(prepared, "dept_spec", "global_train_batch_size=900", checked=True)
     notes = configs.check(OmegaConf.to_container(config, resolve=True))

@@ -15,12 +15,12 @@ import pytest
 from small_shards import write_split
 from training import REPOSITORY
 
-from dept.corpus import DataError
-from dept.loader import SourceLoader
-from dept.remote import address_of
-from dept.schedule import RoundSchedule
-from dept.shard_cache import ShardCache, block_bytes
-from dept.shards import Shard, TokenReader
+from dept.data.fetch import address_of
+from dept.data.loader import SourceLoader
+from dept.data.shard_cache import ShardCache, block_bytes
+from dept.data.shards import Shard, TokenReader
+from dept.errors import DataError
+from dept.method.schedule import RoundSchedule
 
 SIZES = [5, 3, 8, 2, 6, 7, 4, 5, 6, 3]
 STARTS = np.cumsum(SIZES) - SIZES

@@ -7,12 +7,13 @@ import torch
 from tiny import TinyLM
 from torch.nn.functional import cross_entropy
 
-from dept.outer_optimizer import OuterOptimizer
-from dept.reduction import Reduction, Share
-from dept.slots import Slots
-from dept.swap import LiveModel
-from dept.variants import VARIANTS, Vocabulary
-from dept.vocabulary import VocabularyMap
+from dept.method.averaging import Share
+from dept.method.live_model import LiveModel
+from dept.method.outer_optimizer import OuterOptimizer
+from dept.method.source_state import Slots
+from dept.method.variants import VARIANTS, Vocabulary
+from dept.method.vocabulary import VocabularyMap
+from dept.transport.exchange import Reduction
 
 V, STEPS, ROUNDS, RATE = 12, 3, 3, 0.05
 HOLDS = {"en": [0, 1, 2, 3, 7], "it": [0, 2, 4, 5, 6, 7], "zh": [0, 8, 9]}

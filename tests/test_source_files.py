@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 
-from dept.source_files import SourceFiles
+from dept.checkpoint.source_files import SourceFiles
 
 
 @pytest.fixture

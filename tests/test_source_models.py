@@ -8,9 +8,9 @@ import pytest
 import torch
 from training import train
 
-from dept.corpus import DataError, read_corpus
-from dept.loader import ValidationLoader
-from dept.options import ConfigError
+from dept.data.corpus import read_corpus
+from dept.data.loader import ValidationLoader
+from dept.errors import ConfigError, DataError
 from eval.source_models import TrainedRun, load
 
 pytestmark = pytest.mark.end_to_end

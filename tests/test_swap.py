@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny import TinyLM
 
-from dept.swap import LiveModel, parameter_roles, random_embedding
-from dept.variants import Role
+from dept.method.live_model import LiveModel, parameter_roles, random_embedding
+from dept.method.variants import Role
 
 IDS = torch.tensor([[1, 2, 3, 1], [0, 3, 2, 2]])
 

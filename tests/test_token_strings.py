@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from dept.corpus import DataError, read_corpus
-from dept.token_strings import MARK, is_text, speller, strings_of
+from dept.data.corpus import read_corpus
+from dept.embeddings.token_strings import MARK, is_text, speller, strings_of
+from dept.errors import DataError
 
 
 def save(directory, model, roles, **parts):

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from training import BATCH, LOCAL_STEPS, ROUNDS, dept_of, load, tensors_of, train
 
-from dept.corpus import read_corpus
-from dept.loader import ValidationLoader, collate
+from dept.data.corpus import read_corpus
+from dept.data.loader import ValidationLoader, collate
 
 pytestmark = pytest.mark.end_to_end
 
@@ -124,8 +124,8 @@ def reference(trainer, initial, inner_state):
     ),
 )
 def test_a_run_is_algorithm_1(prepared, monkeypatch, experiment, inner_state, model):
-    from dept import algorithm
-    from dept.slots import Slots
+    from dept.method.source_state import Slots
+    from dept.training import algorithm
 
     started = {}
 
@@ -193,7 +193,7 @@ def test_one_source_is_plain_training_bit_for_bit(prepared):
 
 
 def test_trim_over_every_token_is_glob(prepared, monkeypatch):
-    from dept.corpus import PreparedSource
+    from dept.data.corpus import PreparedSource
 
     rate = "optimizer.lr=4.0e-3"
     glob = run(prepared, "dept_glob", "every-token-glob", rate)

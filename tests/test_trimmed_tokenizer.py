@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from dept.corpus import GLOBAL, read_corpus
+from dept.data.corpus import GLOBAL, read_corpus
 from eval.source_models import trimmed
 from eval.trimmed_tokenizer import trim
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from training import DEPT, LOCAL_STEPS, MPT, REPOSITORY, overrides, train
 
-from dept import trust
-from dept.options import ConfigError
-from dept.source_files import SourceFiles
+from dept.checkpoint import trust
+from dept.checkpoint.source_files import SourceFiles
+from dept.errors import ConfigError
 
 
 class Hostile:
@@ -112,7 +112,7 @@ def test_a_hostile_tokenizer_is_copied_without_its_code(prepared, tmp_path, monk
 
     from data_prep.corpus import TokenizerOptions
     from data_prep.train_tokenizer import train_tokenizer
-    from dept.corpus import DataError
+    from dept.errors import DataError
 
     class Quiet:
         def report(self, size):

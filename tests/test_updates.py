@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dept import updates
+from dept.method import updates
 
 
 def update(seed, size):

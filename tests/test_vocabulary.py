@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dept.vocabulary import IGNORED, VocabularyMap
+from dept.method.vocabulary import IGNORED, VocabularyMap
 
 
 def build(ids, vocab_size=10, unknown_id=0):

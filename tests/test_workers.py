@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from dept.costs.transport import every_step_bytes, outer_step_bytes
-from dept.place import Place
-from dept.reduction import Reduction, Share
-from dept.workers import WorkerLost, Workers, join
+from dept.errors import WorkerLost
+from dept.method.averaging import Share
+from dept.transport.exchange import Reduction
+from dept.transport.process_group import Workers, join
+from dept.transport.topology import Place
 
 V, WIDTH, SOURCES = 50, 4, 4
 SHAPES = {"theta": (7, 5), "bias": (3,), "phi": (V, WIDTH)}

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from training import overrides
 from yaml_mutations import EXPERIMENTS, mutations, plain
 
-from dept import build_errors, extends, machine
-from dept import config as configs
-from dept.corpus import DataError
-from dept.options import ConfigError
+from dept.config import complete as configs
+from dept.config import extends
+from dept.costs import machine
+from dept.errors import ConfigError, DataError
+from dept.training import build_errors
 
 FAST = settings(
     derandomize=True,
@@ -163,8 +164,7 @@ def test_what_is_let_through_starts(prepared, tmp_path, monkeypatch):
     from llmfoundry.command_utils import train
     from omegaconf import OmegaConf
 
-    import callbacks.registration
-    import dept.registration
+    import dept.training.registration
 
     class StartedError(Exception):
         """The run has come to its second step."""
@@ -175,7 +175,6 @@ def test_what_is_let_through_starts(prepared, tmp_path, monkeypatch):
                 raise StartedError
 
     registry.callbacks.register("enough", func=Enough)
-    callbacks.registration.register()
     dept.registration.register()
     (tmp_path / "yamls").symlink_to(YAMLS)  # the llama's config is named from there
     monkeypatch.chdir(tmp_path)  # paths are values, too

@@ -5,7 +5,7 @@ import yaml
 from experiments import NAMES, resolved
 from training import REPOSITORY, overrides
 
-from dept import extends
+from dept.config import extends
 from dept.costs.parameters import mpt_parameters
 
 PAPER = [f"{corpus}/{size}" for corpus in ("pile", "mc4") for size in ("125m", "350m", "1b")]
@@ -51,11 +51,9 @@ def test_an_experiment_is_one_of_llm_foundrys(prepared, monkeypatch, tmp_path, n
         make_dataclass_and_log_config,
     )
 
-    import callbacks.registration
-    import dept.registration
+    import dept.training.registration
     from dept.costs.meta_device import build
 
-    callbacks.registration.register()
     dept.registration.register()
     monkeypatch.chdir(REPOSITORY)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from dept import config as configs
-from dept import extends
+from dept.config import complete as configs
+from dept.config import extends
 
 REPOSITORY = Path(__file__).parent.parent
 LOCAL_STEPS, BATCH, ROUNDS = 3, 4, 3
@@ -45,10 +45,8 @@ def train(root: Path, experiment: str, *more: str, checked: bool = False):
     """Train, as train.py does after its checks; returns Composer's trainer."""
     from llmfoundry.command_utils import train as llmfoundry_train
 
-    import callbacks.registration
-    import dept.registration
+    import dept.training.registration
 
-    callbacks.registration.register()
     dept.registration.register()
 
     os.chdir(REPOSITORY)

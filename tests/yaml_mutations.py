@@ -7,7 +7,7 @@ from experiments import resolved
 from hypothesis import strategies as st
 from training import MPT, overrides
 
-from dept import extends
+from dept.config import extends
 
 EXPERIMENTS = ("dept_spec", "dept_trim", "dept_spec_opt", "dept_spec_llama", "std", "act")
 # What is mistyped most, huge, negative, of another type.

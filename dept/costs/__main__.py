@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 from rich.console import Console
 from rich.table import Table
 
-from dept import extends
+from dept.config import extends
 from dept.costs import paper
 from dept.costs.experiment import Costs, costs_of
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dept.config.options import DeptOptions, options_of
 from dept.costs.memory import Memory, dept_memory, training_memory
 from dept.costs.parameters import Parameters, mpt_parameters
 from dept.costs.vocabulary import VocabularySizes, vocabulary_sizes
-from dept.options import ConfigError, DeptOptions, options_of
-from dept.variants import Role, Sharing, Vocabulary
+from dept.errors import ConfigError
+from dept.method.variants import Role, Sharing, Vocabulary
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dept.options import PRESETS, ConfigError
+from dept.errors import ConfigError
+from dept.method.presets import PRESETS
 
 WORD = 4  # bytes of float32, in which weights, gradients and optimizer states are kept
 

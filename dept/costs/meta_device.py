@@ -14,8 +14,8 @@ from llmfoundry.models.utils import init_empty_weights
 from llmfoundry.utils.builders import build_composer_model
 
 from dept.costs.parameters import Parameters
-from dept.swap import parameter_roles, transformer_of, vocabulary_modules
-from dept.variants import Role
+from dept.method.live_model import parameter_roles, transformer_of, vocabulary_modules
+from dept.method.variants import Role
 
 
 def built_parameters(model: Mapping[str, Any], rows: int) -> Parameters:

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dept import extends
+from dept.config import extends
 from dept.costs.experiment import Costs, costs_of
 
 YAMLS = Path(__file__).parents[2] / "yamls"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dept.corpus import GLOBAL, read_corpus
-from dept.options import ConfigError, CorpusOptions
-from dept.variants import Vocabulary
+from dept.config.options import CorpusOptions
+from dept.data.corpus import GLOBAL, read_corpus
+from dept.errors import ConfigError
+from dept.method.variants import Vocabulary
 
 
 @dataclass(frozen=True)

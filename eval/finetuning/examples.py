@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dept.corpus import DataError
+from dept.errors import DataError
 from eval.finetuning.layouts import LAYOUTS
 from eval.finetuning.options import DataOptions, TaskOptions
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dept.options import ConfigError
+from dept.errors import ConfigError
 
 Pieces = Mapping[str, Any]
 """Token ids of an example's pieces by name; of ``answers`` a list of them."""

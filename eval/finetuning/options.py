@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dept.options import ConfigError, parse
+from dept.config.options import parse
+from dept.errors import ConfigError
 from eval.finetuning.layouts import LAYOUTS
 
 

@@ -16,10 +16,10 @@ from composer.utils import dist
 from torch import nn
 from transformers import PreTrainedModel
 
-from callbacks.checkpoints import Checkpoints
-from callbacks.jsonl_logger import JsonlLogger
-from callbacks.stop_on_sigterm import StopOnSigterm
-from dept.options import ConfigError
+from dept.checkpoint.saver import Checkpoints
+from dept.checkpoint.sigterm import StopOnSigterm
+from dept.errors import ConfigError
+from dept.training.jsonl_logger import JsonlLogger
 from eval.finetuning.baselines import bag_of_words, majority, token_counts, word_counts
 from eval.finetuning.batches import loader, samples
 from eval.finetuning.best_epoch import BestEpoch, best

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dept import durable
+from dept.checkpoint import durable
 from eval.report.page import html
 from eval.report.plots import plots
 from eval.report.run_records import Record, arranged

@@ -1,0 +1,157 @@
+"""What a run has learned, read from its checkpoint: for whoever goes on with another run."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from dept.checkpoint.durable import is_whole
+from dept.checkpoint.run_folder import find_checkpoint
+from dept.checkpoint.source_files import FOLDER, SourceFiles
+from dept.checkpoint.trust import know_plain
+from dept.errors import ConfigError
+
+# Of a file that is cut short, is something else, or holds code.
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds of a model."""
+
+    path: Path
+    parameters: Mapping[str, Tensor]
+    """By name; those that the variant keeps private are placeholders."""
+
+    tokens: list[str] | None
+    """Of the tokenizer that the model was built with, in the order of their ids."""
+
+    identity: Mapping[str, Any] | None
+    """Of a run of DEPT: its variant, sources, hashes of their tokenizers."""
+
+    tokens_trained: Mapping[str, int]
+    """By source, of a run of DEPT."""
+
+    round: int
+    """Outer steps, or epochs, that the parameters have seen."""
+
+    source_rounds: Mapping[str, int]
+    """By source, of a run of DEPT: the last round that it was trained in, which its file must be
+    of; in mid-round too, since a file holds the private embedding as its round found it."""
+
+    model_config: Mapping[str, Any]
+    """Of the model as a transformers config; empty if the checkpoint has none."""
+
+    tokenizer: Mapping[str, Any]
+    """Files of the tokenizer that the model was built with, as JSON by name; may be empty."""
+
+    @property
+    def corpus(self) -> str | None:
+        """Name of the corpus, as ``config.yaml`` of the run says; ``None`` if that is not there."""
+        file = self.path.parent.parent / "config.yaml"
+        config: Any = OmegaConf.load(file) if file.is_file() else {}
+        return (config.get("train_loader") or {}).get("corpus")
+
+    @property
+    def variant(self) -> str | None:
+        """The variant of a run of DEPT."""
+        return self.identity and self.identity["variant"]
+
+    def private(self) -> dict[str, dict[str, Tensor]]:
+        """Private parameters by source and name, of the sources that were trained.
+
+        Raises:
+            ConfigError: files of sources are not beside the checkpoint, or it has none.
+        """
+        if self.identity is None:
+            raise ConfigError(
+                f"{self.path} is not of a run of DEPT and has no private embeddings: set "
+                f"callbacks.start_from.embedding to random or pretrained"
+            )
+        files, found, others = SourceFiles(self.path.parent / FOLDER), {}, []
+        for source in self.identity["sources"]:
+            try:
+                state = files.read(source, self.round)
+            except _UNREADABLE as error:
+                raise ConfigError(
+                    f"{files.folder / source} holds a file that cannot be read "
+                    f"({str(error).splitlines()[0]}): bring it anew"
+                ) from error
+            here = 0 if state is None else state["last_round"]
+            needed = self.source_rounds.get(source, 0)
+            if here != needed:
+                others.append(
+                    f"{files.folder / source} has {source} as of round {here}, and "
+                    f"{self.path.name} belongs to its file of round {needed}: bring that one to "
+                    f"where it is"
+                )
+            if state is not None and state["slots"]["private"]:
+                found[source] = state["slots"]["private"]
+        if not found:
+            raise ConfigError(
+                f"{files.folder} holds no private embeddings: bring it to where {self.path.name} "
+                f"is, or choose a run of spec or spec_opt"
+            )
+        if others:
+            raise ConfigError(others[0])
+        return found
+
+
+def read_trained(path: str | Path) -> Trained:
+    """Read a checkpoint of this repository, or any other of llm-foundry, without unpickling code.
+
+    Args:
+        path: a file, or a folder of checkpoints.
+
+    Raises:
+        ConfigError: it is no checkpoint, is cut short, or holds other than plain data.
+    """
+    file = find_checkpoint(path)
+    if zipfile.is_zipfile(file) and not is_whole(file):
+        raise ConfigError(f"{file} was altered since it was written: name another one")
+    try:
+        know_plain()
+        state = torch.load(file, map_location="cpu", weights_only=True)["state"]
+        parameters = state["model"]
+    except (*_UNREADABLE, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{file} cannot be read as a checkpoint of Composer ({str(error).splitlines()[0]}): "
+            f"name another one"
+        ) from error
+    built = state.get("integrations", {}).get("huggingface", {})
+    files = {name: file["content"] for name, file in (built.get("tokenizer") or {}).items()}
+    content = files.get("tokenizer.json")
+    timestamp = _counts(state.get("timestamp"))
+    dept = dict(state.get("algorithms", ())).get("Dept")
+    return Trained(
+        path=file,
+        parameters=parameters,
+        tokens=content and tokens_of(content),
+        identity=dept and dept["identity"],
+        tokens_trained=dept["totals"]["tokens"] if dept else {},
+        round=int(timestamp.get("epoch", 0)),
+        source_rounds=dept["last_round"] if dept else {},
+        model_config=built.get("model", {}).get("config", {}).get("content", {}),
+        tokenizer=files,
+    )
+
+
+def tokens_of(tokenizer: Mapping[str, Any]) -> list[str]:
+    """The tokens of what a ``tokenizer.json`` holds, in the order of their ids."""
+    vocabulary = tokenizer["model"]["vocab"]
+    if isinstance(vocabulary, Mapping):
+        return sorted(vocabulary, key=vocabulary.__getitem__)
+    return [token for token, _ in vocabulary]  # unigram: scores come back rounded from checkpoints
+
+
+def _counts(timestamp: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Composer's counts of epochs, which are our rounds, and batches; it nests them or not."""
+    return (timestamp or {}).get("Timestamp", timestamp) or {}

@@ -1,0 +1,89 @@
+"""Checkpoints at a remote address: the newest complete one is brought here before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dept.checkpoint import durable
+from dept.checkpoint.reader import read_trained
+from dept.checkpoint.remote_folder import RemoteFolder
+from dept.checkpoint.run_folder import CHECKPOINT, numbered_checkpoints, progress, recover
+from dept.checkpoint.source_files import FOLDER, SourceFiles, name_of, read_by, states_among
+from dept.errors import ConfigError
+
+
+def checkpoints_among(names: Iterable[str]) -> list[str]:
+    """Names of checkpoints, in the order in which training came to them."""
+    return sorted((n for n in names if CHECKPOINT.fullmatch(n)), key=progress)
+
+
+def states_at(remote: RemoteFolder, source: str) -> list[tuple[int, int]]:
+    """The states of a source that are there, ascending."""
+    inside = (name.removeprefix(f"{FOLDER}/") for name in remote.names if "/" in name)
+    return states_among(inside, source)
+
+
+def bring(remote: RemoteFolder, *, with_sources: bool) -> list[str]:
+    """Bring the newest complete checkpoint, unless one here is as new, for ``autoresume``.
+
+    Args:
+        remote: of the run; what is here must have been made whole by :func:`recover`.
+        with_sources: the files of its sources too.
+
+    Returns:
+        A sentence for each checkpoint that is left out, and for the one that was brought.
+
+    Raises:
+        ConfigError: the address cannot be used.
+    """
+    said: list[str] = []
+    for left in remote.folder.glob("*.fetched"):  # by a killed process
+        left.unlink()
+    here = max((progress(p.name) for *_, p in numbered_checkpoints(remote.folder)), default=None)
+    for name in reversed(checkpoints_among(remote.names)):
+        if here is not None and progress(name) <= here:
+            break
+        reason = _bring(remote, name, with_sources)
+        if reason is None:
+            recover(remote.folder)
+            return [*said, f"{remote.address}/{name} was fetched to {remote.folder}"]
+        said.append(f"{remote.address}/{name} is left out: {reason}")
+    return said
+
+
+def bring_states(remote: RemoteFolder, source: str, round_index: int) -> bool:
+    """Bring what a checkpoint in ``round_index`` may read of a source; whether all is whole."""
+    for state in read_by(states_at(remote, source), round_index):
+        name = f"{FOLDER}/{name_of(source, state)}"
+        path = remote.folder / name
+        if not (path.is_file() and durable.is_whole(path)):
+            path = remote.fetch(name)
+        if not durable.is_whole(path):
+            path.unlink()
+            return False
+    return True
+
+
+def _bring(remote: RemoteFolder, name: str, with_sources: bool) -> str | None:
+    """Bring a checkpoint, which gets its name last; why it is not complete, if so."""
+    round_index, _ = progress(name)
+    sources = {n.split("/")[1] for n in remote.names if n.startswith(f"{FOLDER}/")}
+    for source in sorted(sources) if with_sources else ():
+        if not bring_states(remote, source, round_index):
+            return f"a file of {source} was cut short or altered"
+    path = remote.fetch(name, as_name=f"{name}.fetched")
+    try:
+        if not durable.is_whole(path):
+            return "it was cut short or altered"
+        try:
+            trained = read_trained(path)
+        except ConfigError as error:
+            return str(error)
+        files = SourceFiles(remote.folder / FOLDER)
+        for source in trained.tokens_trained if with_sources else ():
+            if not read_by(files.states(source), round_index):
+                return f"the files of {source} are not there"
+        path.rename(path.with_name(name))
+    finally:
+        path.unlink(missing_ok=True)
+    return None

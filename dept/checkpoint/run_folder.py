@@ -1,0 +1,221 @@
+"""What an earlier process left of a run: torn checkpoints, other settings, or a finished run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import OmegaConf
+
+from dept.checkpoint import durable
+from dept.checkpoint.source_files import FOLDER, SourceFiles
+from dept.errors import ConfigError
+
+# What shapes the numbers of a run. A resumed run must not change it.
+SHAPING = (
+    "seed",
+    "model",
+    "tokenizer",
+    "optimizer",
+    "scheduler",
+    "algorithms",
+    "train_loader",
+    "global_train_batch_size",
+    "max_seq_len",
+    "precision",
+    "callbacks.start_from",
+    "callbacks.active_forgetting",
+)
+
+# Where data comes from, how much of it is kept, and how long to wait, are a machine's affair; what
+# is evaluated changes nothing that is trained. A run that stopped at a fault may go on without it.
+_NOT_SHAPING = (
+    "train_loader.remote",
+    "train_loader.cache_limit",
+    "algorithms.dept.worker_timeout",
+    "algorithms.dept.icl_source",
+    "model.trust_remote_code",
+    "algorithms.dept.upload_sources",
+    "algorithms.dept.faults",
+    "algorithms.dept.outlier_multiple",
+)
+
+# Several workers count other batches than one, and write -w<workers> in the names.
+CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)(?:-w(\d+))?-rank\d+\.pt")
+
+
+def checkpoint_name(workers: int) -> str:
+    """``save_filename`` of a job: names of one number of workers never meet those of another."""
+    return "ep{epoch}-ba{batch}" + (f"-w{workers}" if workers > 1 else "") + "-rank{rank}.pt"
+
+
+def folder_of(config: Mapping[str, Any]) -> Path:
+    """Where the callback ``run_files`` writes ``config.yaml`` and ``summary.json`` of a run."""
+    options = (config.get("callbacks") or {}).get("run_files") or {}
+    return Path(options.get("folder", "runs/{run_name}").format(run_name=config.get("run_name")))
+
+
+def checkpoints_of(config: Mapping[str, Any]) -> Path | None:
+    """The local folder of checkpoints; that of the run, where ``save_folder`` is remote."""
+    folder = config.get("save_folder")
+    if remote_of(config) is not None:
+        return folder_of(config) / "checkpoints"
+    return Path(folder) if folder else None
+
+
+def remote_of(config: Mapping[str, Any]) -> str | None:
+    """The address that checkpoints are sent to, if ``save_folder`` is one."""
+    folder = str(config.get("save_folder"))
+    return folder.format(run_name=config.get("run_name")) if "://" in folder else None
+
+
+def progress(name: str) -> tuple[int, int]:
+    """How far training was at a checkpoint: its round, and the batches of all workers."""
+    match = CHECKPOINT.fullmatch(name)
+    assert match is not None
+    return int(match[1]), int(match[2]) * int(match[3] or 1)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint: the file itself, or the newest one of a folder of checkpoints.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path.resolve()  # a link to it is not beside the files of its sources
+    numbered = numbered_checkpoints(path)
+    if not numbered:
+        raise ConfigError(
+            f"{path} is not a checkpoint, nor a folder of them: name runs/<run_name>/checkpoints "
+            f"of a run, or a file in it"
+        )
+    return numbered[-1][2]
+
+
+def hold(folder: str | Path, wait: float = 60.0) -> IO[str]:
+    """Hold a run, so that no other job writes to it: as long as the file given back is open.
+
+    Args:
+        folder: of the run; made if it is not there.
+        wait: seconds for an earlier job to end: one whose launcher was killed takes a moment.
+
+    Raises:
+        ConfigError: another job still holds it.
+    """
+    path, began = Path(folder) / ".lock", time.monotonic()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+")  # noqa: SIM115
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if time.monotonic() - began > wait:
+                file.seek(0)
+                raise ConfigError(
+                    f"{folder} is in use by process {file.read().strip() or 'unknown'}: wait for "
+                    f"it to end, or choose another run_name"
+                ) from None
+            time.sleep(0.2)
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def numbered_checkpoints(folder: str | Path) -> list[tuple[int, int, Path]]:
+    """Round, batch and path of the checkpoints in a folder, in the order they were taken.
+
+    Within a round, batches of different numbers of workers cannot be compared, but times can.
+    """
+    matches = [(CHECKPOINT.fullmatch(path.name), path) for path in Path(folder).glob("ep*.pt")]
+    found = [(int(match[1]), int(match[2]), path) for match, path in matches if match]
+    return sorted(found, key=lambda entry: (entry[0], entry[2].stat().st_mtime_ns, entry[1]))
+
+
+def recover(save_folder: str | Path) -> list[Path]:
+    """Make a folder of checkpoints whole after a process was killed in it, for ``autoresume``.
+
+    Looks for the newest checkpoint that is as it was written, by checksum, with the files of its
+    sources, and lets the link ``latest-rank0.pt``, which Composer goes on from, point to it. What
+    is cut short or altered is set aside as ``*.torn``; so are checkpoints that need it.
+
+    Args:
+        save_folder: local folder of a run's checkpoints; may not exist.
+
+    Returns:
+        The files that were set aside, under their new names.
+    """
+    folder, aside = Path(save_folder), []
+    durable.sweep(folder)
+    files = SourceFiles(folder / FOLDER)
+    newest = None
+    for round_index, _, path in reversed(numbered_checkpoints(folder)):
+        if durable.is_whole(path):
+            torn, is_enough = files.torn(round_index)
+            aside += [durable.set_aside(each) for each in torn]
+            if is_enough:
+                newest = path
+                break
+        aside.append(durable.set_aside(path))
+    link = folder / "latest-rank0.pt"
+    if newest is not None:
+        if not link.is_symlink() or os.readlink(link) != newest.name:
+            temporary = folder / f".latest.{os.getpid()}"
+            temporary.symlink_to(newest.name)
+            temporary.replace(link)
+    elif link.is_symlink():
+        link.unlink()
+    return aside
+
+
+def refuse_other_settings(
+    config: Mapping[str, Any], stored: Path, shaping: Sequence[str] = SHAPING
+) -> None:
+    """Refuse to go on with a run whose settings were others.
+
+    Args:
+        config: the resolved config, as llm-foundry will have it.
+        stored: ``config.yaml`` of the run; may not exist.
+        shaping: the settings that it must not differ in.
+
+    Raises:
+        ConfigError: a setting that shapes the numbers differs.
+    """
+    if not stored.is_file():
+        return
+    before = OmegaConf.to_container(OmegaConf.load(stored))
+    assert isinstance(before, dict)
+    for section in shaping:
+        difference = _first_difference(section, _at(before, section), _at(config, section))
+        if difference is not None:
+            key, old, new = difference
+            raise ConfigError(
+                f"{stored.parent} holds a run with {key} = {old}, the yaml says {new}: set it "
+                f"back, choose another run_name, or remove that folder"
+            )
+
+
+def _at(config: Mapping[str, Any], section: str) -> Any:
+    for key in section.split("."):
+        config = (config or {}).get(key)  # type: ignore[assignment]
+    return config
+
+
+def _first_difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:
+    if key in _NOT_SHAPING:
+        return None
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in sorted({*before, *now}):
+            found = _first_difference(f"{key}.{name}", before.get(name), now.get(name))
+            if found is not None:
+                return found
+        return None
+    return None if before == now else (key, before, now)

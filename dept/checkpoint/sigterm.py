@@ -1,0 +1,82 @@
+"""Ending in order when a scheduler says so: SIGTERM asks for a checkpoint first."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from typing import Any
+
+import torch
+from composer.callbacks import CheckpointSaver
+from composer.core import Callback, Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+
+from dept.transport.launcher import GRACE
+
+
+def ends_epoch(state: State) -> bool:
+    """Whether the batch that was trained last is the last of its epoch, which has not ended yet."""
+    return state.timestamp.batch_in_epoch == state.dataloader_len
+
+
+class StopOnSigterm(Callback):
+    """Ends training after SIGTERM, at the next moment at which checkpoints are taken.
+
+    Whoever saves asks :meth:`asked` whether to do so first. One outside of training ends at once,
+    as does another one once there was time to save: a launcher sends its own as soon as the first
+    of its processes has ended.
+    """
+
+    def __init__(self) -> None:
+        self._received: float | None = None
+        self._decided: tuple[tuple[Event, int], bool] | None = None
+        self._before: Any = None
+
+    def asked(self, state: State, event: Event) -> bool:
+        """Whether any process of this world has been told to end; the same on all of them.
+
+        All of them must ask, at the same event. Not after the last batch of an epoch, whose end is
+        about to come: what is saved then has the outer step of the round in it.
+        """
+        if event == Event.BATCH_CHECKPOINT and ends_epoch(state):
+            return False
+        now = (event, state.timestamp.batch.value)
+        if self._decided is None or self._decided[0] != now:
+            received = self._received is not None
+            if dist.get_world_size() > 1:
+                flag = state.device.tensor_to_device(torch.tensor([received], dtype=torch.uint8))
+                dist.all_reduce(flag, reduce_operation="MAX")
+                received = bool(flag.item())
+            self._decided = (now, received)
+        return self._decided[1]
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        # llm-foundry lets savers of checkpoints come last; where there is one, it ends the run.
+        self._ends = not any(isinstance(c, CheckpointSaver) for c in state.callbacks)
+        self._before = signal.signal(signal.SIGTERM, self._receive)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        if self._ends:
+            self.end_if_asked(state, Event.BATCH_CHECKPOINT)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        if self._ends:
+            self.end_if_asked(state, Event.EPOCH_CHECKPOINT)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def end_if_asked(self, state: State, event: Event) -> None:
+        """End the process in order, with the status of SIGTERM."""
+        if self.asked(state, event):
+            signal.signal(signal.SIGTERM, self._before)
+            sys.exit(128 + signal.SIGTERM)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self._received is None:
+            self._received = time.monotonic()
+        elif time.monotonic() - self._received > GRACE:
+            signal.signal(signal.SIGTERM, self._before)
+            signal.raise_signal(signal.SIGTERM)

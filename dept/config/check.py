@@ -1,0 +1,348 @@
+"""Whether a yaml of this repository can run: all that is known before the slow imports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dept.checkpoint.run_folder import find_checkpoint
+from dept.config import icl, model_keys, optimizer_keys, schema, yaml_keys
+from dept.config.options import (
+    CorpusOptions,
+    DeptOptions,
+    MixtureOptions,
+    StartFromOptions,
+    options_of,
+    parse,
+)
+from dept.data.corpus import GLOBAL, PreparedCorpus, PreparedSource, read_corpus
+from dept.data.fetch import fetch_corpus
+from dept.data.shard_cache import block_bytes, too_small
+from dept.data.shard_files import fault, remake, size_fault
+from dept.data.tokenizer_files import tokenizer_hash
+from dept.errors import ConfigError, DataError, shown
+from dept.method.averaging import Average
+from dept.method.outer_optimizer import OuterOptimizer
+from dept.method.sampling import UNIFORM
+from dept.method.schedule import RoundSchedule
+from dept.method.variants import Vocabulary
+from dept.transport.topology import Place
+
+READ_AT_START = 1 << 30
+"""Bytes of shards up to which a corpus is read whole before training, in about a second; of a
+larger one each shard is looked at before its first sample (``make check-data`` reads all)."""
+
+
+SHARED_FOLDER = (
+    "set save_folder to a folder that all machines share, or algorithms.dept.sampling to stratified"
+)
+
+
+def check(config: Mapping[str, Any]) -> list[str]:
+    """Refuse what cannot run, before the libraries that take half a minute to import.
+
+    Args:
+        config: a resolved yaml, as plain containers.
+
+    Returns:
+        What can run and is still worth saying, in sentences.
+
+    Raises:
+        ConfigError: a key or value is wrong.
+        DataError: the corpus is missing, half-written or of another tokenizer.
+    """
+    try:
+        return _check(config)
+    except OSError as error:  # a name too long for a file, a folder that may not be read
+        raise ConfigError(
+            f"{shown(error.filename)} cannot be read ({error.strerror}): name another path"
+        ) from None
+
+
+def _check(config: Mapping[str, Any]) -> list[str]:
+    dept, loader = options_of(config)
+    yaml_keys.check(config, whole=loader is not None)
+    for path in config.get("code_paths") or ():
+        if not Path(path).is_file():
+            raise ConfigError(f"code_paths names {path}, which does not exist: name a file")
+    tasks = icl.tasks_of(config)
+    icl.check_files(tasks)
+    start_from = (config.get("callbacks") or {}).get("start_from")
+    if start_from is not None:
+        start_from = parse(StartFromOptions, "callbacks.start_from", start_from)
+        find_checkpoint(start_from.checkpoint)
+        _check_start_from(start_from, dept, loader)
+    if loader is None:
+        return []
+    _check_parts(config, dept, loader)
+    corpus, names = corpus_and_sources(loader, dept)
+    own = dept is not None and dept.sharing.vocabulary is Vocabulary.OWN
+    if dept is not None:
+        icl.check_embedding(tasks, dept, names)
+    prepared = [corpus.source(name, name if own else GLOBAL) for name in names]
+    for source in prepared:
+        source.counts()
+    if loader.remote is None:
+        held_out = corpus.held_out if evaluates_held_out(dept) else ()
+        _check_shards([*prepared, *map(corpus.source, held_out)])
+    _check_tokenizer(config, corpus)
+    length = config["max_seq_len"]
+    if length != corpus.sequence_length:
+        raise ConfigError(
+            f"max_seq_len is {length}, but the samples of corpus {corpus.name} are "
+            f"{corpus.sequence_length} tokens long: set it to {corpus.sequence_length}"
+        )
+    if not own:
+        _check_vocabulary_size(config, corpus)
+    _check_cache_limit(loader, prepared)
+    for source in prepared:
+        if source.splits["val"].samples < 1 or source.splits["train"].samples < 1:
+            raise DataError(f"source {source.name} has an empty split: give it more text")
+    for given in config.get("eval_loaders") or ():
+        if given["name"] == "validation":
+            other = read_corpus(given.get("root", "."), given["corpus"])
+            other.source(given["source"], given.get("written_with", GLOBAL))
+    if dept is None:
+        return []
+    schedule = _check_dept(config, dept, names)
+    batch = config["global_train_batch_size"]
+    return note_on_chances(schedule) + [
+        f"source {source.name} has {source.splits['train'].samples} samples, fewer than a batch of "
+        f"{batch}, which holds some of them more than once"
+        for source in prepared
+        if source.splits["train"].samples < batch
+    ]
+
+
+def _check_parts(
+    config: Mapping[str, Any], dept: DeptOptions | None, loader: CorpusOptions
+) -> None:
+    """What has the right type each, but may not fit together."""
+    model_keys.check_parts(config["model"], config["max_seq_len"])
+    optimizer_keys.check_optimizer(config["optimizer"])
+    epoch = dept.local_steps if dept is not None else None
+    if isinstance(loader, MixtureOptions):
+        epoch = loader.epoch_batches
+    duration = config["max_duration"]
+    if dept is None or _rounds(duration):  # else the sentence on rounds is clearer
+        optimizer_keys.check_schedule("scheduler", config["scheduler"], duration, epoch)
+    callbacks = config.get("callbacks") or {}
+    forgetting = callbacks.get("active_forgetting")
+    if forgetting is not None:
+        where = "callbacks.active_forgetting.scheduler"
+        cycle = f"{forgetting['every']}ba"
+        optimizer_keys.check_schedule(where, forgetting["scheduler"], cycle, epoch)
+    for name in ("run_files", "best_checkpoint"):
+        if name in callbacks and "source_metrics" not in callbacks:
+            raise ConfigError(f"callbacks.{name} needs the figures of source_metrics: add that")
+    for name in ("active_forgetting", "best_checkpoint"):
+        if name in callbacks and dept is not None:
+            raise ConfigError(f"callbacks.{name} is for baselines: remove it, or algorithms.dept")
+    if config.get("eval_loader") and config.get("eval_loaders"):
+        raise ConfigError("eval_loader and eval_loaders say the same: remove one of them")
+    batch, processes = config["global_train_batch_size"], int(os.environ.get("WORLD_SIZE", 1))
+    if dept is None and batch % processes:
+        raise ConfigError(
+            f"global_train_batch_size is {batch}: set it to a multiple of the {processes} processes"
+        )
+
+
+def schedule_of(
+    config: Mapping[str, Any], dept: DeptOptions, names: Sequence[str], workers: int
+) -> RoundSchedule:
+    """The schedule that a resolved yaml asks for.
+
+    Raises:
+        ValueError: there is none for so many sources and workers.
+    """
+    return RoundSchedule(
+        sources=tuple(names),
+        sources_per_round=dept.sources_per_round or len(names),
+        local_steps=dept.local_steps,
+        seed=config.get("seed", 17),
+        workers=workers,
+        sampling=dept.sampling,
+    )
+
+
+def note_on_chances(schedule: RoundSchedule) -> list[str]:
+    """A sentence, if some sources are drawn more often than others; else none."""
+    sources_of: dict[Fraction, list[str]] = {}
+    for source, chance in schedule.chances.items():
+        sources_of.setdefault(chance, []).append(source)
+    if len(sources_of) == 1:
+        return []
+    chances = [f"{chance} for {', '.join(names)}" for chance, names in sources_of.items()]
+    return [
+        f"algorithms.dept.sampling is stratified, and {schedule.workers} workers cannot have equal "
+        f"groups of sources: the chance of a source to be in a round is {'; '.join(chances)}"
+    ]
+
+
+def _check_dept(
+    config: Mapping[str, Any], dept: DeptOptions, names: Sequence[str]
+) -> RoundSchedule:
+    place = Place.of(os.environ, dept.ranks_per_worker)
+    schedule = schedule_of(config, dept, names, place.workers)
+    if schedule.moves and not config.get("save_folder"):
+        raise nowhere(place.workers)
+    _check_outer_optimizer(dept.outer_optimizer, by_row=dept.sharing.averages_by_row)
+    duration = config["max_duration"]
+    if not _rounds(duration):
+        raise ConfigError(
+            f"max_duration is {duration!r}: give DEPT a whole number of rounds, such as 10ep"
+        )
+    batch = config["global_train_batch_size"]
+    if batch % dept.ranks_per_worker:
+        raise ConfigError(
+            f"global_train_batch_size, the batch of one worker, is {batch!r}: set it to a multiple "
+            f"of ranks_per_worker = {dept.ranks_per_worker}"
+        )
+    for key in ("fsdp_config", "tp_config"):
+        if config.get(key):
+            raise ConfigError(
+                f"{key} is set, but FSDP flattens parameters into shards of fixed size, and DEPT "
+                "exchanges embeddings of other sizes in the same model: remove it, the ranks of a "
+                "worker average gradients by DDP"
+            )
+    if config.get("spin_dataloaders"):
+        raise ConfigError("spin_dataloaders: true skips batches on resume: set it to false")
+    if config.get("train_subset_num_batches", -1) != -1:
+        raise ConfigError(
+            "train_subset_num_batches would cut rounds short: remove it, and set "
+            "algorithms.dept.local_steps"
+        )
+    return schedule
+
+
+def _rounds(duration: Any) -> bool:
+    text = str(duration)
+    return text.endswith("ep") and text[:-2].isdigit() and int(text[:-2]) > 0
+
+
+def _check_outer_optimizer(options: Mapping[str, Any], *, by_row: bool) -> None:
+    where = "algorithms.dept.outer_optimizer"
+    known = schema.Section({**optimizer_keys.USUAL, "name": schema.TEXT}, is_open=True)
+    schema.check(where, known, options)
+    if "classes" in options:
+        raise ConfigError(f"{where} has no option classes: remove it")
+    optimizer = OuterOptimizer(**options)
+    try:
+        optimizer.step({"w": torch.ones(2, 2)}, {"w": Average(torch.zeros(2, 2), None)})
+    except Exception as error:  # torch has many
+        raise ConfigError(f"{where} cannot take a step: {shown(str(error))}") from None
+    if by_row:
+        optimizer.check_by_row()
+
+
+def _check_start_from(
+    start_from: StartFromOptions, dept: DeptOptions | None, loader: CorpusOptions | None
+) -> None:
+    if loader is None:
+        raise ConfigError(
+            "callbacks.start_from goes on with sources of a prepared corpus: set train_loader.name "
+            "to mixture, or to sources with algorithms.dept"
+        )
+    if dept is None:
+        return
+    if dept.sharing.has_global_embedding:
+        raise ConfigError(
+            f"callbacks.start_from adds sources with embeddings of their own, and "
+            f"algorithms.dept.variant is {dept.variant}: set it to spec or spec_opt"
+        )
+    if start_from.embedding == "pretrained":
+        raise ConfigError(
+            "callbacks.start_from.embedding is pretrained, and a new source has none: set it to "
+            "random or merged"
+        )
+
+
+def evaluates_held_out(dept: DeptOptions | None) -> bool:
+    """Whether there is an embedding for text that a run does not train on."""
+    return dept is None or dept.sharing.has_global_embedding
+
+
+def corpus_and_sources(
+    loader: CorpusOptions, dept: DeptOptions | None
+) -> tuple[PreparedCorpus, tuple[str, ...]]:
+    """The corpus that a loader reads, and the names of the sources to train.
+
+    Raises:
+        ConfigError: the corpus has no such source.
+        DataError: it is missing, half-written or cannot be fetched.
+    """
+    if loader.remote is not None:
+        fetch_corpus(
+            loader.remote,
+            loader.root,
+            loader.corpus,
+            loader.sources,
+            own_tokenizers=dept is not None and dept.sharing.vocabulary is Vocabulary.OWN,
+            held_out=evaluates_held_out(dept),
+        )
+    corpus = read_corpus(loader.root, loader.corpus)
+    names = corpus.sources if loader.sources is None else tuple(loader.sources)
+    for name in names:
+        if name not in corpus.sources + corpus.held_out:
+            raise ConfigError(
+                f"train_loader.sources names {name!r}, which corpus {corpus.name} does not have: "
+                f"choose from {', '.join(corpus.sources + corpus.held_out)}"
+            )
+    return corpus, names
+
+
+def _check_shards(sources: Sequence[PreparedSource]) -> None:
+    """Existence and sizes of all shards; what is in them too, where that takes no time."""
+    shards = [(s, source) for source in sources for i in source.indexes.values() for s in i.shards]
+    reads = sum(shard.bytes for shard, _ in shards) <= READ_AT_START
+    for shard, source in shards:
+        found = fault(shard, source.vocab_size) if reads else size_fault(shard)
+        if found is not None:
+            raise DataError(f"{found}: {remake(shard)}")
+
+
+def _check_cache_limit(loader: CorpusOptions, prepared: Sequence[PreparedSource]) -> None:
+    limit = loader.cache_bytes
+    of_each = [block_bytes(source.train, loader.block_shards) for source in prepared]
+    needed = sum(of_each) if isinstance(loader, MixtureOptions) else max(of_each)
+    if limit is not None and limit < needed:
+        raise too_small(limit, needed)
+
+
+def _check_tokenizer(config: Mapping[str, Any], corpus: PreparedCorpus) -> None:
+    name = str((config.get("tokenizer") or {}).get("name"))
+    if not Path(name).is_dir():
+        raise DataError(
+            f"tokenizer.name is {shown(name)}, which is no folder here: set it to "
+            f"{corpus.tokenizers[GLOBAL].path}, with which the shards were written"
+        )
+    if tokenizer_hash(name) != corpus.tokenizers[GLOBAL].hash:
+        raise DataError(
+            f"the shards of corpus {corpus.name} were written with another tokenizer than {name}: "
+            f"set tokenizer.name to {corpus.tokenizers[GLOBAL].path}, or prepare the corpus anew"
+        )
+
+
+def _check_vocabulary_size(config: Mapping[str, Any], corpus: PreparedCorpus) -> None:
+    model = config.get("model") or {}
+    rows = (model.get("config_overrides") or {}).get("vocab_size", model.get("vocab_size"))
+    needed = corpus.tokenizers[GLOBAL].vocab_size
+    if rows is not None and rows < needed:
+        raise ConfigError(
+            f"model.vocab_size is {rows}, but ids of corpus {corpus.name} go up to {needed - 1}: "
+            f"set it to {needed} or more"
+        )
+
+
+def nowhere(workers: int) -> ConfigError:
+    """What to say of a run whose sources move, and which saves nothing."""
+    return ConfigError(
+        f"algorithms.dept.sampling is {UNIFORM}, so any of the {workers} workers may train any "
+        f"source, whose state it reads from checkpoints/sources of the run, and this run saves "
+        f"nothing: {SHARED_FOLDER}"
+    )

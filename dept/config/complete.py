@@ -1,0 +1,126 @@
+"""What DEPT adds to a yaml of this repository, before llm-foundry reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dept.checkpoint.run_folder import checkpoint_name, checkpoints_of, remote_of
+from dept.config import icl
+from dept.config.check import check, corpus_and_sources, evaluates_held_out
+from dept.config.options import options_of
+from dept.data.corpus import GLOBAL
+from dept.method.variants import Vocabulary
+from dept.transport import process_group
+
+__all__ = ["check", "complete", "options_of"]
+
+
+def complete(config: dict[str, Any]) -> dict[str, Any]:
+    """What DEPT adds to an llm-foundry config; registered as a config transform.
+
+    * schedulers run on sequential steps (``dept/training/learning_rate.py``);
+    * a model of transformers runs no code of its repository, unless the yaml says so;
+    * a model without a vocabulary size gets that of the global tokenizer;
+    * a body that is trained further reads its text in another order;
+    * an evaluator for every source, and for held-out ones where there is a global embedding;
+    * a loader resumes by itself, and what belongs to a source is DEPT's to save;
+    * checkpoints are written whole, and before an end by SIGTERM (``dept/checkpoint/saver.py``);
+    * in-context-learning tasks are read in the tokens of the embedding that there is;
+    * workers beside the first write nothing but the files of their sources.
+    """
+    dept, loader = options_of(config)
+    model = config.get("model")
+    if isinstance(model, dict) and str(model.get("name")).startswith("hf_"):
+        model.setdefault("trust_remote_code", False)  # llm-foundry's default is true
+    if loader is None:
+        return config
+    remote = remote_of(config)
+    if remote is not None:
+        config["save_folder"] = str(checkpoints_of(config))
+    corpus, names = corpus_and_sources(loader, dept)
+    own = dept is not None and dept.sharing.vocabulary is Vocabulary.OWN
+    model = config["model"]
+    sizes = model.setdefault("config_overrides", {}) if model["name"].startswith("hf_") else model
+    sizes.setdefault("vocab_size", corpus.tokenizers[GLOBAL].vocab_size)
+    if "start_from" in (config.get("callbacks") or {}):
+        config["train_loader"].setdefault("stage", "start_from")
+    if not config.get("eval_loader") and not config.get("eval_loaders"):
+        held_out = [n for n in corpus.held_out if n not in names and evaluates_held_out(dept)]
+        config["eval_loaders"] = [  # what llm-foundry calls a list of eval_loader
+            {
+                "name": "validation",
+                "label": name,
+                "corpus": corpus.name,
+                "root": loader.root,
+                "remote": loader.remote,
+                "source": name,
+                "written_with": name if own else GLOBAL,
+                "held_out": name not in names,
+            }
+            for name in (*names, *held_out)
+        ]
+    if dept is None:
+        _add_checkpoints(config, remote)
+        return config
+    if tasks := icl.tasks_of(config):
+        config["icl_tasks"] = icl.in_own_tokens(tasks, dept, corpus)
+        config.pop("icl_tasks_str", None)
+    config["spin_dataloaders"] = False
+    config["train_loader"]["own_tokenizers"] = own
+    config["scheduler"] = {
+        "name": "sequential_steps",
+        "scheduler": config["scheduler"],
+        "local_steps": dept.local_steps,
+    }
+    config["save_ignore_keys"] = [*(config.get("save_ignore_keys") or []), "state/optimizers"]
+    if config.get("save_folder") and config.get("save_interval", "1ep"):
+        config.setdefault("save_filename", checkpoint_name(process_group.current().count))
+        _add_source_checkpoints(config, remote if dept.upload_sources else None)
+    _add_checkpoints(config, remote)
+    return config if process_group.current().place.worker == 0 else _quiet(config)
+
+
+def _add_source_checkpoints(config: dict[str, Any], remote: str | None) -> None:
+    """Files of sources beside the checkpoints, and where those are sent."""
+    config["callbacks"] = {
+        **(config.get("callbacks") or {}),
+        "source_checkpoints": {
+            "checkpoints": config["save_folder"],
+            "save_interval": config.get("save_interval", "1ep"),
+            "save_num_checkpoints_to_keep": config.get("save_num_checkpoints_to_keep", -1),
+            "remote": remote,
+        },
+    }
+
+
+def _add_checkpoints(config: dict[str, Any], remote: str | None) -> None:
+    """Our saver of checkpoints instead of Composer's own; what ends the run comes after it."""
+    if not config.get("save_folder") or not config.get("save_interval", "1ep"):
+        return
+    names = {
+        "save_folder": "folder",
+        "save_filename": "filename",
+        "save_latest_filename": "latest_filename",
+        "save_interval": "save_interval",
+        "save_num_checkpoints_to_keep": "num_checkpoints_to_keep",
+        "save_overwrite": "overwrite",
+        "save_weights_only": "weights_only",
+        "save_ignore_keys": "ignore_keys",
+    }
+    options = {option: config[key] for key, option in names.items() if config.get(key) is not None}
+    config["callbacks"] = {
+        **(config.get("callbacks") or {}),
+        "checkpoints": options | ({"remote": remote} if remote else {}),
+        "stop_on_sigterm": {},
+    }
+
+
+# Callbacks that write files or speak to the terminal, for the whole job.
+_FOR_ALL = ("progress", "run_files", "checkpoints", "hf_checkpointer")
+
+
+def _quiet(config: dict[str, Any]) -> dict[str, Any]:
+    """What a worker other than the first runs: that one speaks, logs, saves and loads for all."""
+    callbacks = {k: v for k, v in (config.get("callbacks") or {}).items() if k not in _FOR_ALL}
+    quiet = {"loggers": {}, "save_folder": None, "load_path": None, "autoresume": False}
+    return config | quiet | {"callbacks": callbacks}

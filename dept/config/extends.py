@@ -1,0 +1,108 @@
+"""Yamls that build on one another: `extends`, overrides on the command line, interpolations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dept.errors import ConfigError
+
+_YAML_ERRORS = (OmegaConfBaseException, YAMLError, ValueError, AssertionError)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read a yaml, merge it over those it ``extends``, then the ``key=value`` overrides over it.
+
+    ``extends`` is a file, or a list of them of which later ones go over earlier ones, relative to
+    the yaml that names it.
+
+    Raises:
+        ConfigError: a file is missing or extends itself, or an override is not ``key=value``.
+    """
+    config = _load_file(Path(path), ())
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"{override!r} is not an override: write key=value")
+    try:
+        return _over(config, overrides)
+    except (*_YAML_ERRORS, TypeError, IndexError, KeyError):
+        pass
+    for override in overrides:  # one by one, to say which one it was
+        try:
+            config = _over(config, [override])
+        except (*_YAML_ERRORS, TypeError, IndexError, KeyError) as error:
+            raise ConfigError(
+                f"{override!r} cannot be read: {_line_of(error)}; quote what is not meant as yaml"
+            ) from None
+    return config
+
+
+def _over(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    merged = OmegaConf.merge(config, OmegaConf.from_cli(list(overrides)))
+    if not isinstance(merged, DictConfig):
+        raise ValueError("it does not name a key: write key=value")
+    return merged
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """The config as plain containers, interpolations replaced by what they stand for.
+
+    Raises:
+        ConfigError: a value is missing, or stands for one that is not there.
+    """
+    try:
+        missing = sorted(
+            OmegaConf.missing_keys(config),
+            key=lambda k: (not k.startswith("variables"), k.count("."), k),
+        )
+        if missing:  # what refers to a variable is missing too
+            raise ConfigError(f"{missing[0]} is not set: add {missing[0]}=... to the command")
+        plain = OmegaConf.to_container(config, resolve=True)
+    except ConfigError:
+        raise
+    except RecursionError:
+        raise ConfigError("a value stands for itself in a circle: correct the yaml") from None
+    except _YAML_ERRORS as error:
+        raise ConfigError(f"{_line_of(error)}: correct the yaml") from None
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _load_file(path: Path, extended_by: tuple[Path, ...]) -> DictConfig:
+    path = path.resolve()
+    if path in extended_by:
+        chain = " -> ".join(p.name for p in (*extended_by, path))
+        raise ConfigError(f"{chain} extend each other in a circle: remove one `extends`")
+    if not path.is_file():
+        by = f", which {extended_by[-1].name} extends," if extended_by else ""
+        raise ConfigError(f"{path}{by} does not exist: name a yaml file")
+    try:
+        config = OmegaConf.load(path)
+    except (*_YAML_ERRORS, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {_line_of(error)}; correct it") from None
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path} is not a mapping of keys: write an llm-foundry yaml")
+    bases = config.pop("extends", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, (list, ListConfig)) or not all(isinstance(b, str) for b in bases):
+        raise ConfigError(f"{path}: extends is {bases!r}: name a yaml, or a list of them")
+    below = [_load_file(path.parent / base, (*extended_by, path)) for base in bases]
+    try:
+        merged = OmegaConf.merge(*below, config)
+    except (*_YAML_ERRORS, TypeError) as error:
+        raise ConfigError(f"{path} does not go over what it extends: {_line_of(error)}") from None
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _line_of(error: Exception) -> str:
+    """What an error of a library says, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^\w+ raised while resolving interpolation: | object_type=\w+$", "", text)
+    return text if len(text) <= 200 else f"{text[:200]} ..."

@@ -1,0 +1,181 @@
+"""In-context-learning tasks of llm-foundry while DEPT trains: which files, tokens and embedding.
+
+A global embedding reads them as llm-foundry does. Where there are those of sources only, all tasks
+are read with that of ``algorithms.dept.icl_source``, by the worker that has it: SPEC translates the
+ids of the global tokenizer to rows as it does for text, SPEC-OPT gets them in the tokens of the
+source. Tasks that generate answers are for checkpoints (``eval/eval.py``): llm-foundry decodes them
+with the one tokenizer of the yaml, whose ids are not theirs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from dept.config.options import DeptOptions
+from dept.data.corpus import PreparedCorpus
+from dept.errors import ConfigError
+from dept.method.variants import Vocabulary
+
+OWN = "own_tokens_"
+"""What the type of a task that is read in a source's own tokens begins with."""
+
+# What llm-foundry measures of a task that names no metric.
+_METRICS = {
+    "language_modeling": "InContextLearningLMAccuracy",
+    "multiple_choice": "InContextLearningMultipleChoiceAccuracy",
+    "schema": "InContextLearningMultipleChoiceAccuracy",
+}
+
+
+def is_task(label: str) -> bool:
+    """Whether an evaluator of this label is a task, not text of an eval loader."""
+    return label != "eval" and not label.startswith("eval/")
+
+
+def tasks_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tasks of a resolved yaml, which may name a file of them instead.
+
+    Raises:
+        ConfigError: that file does not exist or has no list ``icl_tasks``.
+    """
+    tasks = config.get("icl_tasks") or config.get("icl_tasks_str") or []
+    if isinstance(tasks, str):
+        path = Path(tasks)
+        try:
+            content: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else None
+        except (OSError, ValueError, YAMLError):
+            content = None
+        tasks = content.get("icl_tasks") if isinstance(content, dict) else None
+        if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+            raise ConfigError(f"icl_tasks is {path}, which is no yaml with a list icl_tasks")
+    return [dict(task) for task in tasks]
+
+
+def check_files(tasks: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse tasks whose files are not there; remote ones are llm-foundry's to find.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    for task in tasks:
+        uri = str(task.get("dataset_uri"))
+        if "://" not in uri and not os.path.isfile(uri):
+            raise ConfigError(
+                f"icl_tasks: the file of {task.get('label')}, {uri}, does not exist: set "
+                f"variables.gauntlet_root to the folder that has your task files"
+            )
+
+
+def check_embedding(
+    tasks: Sequence[Mapping[str, Any]], dept: DeptOptions, sources: Sequence[str]
+) -> None:
+    """Refuse what no embedding of the run can be evaluated on.
+
+    Raises:
+        ConfigError: ``icl_source`` is missing, unknown or of no use, or a task generates text.
+    """
+    where, source = "algorithms.dept.icl_source", dept.icl_source
+    if dept.sharing.has_global_embedding:
+        if source is not None:
+            raise ConfigError(f"{where} is {source!r}, but {dept.variant} has a global embedding")
+        return
+    if source is None and not tasks:
+        return
+    if source not in sources:
+        given = "is not set" if source is None else f"is {source!r}"
+        raise ConfigError(
+            f"{where} {given}, and icl_tasks need the embedding of a source in {dept.variant}: set "
+            f"it to one of {', '.join(sources)}"
+        )
+    for task in tasks:
+        if task.get("icl_task_type") not in _METRICS:
+            raise ConfigError(
+                f"icl_tasks: {task.get('label')} is of type {task.get('icl_task_type')}, which "
+                f"needs a tokenizer of its own embedding: evaluate the checkpoint with eval/eval.py"
+            )
+
+
+def in_own_tokens(
+    tasks: Sequence[Mapping[str, Any]], dept: DeptOptions, corpus: PreparedCorpus
+) -> list[dict[str, Any]]:
+    """The tasks, to be read in the tokens of ``icl_source`` if sources have their own."""
+    if dept.icl_source is None or dept.sharing.vocabulary is not Vocabulary.OWN:
+        return [dict(task) for task in tasks]
+    path = str(corpus.tokenizers[dept.icl_source].path)
+    return [
+        {"metric_names": [_METRICS[task["icl_task_type"]]]}
+        | dict(task)
+        | {"icl_task_type": OWN + task["icl_task_type"], "tokenizer_path": path}
+        for task in tasks
+    ]
+
+
+def results(state: Any) -> dict[str, float]:
+    """What Composer and the Gauntlet log of the tasks that this worker evaluated last.
+
+    Args:
+        state: of Composer.
+    """
+    from llmfoundry.callbacks import EvalGauntlet
+
+    found = {
+        f"metrics/{label}/{name}": float(metric.compute())
+        for label, metrics in state.eval_metrics.items()
+        if is_task(label)
+        for name, metric in metrics.items()
+    }
+    for callback in state.callbacks:
+        if isinstance(callback, EvalGauntlet):
+            found |= callback.eval_after_all(state, None)
+    return found
+
+
+def register() -> None:
+    """Make the types of tasks in own tokens known, and keep copies of task files out of the way."""
+    from llmfoundry import registry
+    from llmfoundry.utils import builders
+
+    for kind in _METRICS:
+        if OWN + kind not in registry.icl_datasets:
+            registry.icl_datasets.register(
+                OWN + kind, func=_reading_own_tokens(registry.icl_datasets.get(kind))
+            )
+    if getattr(builders.build_icl_evaluators, "__module__", "") != __name__:
+        builders.build_icl_evaluators = _in_a_folder_of_its_own(builders.build_icl_evaluators)
+
+
+def _reading_own_tokens(dataset: type) -> Callable[..., Any]:
+    def build(*, tokenizer_path: str, **options: Any) -> Any:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=False)
+        own = {"tokenizer": tokenizer, "pad_tok_id": tokenizer.pad_token_id}
+        return dataset(**{**options, **own})
+
+    return build
+
+
+def _in_a_folder_of_its_own(build_icl_evaluators: Callable[..., Any]) -> Callable[..., Any]:
+    """llm-foundry copies task files to the working directory, removing those of other jobs."""
+
+    def build(*arguments: Any, **options: Any) -> Any:
+        from composer.utils import dist
+
+        folder = [tempfile.mkdtemp(prefix="icl-") if dist.get_global_rank() == 0 else ""]
+        dist.broadcast_object_list(folder)  # ranks of a worker read what the first one copies
+        os.makedirs(folder[0], exist_ok=True)
+        atexit.register(shutil.rmtree, folder[0], ignore_errors=True)
+        return build_icl_evaluators(*arguments, **{"destination_dir": folder[0], **options})
+
+    functools.update_wrapper(build, build_icl_evaluators, assigned=("__doc__", "__name__"))
+    return build

@@ -1,0 +1,138 @@
+"""Whether this machine can run a yaml: its memory, its GPUs, and the libraries that need them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from dept.costs.experiment import Costs, costs_of
+from dept.errors import ConfigError
+
+LIBRARIES = 1_200_000_000
+"""Bytes that a process takes before it holds a model: interpreter, torch, llm-foundry, Composer."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a worker takes, and what there is.
+
+    Attributes:
+        training: weights, gradients, state of the inner optimizer.
+        dept: what DEPT adds to that.
+        kept: on the CPU, of all the sources of the worker.
+        activations: of one microbatch, a rough figure (:func:`activations`).
+        device: ``GPU`` or ``memory``: where the first, the second and the last are.
+        available: of a GPU, or of the machine for each of its workers.
+    """
+
+    training: int
+    dept: int
+    kept: int
+    activations: int
+    device: str
+    available: int
+
+    @property
+    def needed(self) -> int:
+        """Bytes on the device."""
+        on_cpu = self.kept + LIBRARIES if self.device == "memory" else 0
+        return self.training + self.dept + self.activations + on_cpu
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse what this machine has not got; the yaml is checked before.
+
+    Raises:
+        ConfigError: one sentence that names the key and the mend.
+    """
+    if "model" not in config or "precision" not in config:
+        return  # a yaml of llm-foundry that relies on its defaults is for it to judge
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu and config["precision"] != "fp32":
+        raise ConfigError(f"precision is {config['precision']} and there is no GPU: set it to fp32")
+    if not has_gpu and config.get("device_train_microbatch_size", "auto") == "auto":
+        raise ConfigError(
+            "device_train_microbatch_size is auto, which is found by trying on a GPU, and there is "
+            "none: set it to a number"
+        )
+    model = config["model"]
+    if model.get("name") == "mpt_causal_lm" and importlib.util.find_spec("flash_attn") is None:
+        attention = model.get("attn_config") or {}
+        wanted = {
+            "model.attn_config.attn_impl": (attention.get("attn_impl", "flash"), "flash", "torch"),
+            "model.loss_fn": (
+                model.get("loss_fn", "fused_crossentropy"),
+                "fused_crossentropy",
+                "torch_crossentropy",
+            ),
+        }
+        for key, (value, needs, instead) in wanted.items():
+            if value == needs:
+                raise ConfigError(f"{key} is {value}, and flash_attn is not here: set {instead}")
+    try:
+        costs = costs_of(config)
+    except ValueError:  # not known of this model; or there is no corpus, which others say
+        return
+    total = psutil.virtual_memory().total
+    if not has_gpu and costs.memory.training > total:
+        raise ConfigError(
+            f"model has {costs.total:,.0f} parameters, which take "
+            f"{costs.memory.training / 1e9:.1f} GB to train, and this machine has "
+            f"{total / 1e9:.1f} GB: make the model smaller, or the vocabulary"
+        )
+
+
+def estimate(config: Mapping[str, Any], *, slots: int, sources: int, workers_here: int) -> Estimate:
+    """What a worker will take of this machine.
+
+    Args:
+        config: a resolved yaml that was checked.
+        slots: sources that it trains in a round.
+        sources: that belong to it.
+        workers_here: that share this machine.
+
+    Raises:
+        ConfigError: there is no formula for the model or the optimizer.
+    """
+    costs = costs_of(config, slots=slots)
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        available = torch.cuda.get_device_properties(0).total_memory
+    else:
+        available = psutil.virtual_memory().available // workers_here
+    return Estimate(
+        training=costs.memory.training,
+        dept=costs.memory.dept,
+        kept=costs.memory.kept_per_source * sources,
+        activations=activations(config, costs),
+        device="GPU" if has_gpu else "memory",
+        available=available,
+    )
+
+
+def activations(config: Mapping[str, Any], costs: Costs) -> int:
+    """Bytes that the backward pass of a microbatch needs, without recomputation.
+
+    Of each token, a block keeps 17 vectors of its width, and for attention that is not flash 2.5
+    scores for each head and token (Korthikanti et al. 2022, in numbers of one word); the loss keeps
+    three float32 for each token of the vocabulary. What libraries keep beside is not counted.
+    """
+    model, length = config["model"], config["max_seq_len"]
+    size = config.get("device_train_microbatch_size", "auto")
+    batch = config["global_train_batch_size"]
+    tokens = length * (batch if size == "auto" else min(size, batch))
+    word = 4 if config.get("precision") == "fp32" else 2
+    width, layers = model.get("d_model", 2048), model.get("n_layers", 24)
+    flash = (model.get("attn_config") or {}).get("attn_impl", "flash") == "flash"
+    scores = 0.0 if flash else 2.5 * model.get("n_heads", 16) * length
+    blocks = layers * (17 * width + scores) * word
+    return round(tokens * (blocks + (3 * 4 + word) * costs.vocabulary.held))

@@ -1,0 +1,271 @@
+"""From MDS shards to batches: a loader over sources to train on, one over a split to evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dept.data.corpus import PreparedSource
+from dept.data.fetch import address_of
+from dept.data.order import PRETRAINING, SampleOrder
+from dept.data.shard_cache import ShardCache
+from dept.data.shards import Shard, TokenReader
+from dept.method.schedule import RoundSchedule
+from dept.transport.topology import Place
+
+Batch = dict[str, Tensor]
+
+
+def collate(samples: list[np.ndarray]) -> Batch:
+    """Token samples to the batch a causal language model takes: int64[batch, length] each."""
+    input_ids = torch.from_numpy(np.stack(samples).astype(np.int64))
+    return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+
+class OpenSource:
+    """The training split of a source, read in its order.
+
+    Args:
+        prepared: the source.
+        seed: of the order.
+        stage: of training (:class:`dept.data.order.SampleOrder`).
+        block_shards: shards whose samples are mixed.
+        remote: where ``data/`` is that missing shards are fetched from.
+        cache: of those; one for all sources that have a limit in common.
+
+    Raises:
+        DataError: a shard is missing.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedSource,
+        *,
+        seed: int,
+        stage: str = PRETRAINING,
+        block_shards: int = 16,
+        remote: str | None = None,
+        cache: ShardCache | None = None,
+    ) -> None:
+        self._reader = TokenReader(
+            prepared.train,
+            remote=remote and address_of(remote, prepared.train),
+            cache=cache,
+            vocab_size=prepared.vocab_size,
+        )
+        self.order = SampleOrder(
+            self._reader.shard_samples,
+            seed=seed,
+            source=prepared.name,
+            stage=stage,
+            block_shards=block_shards,
+        )
+
+    def sample_at(self, position: int) -> np.ndarray:
+        """The tokens at ``position`` of the order: uint16 or uint32 [sequence_length]."""
+        return self._reader[self.order.sample_at(position)]
+
+    def shards_at(self, position: int) -> list[Shard]:
+        """What is still to be read of the block of ``position``, of a remote source."""
+        return self._reader.shards(self.order.shards_at(position))
+
+
+class SourceLoader:
+    """Batches of one round after another, the slots of this worker in turn.
+
+    One pass over the loader is one round, which makes a Composer epoch a round. The loader knows
+    sources and positions in them; which source comes when is the schedule's, given by the
+    algorithm. Only sources that this worker may train are read, and must be on its machine.
+
+    Args:
+        prepared: the sources, by name, in the order of the corpus.
+        batch_size: samples in a batch of this rank.
+        seed: of the order of samples.
+        stage: of training.
+        place: of this rank; the ranks of a worker read parts of the same batch.
+        block_shards: shards whose samples are mixed.
+        remote: where ``data/`` is that missing shards are fetched from, ahead of their need.
+        cache_limit: the most bytes of remote shards to keep on disk; all by default.
+
+    Attributes:
+        block_shards: shards whose samples are mixed.
+        positions: samples read so far of each source that this worker holds; of others 0.
+        round_index: of the pass, from 0.
+        plan: source and local step of each batch of the pass.
+        current: those of the batch that was given last.
+        coming_step: the sequential step (of one source's training) of the batch to come.
+    """
+
+    def __init__(
+        self,
+        prepared: Mapping[str, PreparedSource],
+        *,
+        batch_size: int,
+        seed: int,
+        stage: str = PRETRAINING,
+        place: Place | None = None,
+        block_shards: int = 16,
+        remote: str | None = None,
+        cache_limit: int | None = None,
+    ) -> None:
+        self.prepared = dict(prepared)
+        self.batch_size = batch_size
+        self.place = place or Place()
+        self.positions = dict.fromkeys(prepared, 0)
+        self.plan: list[tuple[str, int]] = []
+        self.current = ("", 0)
+        self.coming_step = 0
+        self._seed, self._stage = seed, stage
+        self.block_shards = block_shards
+        self._remote = remote
+        self._cache = None if remote is None else ShardCache(cache_limit)
+        self._ahead: tuple[str, int, str] | None = None
+        self.round_index = 0
+        self._schedule: RoundSchedule | None = None
+        self._open: dict[str, OpenSource] = {}
+
+    def bind(self, schedule: RoundSchedule) -> None:
+        """Follow ``schedule``, and open all sources that it may ever give to this worker.
+
+        Raises:
+            DataError: a shard is missing.
+        """
+        self._schedule = schedule
+        for name in schedule.sources_of(self.place.worker):
+            self._open[name] = OpenSource(
+                self.prepared[name],
+                seed=self._seed,
+                stage=self._stage,
+                block_shards=self.block_shards,
+                remote=self._remote,
+                cache=self._cache,
+            )
+
+    @property
+    def schedule(self) -> RoundSchedule:
+        """What the loader follows.
+
+        Raises:
+            ValueError: it was given none.
+        """
+        if self._schedule is None:
+            raise ValueError("train_loader.name: sources needs the algorithm: add algorithms.dept")
+        return self._schedule
+
+    def start(self, round_index: int, done: Mapping[str, int]) -> None:
+        """Let the next pass be what is left of a round.
+
+        Args:
+            round_index: from 0.
+            done: local steps that a source has already taken in it.
+        """
+        self.round_index = round_index
+        self.plan = self.schedule.remaining(self.place.worker, round_index, done)
+        self.coming_step = self._sequential_step(0)
+
+    def read_last(self, source: str, batches: int = 1) -> tuple[list[int], tuple[int, int]]:
+        """What the last batches of a source were, on all ranks of the worker together.
+
+        Returns:
+            ``(samples, (first, last))``: numbers of the samples in the training split, over all
+            shards in file order; and the positions in the source's order that they were read at.
+        """
+        last = self.positions[source]
+        first = last - batches * self.place.ranks * self.batch_size
+        samples = [self._open[source].order.sample_at(at) for at in range(first, last)]
+        return samples, (first, last - 1)
+
+    def _sequential_step(self, batch: int) -> int:
+        steps = self.schedule.local_steps
+        step = self.plan[batch][1] if batch < len(self.plan) else steps
+        return self.round_index * steps + step
+
+    def __len__(self) -> int:
+        if self._schedule is None:
+            raise NotImplementedError("the loader over sources has no length before its schedule")
+        return self._schedule.batches_per_round
+
+    def __iter__(self) -> Iterator[Batch]:
+        sources = [source for source, _ in self.plan]
+        if sources:
+            sources.append(self._next_round_source(otherwise=sources[-1]))
+        for batch, current in enumerate(self.plan):
+            self.current, self.coming_step = current, self._sequential_step(batch + 1)
+            source = current[0]
+            left = self.schedule.local_steps - current[1]
+            self._look_ahead(source, left, sources[batch + left])
+            yield self._next_batch(source)
+
+    def _next_round_source(self, otherwise: str) -> str:
+        """What the next round begins with here, if its position is known; it may be elsewhere."""
+        source = self.schedule.slots_of(self.place.worker, self.round_index + 1)[0]
+        is_held = self.schedule.holders(self.round_index)[source] == self.place.worker
+        return source if is_held else otherwise
+
+    def _look_ahead(self, source: str, batches: int, next_source: str) -> None:
+        """Let the shards that come next be fetched; does nothing but when a block or slot begins.
+
+        Args:
+            source: the source of the next batch.
+            batches: how many batches in a row are its own, the next one included.
+            next_source: the source after them.
+        """
+        if self._cache is None:
+            return
+        position = self.positions[source]
+        end = self._open[source].order.block_end(position)
+        if self._ahead == (source, end, next_source):
+            return
+        self._ahead = (source, end, next_source)
+        plan = [(source, position), (source, end)]
+        if next_source != source:
+            # Its block is needed first, or that after this one, whichever the slot comes to.
+            ends_first = position + batches * self.batch_size * self.place.ranks <= end
+            plan.insert(1 if ends_first else 2, (next_source, self.positions[next_source]))
+        self._cache.want([shard for name, at in plan for shard in self._open[name].shards_at(at)])
+
+    def _next_batch(self, source: str) -> Batch:
+        first = self.positions[source] + self.place.rank * self.batch_size
+        self.positions[source] += self.place.ranks * self.batch_size
+        return collate([self._open[source].sample_at(first + i) for i in range(self.batch_size)])
+
+
+class ValidationLoader:
+    """Every sample of a source's validation split, in order; the last batch may be smaller.
+
+    Args:
+        prepared: the source.
+        batch_size: samples in a batch.
+        held_out: whether the run does not train on this source; for who reads the results.
+        remote: where ``data/`` is that missing shards are fetched from, when they are first read.
+            They stay: every evaluation reads them all.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedSource,
+        *,
+        batch_size: int,
+        held_out: bool = False,
+        remote: str | None = None,
+    ) -> None:
+        self.prepared = prepared
+        self.held_out = held_out
+        self.batch_size = batch_size
+        self._reader = TokenReader(
+            prepared.val,
+            remote=remote and address_of(remote, prepared.val),
+            vocab_size=prepared.vocab_size,
+        )
+
+    def __len__(self) -> int:
+        return -(-len(self._reader) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._reader.prefetch(range(len(self._reader.shard_samples)))
+        for first in range(0, len(self._reader), self.batch_size):
+            last = min(first + self.batch_size, len(self._reader))
+            yield collate([self._reader[i] for i in range(first, last)])

@@ -1,0 +1,221 @@
+"""Which shards of remote splits are on disk: fetched ahead in the order of need, within a limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dept.errors import DataError
+
+if TYPE_CHECKING:
+    from dept.data.shards import Shard
+
+FETCHERS = 4
+"""Shards fetched at the same time: a block is needed almost at once, and one connection is slow."""
+
+
+class ShardCache:
+    """The shards that a process keeps on disk, of all its sources.
+
+    One thread reads; fetching goes on behind it, in threads that end when nothing is left to fetch
+    and that a finishing process does not wait for. ``want`` says what will be read, first needed
+    first, and ``need`` waits for one shard. Room is made by removing what is not wanted, needed
+    longest ago first, and then what is wanted later; so the bytes on disk, those half fetched
+    included, are never above the limit.
+
+    Processes may share folders. Each holds a shared lock on the files that it wants, so that no
+    other removes them. A file that another holds leaves this process's count: it is in the other's.
+
+    Args:
+        limit: bytes on disk, of shards whose addresses are all of one kind (a folder, ``s3://``);
+            ``None`` keeps everything.
+        fetchers: shards fetched at the same time.
+    """
+
+    def __init__(self, limit: int | None, *, fetchers: int = FETCHERS) -> None:
+        self.waits = 0
+        """How often a shard was not there when it was needed."""
+        self._limit = limit
+        self._fetchers = fetchers
+        # Least recently needed first; with the lock on those that are wanted.
+        self._held: OrderedDict[Shard, int | None] = OrderedDict()
+        self._plan: list[Shard] = []
+        self._needed: Shard | None = None
+        self._under_way: set[Shard] = set()
+        self._failed: dict[Shard, Exception] = {}
+        self._broken: Exception | None = None
+        self._threads = 0
+        self._connections: list[Any] = []
+        self._changed = threading.Condition()
+
+    def add(self, shards: Iterable[Shard]) -> None:
+        """Count those of ``shards`` that an earlier process left here."""
+        with self._changed:
+            for shard in shards:
+                if shard.is_whole():
+                    self._held[shard] = None
+                else:
+                    shard.remove()  # cut short, by something else than this class
+
+    def want(self, shards: Sequence[Shard]) -> None:
+        """Fetch ``shards`` in this order, as far as there is room; forget what was wanted before.
+
+        What could not be fetched is tried again.
+        """
+        with self._changed:
+            self._plan, self._needed = list(shards), None
+            self._failed.clear()
+            self._settle()
+
+    def need(self, shard: Shard) -> None:
+        """Wait until ``shard`` is here, before anything that is only wanted.
+
+        Raises:
+            DataError: it cannot be fetched.
+            OSError: the disk does not let files be locked or removed.
+        """
+        with self._changed:
+            self._needed = shard
+            if self._held.get(shard) is None:
+                self._failed.pop(shard, None)
+                self._settle()
+                self.waits += self._held.get(shard) is None
+                while self._held.get(shard) is None:
+                    if shard in self._failed:
+                        raise self._failed.pop(shard)
+                    if self._broken is not None:
+                        raise self._broken
+                    self._changed.wait()
+            self._held.move_to_end(shard)
+
+    def forget(self, shard: Shard) -> None:
+        """Let ``shard`` be fetched again: somebody has removed its file, who locks nothing."""
+        with self._changed:
+            lock = self._held.pop(shard, None)
+            if lock is not None:
+                os.close(lock)
+
+    def _wanted(self) -> list[Shard]:
+        first = [] if self._needed is None else [self._needed]
+        return list(dict.fromkeys([*first, *self._plan]))
+
+    def _settle(self) -> None:
+        """Lock what is wanted and here, release what is not wanted, fetch what is missing."""
+        wanted = self._wanted()
+        keep = set(wanted)
+        for shard, lock in list(self._held.items()):
+            if shard not in keep and lock is not None:
+                os.close(lock)
+                self._held[shard] = None
+            elif shard in keep and lock is None:
+                self._lock(shard)
+        self._make_room(0, wanted, 1)  # an earlier process may have had a higher limit
+        missing = sum(self._is_missing(shard) for shard in wanted)
+        for _ in range(min(missing, self._fetchers - self._threads)):
+            self._threads += 1
+            threading.Thread(target=self._work, name="shards", daemon=True).start()
+
+    def _is_missing(self, shard: Shard) -> bool:
+        return not (shard in self._held or shard in self._under_way or shard in self._failed)
+
+    def _lock(self, shard: Shard) -> None:
+        lock = shard.hold()
+        if lock is None:  # another process has removed it
+            del self._held[shard]
+        else:
+            self._held[shard] = lock
+
+    def _work(self) -> None:
+        """A thread; what ends it early must not leave the reading thread waiting."""
+        try:
+            self._fetch()
+        except Exception as raised:
+            with self._changed:
+                self._broken = raised
+                self._threads -= 1
+                self._changed.notify_all()
+
+    def _fetch(self) -> None:
+        """Fetch what is missing, until nothing is or there is no room."""
+        while True:
+            with self._changed:
+                shard = self._next()
+                if shard is None:
+                    self._threads -= 1
+                    return
+                self._under_way.add(shard)
+                connection = self._connections.pop() if self._connections else None
+            error = None
+            try:
+                connection = connection or shard.connect()
+                shard.fetch(connection)
+            except Exception as raised:  # for the thread that needs the shard
+                connection, error = None, raised
+            with self._changed:
+                self._under_way.remove(shard)
+                if connection is not None:
+                    self._connections.append(connection)
+                if error is None:
+                    self._held[shard] = None
+                    if shard in self._wanted():
+                        self._lock(shard)
+                else:
+                    self._failed[shard] = error
+                self._changed.notify_all()
+
+    def _next(self) -> Shard | None:
+        """The first missing shard, with room made for it; ``None`` if it has to wait for room."""
+        wanted = self._wanted()
+        for place, shard in enumerate(wanted):
+            if not self._is_missing(shard):
+                continue
+            if self._limit is not None and shard.bytes > self._limit:
+                self._failed[shard] = too_small(self._limit, shard.bytes)
+                self._changed.notify_all()
+                continue
+            return shard if self._make_room(shard.bytes, wanted, place) else None
+        return None
+
+    def _make_room(self, size: int, wanted: Sequence[Shard], keep: int) -> bool:
+        """Remove shards until ``size`` bytes fit; nothing if it is not enough to remove all but
+        the first ``keep`` of the wanted ones."""
+        if self._limit is None:
+            return True
+        used = sum(shard.bytes for shard in (*self._held, *self._under_way))
+        excess = used + size - self._limit
+        removable = [shard for shard in self._held if shard not in wanted]
+        removable += [shard for shard in reversed(wanted[keep:]) if shard in self._held]
+        if sum(shard.bytes for shard in removable) < excess:
+            return False
+        for shard in removable:
+            if excess <= 0:
+                break
+            lock = self._held.pop(shard)
+            if lock is not None:
+                os.close(lock)
+            shard.remove()
+            excess -= shard.bytes
+        return True
+
+
+def block_bytes(split: Path, block_shards: int) -> int:
+    """The most bytes that ``block_shards`` shards of a split can have, from its ``index.json``."""
+    shards = json.loads((split / "index.json").read_text())["shards"]
+    sizes = [
+        sum(part["bytes"] for part in (shard["raw_data"], shard["zip_data"]) if part)
+        for shard in shards
+    ]
+    return sum(sorted(sizes, reverse=True)[:block_shards])
+
+
+def too_small(limit: int, needed: int) -> DataError:
+    """What to say of a limit below the ``needed`` bytes."""
+    return DataError(
+        f"train_loader.cache_limit is {limit} bytes, but {needed} are needed at the same time: set "
+        f"it to {needed} or more"
+    )

@@ -1,0 +1,203 @@
+"""Token samples of one split, from shards that are here or are fetched when they are needed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from streaming import Stream
+from streaming.base.format.mds import MDSReader
+from streaming.base.hashing import get_hash
+from streaming.base.world import World
+
+from dept.data.fetch import (
+    ATTEMPTS,
+    TIMEOUT,
+    clear_abandoned,
+    locked,
+    publish,
+    unreachable,
+    work_folder,
+)
+from dept.data.shard_cache import ShardCache
+from dept.data.shard_files import fault, read_index, refuse_missing, remake
+from dept.errors import DataError
+
+WORK = ".fetch-"
+
+
+class Shard:
+    """A shard of a remote split: the file that stands for it here, if it does, and its address.
+
+    Args:
+        reader: of its samples.
+        directory: the split here.
+        remote: the split at its remote address.
+        number: of the shard in the split.
+    """
+
+    def __init__(self, reader: MDSReader, directory: Path, remote: str, number: int) -> None:
+        self.reader = reader
+        self.path = directory / reader.raw_data.basename
+        self.bytes = reader.get_max_size()
+        """On disk, while it is unpacked if it is packed."""
+        self.address = f"{remote}/{(reader.zip_data or reader.raw_data).basename}"
+        self._remote = remote
+        self._work = directory / f"{WORK}{number:05}"
+
+    def is_whole(self) -> bool:
+        """Whether the file is here with all its bytes."""
+        try:
+            return self.path.stat().st_size == self.reader.raw_data.bytes
+        except FileNotFoundError:
+            return False
+
+    def hold(self) -> int | None:
+        """Keep other processes from removing the file.
+
+        Returns:
+            A descriptor that releases it when closed; ``None`` if the file is not here.
+        """
+        return locked(self.path, fcntl.LOCK_SH) if self.is_whole() else None
+
+    def remove(self) -> None:
+        """Remove the file, unless another process holds it."""
+        handle = locked(self.path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if handle is not None:
+            self.path.unlink()
+            os.close(handle)
+
+    def connect(self) -> Stream:
+        """What ``fetch`` takes: a client of the remote's kind, of use for any shard there."""
+        stream = Stream(remote=self._remote, local=str(self._work), keep_zip=False)
+        stream.apply_default(_defaults(keep_zip=False))
+        return stream
+
+    def fetch(self, stream: Stream) -> None:
+        """Fetch the file, under its name only when it is whole.
+
+        Raises:
+            DataError: it cannot be had, or is another file than the index describes.
+        """
+        basename, raw = self.reader.raw_data.basename, self.reader.raw_data
+        with work_folder(self._work):
+            if self.is_whole():  # another process fetched it while this one waited for the folder
+                return
+            stream.remote, stream.local = self._remote, str(self._work)
+            try:
+                stream.prepare_shard(self.reader)
+            except Exception as error:  # each service has its own
+                raise unreachable(self.address, error) from error
+            fetched = self._work / basename
+            same = fetched.stat().st_size == raw.bytes
+            for algorithm, digest in raw.hashes.items():
+                same = same and get_hash(algorithm, fetched.read_bytes()) == digest
+            if not same:
+                raise DataError(
+                    f"{self.address} is cut short or of another version of the corpus than "
+                    f"{self._work.parent}/index.json: mend it there, or remove "
+                    f"{self._work.parents[3]} here to take the version of train_loader.remote"
+                )
+            publish(fetched, self.path)
+
+
+class TokenReader:
+    """Random access to the token samples of one split.
+
+    Uses the readers beneath ``StreamingDataset``, not the dataset: that one shares memory and
+    barriers between ranks, which ranks that read different sources would wait at for ever.
+
+    Args:
+        directory: the split, with its ``index.json``.
+        remote: the same split elsewhere, where missing shards are fetched from.
+        cache: what fetches them, shared by all readers that have a limit in common.
+        vocab_size: that all tokens must be below; any by default.
+
+    Raises:
+        DataError: the index names a shard that is not there, and there is no ``remote``; or it
+            names what none of ours does.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        remote: str | None = None,
+        cache: ShardCache | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        index = read_index(directory, "prepare the corpus again")
+        self._files = index.shards
+        self._unread = set(range(len(index.shards)))
+        self._vocab_size = vocab_size
+        stream = Stream(local=str(directory), keep_zip=True)
+        stream.apply_default(_defaults(keep_zip=True))
+        self._readers = stream.get_shards(World.detect(), allow_unsafe_types=False)
+        self._cache = cache or ShardCache(None)
+        self._shards: list[Shard] = []
+        if remote is None:
+            refuse_missing(index)
+        else:
+            for left in directory.glob(f"{WORK}*"):
+                clear_abandoned(left)
+            self._shards = [
+                Shard(reader, directory, remote, number)
+                for number, reader in enumerate(self._readers)
+            ]
+            self._cache.add(self._shards)
+        self.shard_samples = [len(reader) for reader in self._readers]
+        self._ends = np.cumsum(self.shard_samples)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """The tokens of sample ``index``: uint16 or uint32 [sequence_length].
+
+        Raises:
+            DataError: its shard cannot be fetched, or is not as it was written.
+        """
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        first = self._ends[number] - self.shard_samples[number]
+        for _ in range(1 + ATTEMPTS):
+            if self._shards:
+                self._cache.need(self._shards[number])
+            try:
+                if number in self._unread:
+                    self._look_at(number)
+                return self._readers[number].get_item(int(index - first))["tokens"]
+            except FileNotFoundError:
+                if self._shards:
+                    self._cache.forget(self._shards[number])
+        raise DataError(f"{self._files[number].path} was removed while it was read")
+
+    def _look_at(self, number: int) -> None:
+        """A look at a shard before the first of its samples: it is read as a whole, once."""
+        if not self._files[number].path.exists():
+            raise FileNotFoundError
+        found = fault(self._files[number], self._vocab_size)
+        if found is not None:
+            mend = f"remove it, so that it is fetched again from {self._shards[number].address}"
+            raise DataError(f"{found}: {mend if self._shards else remake(self._files[number])}")
+        self._unread.discard(number)
+
+    def shards(self, numbers: Iterable[int]) -> list[Shard]:
+        """What a cache is told to fetch; nothing if the split is not remote."""
+        return [self._shards[number] for number in numbers] if self._shards else []
+
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Fetch these shards ahead of their need, in this order, and no others of the cache."""
+        self._cache.want(self.shards(numbers))
+
+
+def _defaults(*, keep_zip: bool) -> dict:
+    return {
+        "split": "",
+        "download_retry": ATTEMPTS,
+        "download_timeout": TIMEOUT,
+        "validate_hash": None,
+        "keep_zip": keep_zip,
+    }

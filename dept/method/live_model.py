@@ -1,0 +1,226 @@
+"""Exchanging parameters of a model under training: other values, other shapes, other state."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dept.method.variants import Role
+
+# Learned positions go by these names in MPT and GPT-2 (wpe), OPT (embed_positions) and others.
+POSITION_NAMES = re.compile(r"(^|[._])(wpe|pos|position|positions)([._]|$)")
+
+
+def transformer_of(model: nn.Module) -> nn.Module:
+    """The transformers (or MPT) model inside a ComposerModel: it knows its embeddings."""
+    return getattr(model, "model", model)
+
+
+def vocabulary_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules with a row for each token: the embedding, and the head if it is not tied.
+
+    Raises:
+        ValueError: the model does not name its input embedding.
+    """
+    transformer = transformer_of(model)
+    embedding = transformer.get_input_embeddings()
+    if embedding is None:
+        raise ValueError(f"{type(transformer).__name__}.get_input_embeddings() names no embedding")
+    head = transformer.get_output_embeddings()
+    return [embedding] if head is None or head is embedding else [embedding, head]
+
+
+def parameter_roles(model: nn.Module) -> dict[str, Role]:
+    """What each parameter of the model, by name, is to the method.
+
+    Raises:
+        ValueError: the model holds an embedding that is neither of tokens nor of positions.
+    """
+    by_token = {
+        id(parameter)
+        for module in vocabulary_modules(model)
+        for parameter in module.parameters(recurse=False)
+    }
+    by_position = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and id(module.weight) not in by_token:
+            if not POSITION_NAMES.search(name):
+                raise ValueError(f"{name} is an embedding of neither tokens nor positions")
+            by_position.add(id(module.weight))
+    return {
+        name: Role.TOKENS
+        if id(parameter) in by_token
+        else Role.POSITIONS
+        if id(parameter) in by_position
+        else Role.BODY
+        for name, parameter in model.named_parameters()
+    }
+
+
+class LiveModel:
+    """The one model in memory, whose parameters stand for one source after another.
+
+    Args:
+        model: the model the trainer holds.
+        optimizer: its inner optimizer.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.roles = parameter_roles(model)
+        # A tied matrix is one parameter that several modules hold: all of them must be told.
+        self._holders: dict[str, list[tuple[nn.Module, str]]] = {}
+        by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+        for module in model.modules():
+            for attribute, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._holders.setdefault(by_id[id(parameter)], []).append((module, attribute))
+
+        model.register_load_state_dict_pre_hook(self._refuse_other_rows)
+
+    def _refuse_other_rows(self, _: nn.Module, state: Mapping[str, Any], *__: Any) -> None:
+        for name in self.names(Role.TOKENS):
+            here, there = self.parameter(name).shape, state[name].shape if name in state else None
+            if there is not None and here != there:
+                raise ValueError(
+                    f"{name} has {there[0]} rows in the checkpoint and {here[0]} in this run: it "
+                    f"is of another variant, model or tokenizer; load one of the same"
+                )
+
+    def names(self, *roles: Role) -> list[str]:
+        """Names of the parameters of these roles, in the order of the model."""
+        return [name for name, role in self.roles.items() if role in roles]
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The parameter now called ``name``."""
+        module, attribute = self._holders[name][0]
+        return module._parameters[attribute]
+
+    def values(self) -> dict[str, Tensor]:
+        """Every parameter's tensor, not copied: the next ``load`` may write into it."""
+        return {name: self.parameter(name).detach() for name in self.roles}
+
+    def load(
+        self,
+        values: Mapping[str, Tensor],
+        states: Mapping[str, dict[str, Any]],
+        *,
+        copy_states: bool = False,
+    ) -> None:
+        """Make the model's parameters, and the optimizer's state, those of another source.
+
+        Args:
+            values: tensors by name, for any of the parameters; copied in. Token matrices may
+                have another number of rows than the ones they replace.
+            states: optimizer state by name; moved in. A parameter of ``values`` without an entry
+                starts anew.
+            copy_states: copy them in instead, so that training does not change those given.
+        """
+        for name, value in values.items():
+            parameter = self.parameter(name)
+            self.optimizer.state.pop(parameter, None)
+            if parameter.shape == value.shape:
+                parameter.data.copy_(value)
+            else:
+                parameter = self._replace(name, parameter, value)
+            if name in states:
+                self.optimizer.state[parameter] = {
+                    key: entry.to(
+                        # step counts stay where the optimizer put them
+                        parameter.device if entry.dim() else entry.device,
+                        copy=copy_states,
+                    )
+                    if isinstance(entry, Tensor)
+                    else entry
+                    for key, entry in states[name].items()
+                }
+        self._tell_vocabulary_size()
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """The optimizer's state by parameter name, not copied."""
+        found = {name: self.optimizer.state.get(self.parameter(name)) for name in self.roles}
+        return {name: state for name, state in found.items() if state}
+
+    def take_states(self) -> dict[str, dict[str, Any]]:
+        """Remove the optimizer's state, by parameter name, leaving it as if newly built."""
+        states = {}
+        for name in self.roles:
+            state = self.optimizer.state.pop(self.parameter(name), None)
+            if state:
+                states[name] = state
+        return states
+
+    def _replace(self, name: str, old: nn.Parameter, value: Tensor) -> nn.Parameter:
+        # A new Parameter, since autograd remembers the shape of the old one. In the same place
+        # of its group, since sums over parameters (gradient norms) depend on their order.
+        new = nn.Parameter(value.detach().to(old.device, old.dtype, copy=True))
+        new.requires_grad_(old.requires_grad)
+        for module, attribute in self._holders[name]:
+            module._parameters[attribute] = new
+        for group in self.optimizer.param_groups:
+            group["params"] = [
+                new if parameter is old else parameter for parameter in group["params"]
+            ]
+        return new
+
+    def _tell_vocabulary_size(self) -> None:
+        """Keep what is derived from the number of rows true: losses and exports read it."""
+        for module in vocabulary_modules(self.model):
+            rows = module.weight.shape[0]
+            if isinstance(module, nn.Embedding):
+                module.num_embeddings = rows
+                module.padding_idx = None  # an id of another vocabulary; samples are never padded
+            else:
+                module.out_features = rows
+        transformer = transformer_of(self.model)
+        rows = transformer.get_input_embeddings().weight.shape[0]
+        transformer.config.vocab_size = rows
+        if hasattr(transformer, "vocab_size"):
+            transformer.vocab_size = rows
+        for counted in ("n_total_params", "n_active_params"):  # MPT caches them
+            vars(self.model).pop(counted, None)
+
+
+def random_embedding(model: nn.Module, names: list[str], rows: int, seed: int) -> dict[str, Tensor]:
+    """A newly drawn phi and psi, as the model itself initialises them.
+
+    Args:
+        model: whose architecture and initialiser to use; not changed.
+        names: the parameters to draw: of token matrices (``rows`` rows each), or of positions.
+        rows: ``|V_k|``.
+        seed: of its stream (:func:`dept.method.streams.seed_of`).
+
+    Returns:
+        Tensors by parameter name, on the device of the model.
+    """
+    transformer = transformer_of(model)
+    initialise = getattr(transformer, "param_init_fn", None) or transformer._init_weights
+    by_token = vocabulary_modules(model)
+    wanted = {id(model.get_parameter(name)): name for name in names}
+    result: dict[str, Tensor] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            held = {k: p for k, p in module.named_parameters(recurse=False) if id(p) in wanted}
+            if not held or all(wanted[id(p)] in result for p in held.values()):
+                continue  # not asked for, or a second holder of a tied matrix
+            is_vocabulary = any(module is other for other in by_token)
+            fresh = _same_kind(module, rows if is_vocabulary else module.weight.shape[0])
+            initialise(fresh)
+            for attribute, parameter in held.items():
+                value = getattr(fresh, attribute).detach()
+                result[wanted[id(parameter)]] = value.to(parameter.device, parameter.dtype)
+    return result
+
+
+def _same_kind(module: nn.Module, rows: int) -> nn.Module:
+    """An uninitialised module like this one with another number of rows, on the CPU."""
+    if isinstance(module, nn.Embedding):
+        return type(module)(rows, module.embedding_dim)
+    return nn.Linear(module.in_features, rows, bias=module.bias is not None)

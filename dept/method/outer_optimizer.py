@@ -1,0 +1,168 @@
+"""The outer step: what the average of the local models does to the global one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dept.errors import ConfigError, NumericalFault, shown
+from dept.method.averaging import Average
+from dept.method.faults import not_finite, not_finite_state
+from dept.method.fedadam import FedAdam
+from dept.method.presets import PRESETS
+from dept.method.row_steps import step_rows
+
+TORCH_OPTIMIZERS: dict[str, type[Optimizer]] = {
+    name.lower(): cls
+    for name, cls in vars(torch.optim).items()
+    if isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
+}
+OUTER_OPTIMIZERS: dict[str, type[Optimizer]] = {**TORCH_OPTIMIZERS, "fedadam": FedAdam}
+
+FORMAT = 2
+"""Of the state in a checkpoint. Before 2, ``fedadam`` was Adam, and steps were not by row."""
+
+
+class OuterOptimizer:
+    """Applies an optimizer to pseudo-gradients, ``start - average``, by parameter name.
+
+    The sign makes descent go towards the average: SGD with learning rate 1 and no momentum lands
+    on it. State is kept by name, so that it outlives any ``torch.nn.Parameter``. In a parameter
+    averaged by token row, each row is stepped, and its steps are counted, only in the rounds in
+    which some source holds it (``dept/method/row_steps.py``).
+
+    Args:
+        name: ``fedavg``, ``nesterov``, ``fedadam``, or any optimizer of ``torch.optim`` in lower
+            case (``sgd``, ``adam``, ``adamw``, ``adagrad``, ...).
+        classes: optimizers by name; ``fedadam`` and those of ``torch.optim`` by default.
+        options: options of the optimizer (``lr``, ``momentum``, ...), over those of a preset.
+
+    Raises:
+        ValueError: there is no optimizer of that name, or it does not know an option.
+    """
+
+    def __init__(
+        self,
+        name: str = "fedavg",
+        classes: Mapping[str, Callable[..., Optimizer]] | None = None,
+        **options: Any,
+    ) -> None:
+        classes = OUTER_OPTIMIZERS if classes is None else classes
+        settings = {**PRESETS.get(name, {"name": name}), **options}
+        self.is_average = settings == PRESETS["fedavg"]
+        cls = settings.pop("name")
+        if cls not in classes:
+            known = ", ".join(dict.fromkeys([*PRESETS, *sorted(classes)]))
+            raise ConfigError(f"outer_optimizer.name is {shown(name)}: set it to one of {known}")
+        self.name = name
+        self._build = lambda parameter: classes[cls]([parameter], **settings)
+        try:
+            self._build(torch.nn.Parameter(torch.zeros(1)))
+        except TypeError as error:
+            raise ConfigError(
+                f"outer_optimizer {name!r} has an option it does not know: {error}"
+            ) from error
+        self.state: dict[str, dict[str, Any]] = {}
+
+    @torch.no_grad()
+    def step(
+        self, start: Mapping[str, Tensor], averages: Mapping[str, Average]
+    ) -> dict[str, Tensor]:
+        """The global parameters after the round, for each parameter that has an average.
+
+        Args:
+            start: global parameters that the round started from, by name.
+            averages: what the reduction gave, by name. In a parameter averaged by token row, a
+                row without a holder keeps its value and its state.
+
+        Raises:
+            NumericalFault: an average, a value or a state is not finite; nothing is changed then.
+        """
+        stepped: dict[str, Tensor] = {}
+        states: dict[str, dict[str, Any]] = {}
+        for name, average in averages.items():
+            stepped[name], states[name] = self._step_one(name, start[name], average)
+        for what, broken in (
+            ("the average of", not_finite({n: a.value for n, a in averages.items()})),
+            ("the new", not_finite(stepped)),
+            ("the outer optimizer's", not_finite_state(states)),
+        ):
+            if broken is not None:
+                raise NumericalFault(
+                    f"{what} {broken} is not finite, and the global model stays as it was: lower "
+                    f"algorithms.dept.outer_optimizer.lr, or optimizer.lr"
+                )
+        self.state |= {name: state for name, state in states.items() if state}
+        return stepped
+
+    def _step_one(
+        self, name: str, start: Tensor, average: Average
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The value and the optimizer's state after the step."""
+        if self.is_average:
+            return average.value, {}  # start - 1.0 * (start - average), without its rounding
+        gradient, before = start - average.value, self.state.get(name, {})
+        if average.held is None:
+            state = {k: v.clone() if isinstance(v, Tensor) else v for k, v in before.items()}
+            return self._stepped(start.clone(), gradient, state)
+        return step_rows(self._stepped, start, gradient, average.held, before)
+
+    def _stepped(
+        self, value: Tensor, gradient: Tensor, state: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """What one step of the optimizer makes of a parameter and its state, in their place."""
+        parameter = torch.nn.Parameter(value)
+        parameter.grad = gradient
+        optimizer = self._build(parameter)
+        if state:  # else leave what the optimizer itself starts from
+            optimizer.state[parameter] = state
+        optimizer.step()
+        return parameter.data, dict(optimizer.state[parameter])
+
+    def check_by_row(self) -> None:
+        """Refuse an optimizer that cannot step the rows of a matrix each on its own.
+
+        Raises:
+            ConfigError: it keeps state that is neither by element nor a scalar.
+        """
+        shape = (3, 2)
+        _, state = self._stepped(torch.ones(shape), torch.ones(shape), {})
+        for key, entry in state.items():
+            if not (isinstance(entry, Tensor) and entry.shape in (shape, ())):
+                raise ConfigError(
+                    f"outer_optimizer.name is {shown(self.name)}, whose state {key} is not by "
+                    "element, but the variant averages the token embedding row by row: set it to "
+                    "another, such as adam or nesterov"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name of the optimizer, its state by parameter name, and the format of that."""
+        return {"name": self.name, "format": FORMAT, "state": self.state}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        """Restore what ``state_dict`` gave, onto ``device``.
+
+        Raises:
+            ValueError: it is the state of another optimizer, or of an earlier format.
+        """
+        if state["name"] != self.name:
+            raise ValueError(
+                f"the checkpoint's outer optimizer is {state['name']!r}, the yaml's is "
+                f"{self.name!r}: set algorithms.dept.outer_optimizer.name to {state['name']!r}"
+            )
+        if state["state"] and state.get("format") != FORMAT:
+            raise ValueError(
+                "the checkpoint's outer optimizer state is of an earlier version of this "
+                "repository, which counted steps in another way: choose another run_name"
+            )
+        self.state = {
+            name: {
+                k: v.to(device) if isinstance(v, Tensor) and v.dim() else v
+                for k, v in entry.items()
+            }
+            for name, entry in state["state"].items()
+        }

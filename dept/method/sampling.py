@@ -1,0 +1,68 @@
+"""Which sources a round trains: the draw of S_t from S, as a function of seed and round alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+
+from dept.method.streams import seed_of
+
+UNIFORM = "uniform"
+"""Every subset of size ``|S_t|`` is equally likely (Algorithm 1, line 1)."""
+
+STRATIFIED = "stratified"
+"""As many sources of each group of neighbours, so that each always belongs to one worker."""
+
+RULES = (UNIFORM, STRATIFIED)
+
+
+def groups_of(rule: str, *, sources: int, drawn: int, workers: int) -> int:
+    """How many groups of neighbours sources are drawn from.
+
+    ``uniform`` draws from one group, of all sources. ``stratified`` takes the greatest common
+    divisor of ``|S|`` and ``|S_t|``: equal groups give every source the same chance, though not
+    every pair of sources, whatever number of workers shares them. A number of workers that does
+    not divide it needs ``|S_t|`` groups, which differ by one source: see :func:`chances`.
+
+    Args:
+        rule: one of :data:`RULES`.
+        sources: ``|S|``.
+        drawn: ``|S_t|``; all sources are as many groups, whatever the rule.
+        workers: a divisor of ``drawn``.
+    """
+    if drawn == sources:
+        return sources
+    if rule == UNIFORM:
+        return 1
+    equal = math.gcd(sources, drawn)
+    return equal if equal % workers == 0 else drawn
+
+
+def grouped(sources: Sequence[str], count: int) -> list[tuple[str, ...]]:
+    """Cut ``sources`` into ``count`` groups of neighbours, as equal as can be."""
+    ends = [len(sources) * i // count for i in range(count + 1)]
+    return [tuple(sources[first:last]) for first, last in pairwise(ends)]
+
+
+def draw(
+    groups: Sequence[Sequence[str]], of_each: int, *, seed: int, round_index: int
+) -> tuple[str, ...]:
+    """Draw ``of_each`` sources of each group without replacement, from ``(seed, round)`` alone.
+
+    Returns:
+        The sources, in the order of the groups.
+    """
+    generator = np.random.default_rng(seed_of(seed, "sampling", round_index))
+    chosen = [generator.choice(len(group), size=of_each, replace=False) for group in groups]
+    return tuple(
+        group[i] for group, drawn in zip(groups, chosen, strict=True) for i in sorted(drawn)
+    )
+
+
+def chances(groups: Sequence[Sequence[str]], of_each: int) -> dict[str, Fraction]:
+    """The chance of each source to be drawn in a round."""
+    return {source: Fraction(of_each, len(group)) for group in groups for source in group}

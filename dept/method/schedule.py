@@ -1,0 +1,177 @@
+"""Who trains what when: the rounds, slots and local steps of a run, as a function of the seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from dept.method.sampling import UNIFORM, chances, draw, grouped, groups_of
+
+
+@dataclass(frozen=True)
+class RoundSchedule:
+    """The order in which sources are trained (Algorithm 1, line 1: draw ``S_t`` from ``S``).
+
+    A round is a sequence of *slots*, one for each drawn source, each of ``local_steps`` batches.
+    Workers share the slots equally, and run theirs one after another. What is drawn depends on
+    ``(seed, round)`` alone, so that any process, and a resumed run, finds the same sources
+    without a message.
+
+    A source is *held* by the worker that trained it last, where its private state is. With
+    ``sampling: uniform`` that may be one worker after another (:attr:`moves`), and who holds what
+    follows from the draws: see :meth:`holders`. With ``stratified`` a source always belongs to
+    the same worker.
+
+    Args:
+        sources: names of the sources, in the order of the corpus.
+        sources_per_round: ``|S_t|``, how many sources are drawn each round.
+        local_steps: ``N_local``, batches per slot.
+        seed: seed of the run.
+        workers: how many workers share the slots.
+        sampling: how sources are drawn, one of :data:`dept.method.sampling.RULES`.
+
+    Raises:
+        ValueError: a number is out of range, workers do not divide the slots, or names repeat.
+    """
+
+    sources: tuple[str, ...]
+    sources_per_round: int
+    local_steps: int
+    seed: int
+    workers: int = 1
+    sampling: str = UNIFORM
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple(self.sources))
+        if len(set(self.sources)) != len(self.sources):
+            raise ValueError(f"sources holds a name twice: {', '.join(self.sources)}")
+        if not 1 <= self.sources_per_round <= len(self.sources):
+            raise ValueError(
+                f"sources_per_round is {self.sources_per_round}, but there are {len(self.sources)} "
+                f"sources ({', '.join(self.sources)}): set it to a value from 1 to "
+                f"{len(self.sources)}"
+            )
+        if self.local_steps < 1:
+            raise ValueError(f"local_steps is {self.local_steps}: set it to 1 or more")
+        if self.sources_per_round % self.workers:
+            would_do = [n for n in range(1, len(self.sources) + 1) if n % self.workers == 0]
+            counts = [n for n in range(1, self.sources_per_round) if not self.sources_per_round % n]
+            raise ValueError(
+                f"{self.workers} workers cannot share sources_per_round = {self.sources_per_round} "
+                f"equally: start {_either([*counts, self.sources_per_round])} workers"
+                + (f", or set sources_per_round to {_either(would_do)}" if would_do else "")
+            )
+
+    @property
+    def groups(self) -> int:
+        """How many groups of neighbours the sources are drawn from: what a draw depends on."""
+        return groups_of(
+            self.sampling,
+            sources=len(self.sources),
+            drawn=self.sources_per_round,
+            workers=self.workers,
+        )
+
+    @property
+    def moves(self) -> bool:
+        """Whether a source may be trained by one worker, and by another in a later round."""
+        draws_some = self.sources_per_round < len(self.sources)
+        return self.sampling == UNIFORM and self.workers > 1 and draws_some
+
+    @property
+    def slots_per_worker(self) -> int:
+        """Sources that a worker trains in a round, one after another."""
+        return self.sources_per_round // self.workers
+
+    @property
+    def batches_per_round(self) -> int:
+        """Batches of one round on one worker, all its slots together."""
+        return self.slots_per_worker * self.local_steps
+
+    @property
+    def chances(self) -> dict[str, Fraction]:
+        """The chance of each source to be drawn in a round."""
+        return chances(grouped(self.sources, self.groups), self.sources_per_round // self.groups)
+
+    def drawn(self, round_index: int) -> tuple[str, ...]:
+        """The sources of round ``round_index`` (from 0), in slot order: that of ``sources``."""
+        return draw(
+            grouped(self.sources, self.groups),
+            self.sources_per_round // self.groups,
+            seed=self.seed,
+            round_index=round_index,
+        )
+
+    def slots_of(self, worker: int, round_index: int) -> tuple[str, ...]:
+        """The sources that ``worker`` trains in round ``round_index``, in slot order."""
+        first = worker * self.slots_per_worker
+        return self.drawn(round_index)[first : first + self.slots_per_worker]
+
+    def sources_of(self, worker: int) -> tuple[str, ...]:
+        """All sources that ``worker`` may ever train."""
+        if self.moves:
+            return self.sources
+        return tuple(source for source, home in self._homes().items() if home == worker)
+
+    def holders(self, round_index: int) -> dict[str, int]:
+        """Which worker holds each source in a round, in the order of ``sources``.
+
+        The one that trained it in the latest round up to this one; before the first, a fixed one.
+        """
+        trained: dict[str, int] = {}
+        for earlier in range(round_index, -1, -1) if self.moves else ():
+            trained = self._trainers(earlier) | trained
+            if len(trained) == len(self.sources):
+                break
+        return {source: trained.get(source, home) for source, home in self._homes().items()}
+
+    def held_by(self, worker: int, round_index: int) -> tuple[str, ...]:
+        """The sources that ``worker`` holds in a round, those included that it trains in it."""
+        return tuple(s for s, holder in self.holders(round_index).items() if holder == worker)
+
+    def moving(self, before: int, round_index: int) -> dict[str, tuple[int, int]]:
+        """The sources that change hands from one round to a later one: from whom, and to whom."""
+        old, new = self.holders(before), self.holders(round_index)
+        return {s: (old[s], new[s]) for s in self.sources if old[s] != new[s]}
+
+    def most_held(self, rounds: int) -> int:
+        """The most sources that a worker holds at the same time, in a run of so many rounds."""
+        holders = self._homes()
+        most = max(Counter(holders.values()).values())
+        for round_index in range(rounds) if self.moves else ():
+            holders |= self._trainers(round_index)
+            most = max(most, *Counter(holders.values()).values())
+        return most
+
+    def _trainers(self, round_index: int) -> dict[str, int]:
+        drawn = self.drawn(round_index)
+        return {source: slot // self.slots_per_worker for slot, source in enumerate(drawn)}
+
+    def _homes(self) -> dict[str, int]:
+        """Which worker holds each source that was never trained."""
+        groups = grouped(self.sources, self.workers if self.moves else self.groups)
+        each = len(groups) // self.workers
+        return {source: i // each for i, group in enumerate(groups) for source in group}
+
+    def remaining(
+        self, worker: int, round_index: int, done: Mapping[str, int]
+    ) -> list[tuple[str, int]]:
+        """What ``worker`` has still to train in a round: a source and its local step, by batch.
+
+        Args:
+            worker: from 0.
+            round_index: from 0.
+            done: local steps of this round that a source has already taken, 0 by default. Any
+                mixture will do, since until the round ends sources know nothing of each other.
+        """
+        return [
+            (source, step)
+            for source in self.slots_of(worker, round_index)
+            for step in range(done.get(source, 0), self.local_steps)
+        ]
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(filter(None, [", ".join(map(str, numbers[:-1])), str(numbers[-1])]))

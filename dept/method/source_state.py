@@ -1,0 +1,246 @@
+"""What a source trains in its slot: values taken from the global model, and given back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dept.method.live_model import LiveModel, random_embedding
+from dept.method.streams import seed_of
+from dept.method.updates import norm
+from dept.method.variants import Role, Sharing, Variant
+from dept.method.vocabulary import VocabularyMap
+
+States = dict[str, dict[str, Any]]
+
+
+class Slots:
+    """The state of all sources around the one model in memory (Algorithm 1, lines 2 to 7).
+
+    While no slot is running and :meth:`park` was called, the model holds the global parameters,
+    in the shape it was built with; private matrices are then placeholders (token matrices of one
+    row), which hold nothing and cost nothing in a checkpoint.
+
+    Args:
+        live: the model and its inner optimizer.
+        variant: how each parameter is shared.
+        vocabularies: the rows of each source's token matrices, by source.
+        inner_state: ``reset`` or ``keep``: what becomes of the inner optimizer's state of the
+            shared parameters between the slots of a source. That of private ones is always kept.
+        seed: of private embeddings.
+
+    Attributes:
+        start: the global parameters of this round, by name; those the variant shares.
+        private: private parameters as the round found them, by source and name, on the CPU.
+        finished: those of sources whose slot of this round has ended. They become ``private`` with
+            the outer step, so that a model read in mid-round is of one round in all its parts.
+        inner: inner optimizer state kept between slots, by source and name, on the CPU.
+        active: the source whose slot the model is in.
+        suspended: local models of slots that were left in mid-way, with their optimizer's state,
+            by source.
+        stream: of random numbers that private embeddings are drawn from, beside the seed.
+        parked: whether the model holds the global parameters.
+        built_parameters: size of the model as built, with all tokens of the global tokenizer.
+    """
+
+    def __init__(
+        self,
+        live: LiveModel,
+        variant: Variant,
+        vocabularies: Mapping[str, VocabularyMap],
+        *,
+        inner_state: str,
+        seed: int,
+    ) -> None:
+        self.live = live
+        self.variant = variant
+        self.vocabularies = dict(vocabularies)
+        self.inner_state = inner_state
+        self.seed = seed
+        self.stream: tuple[str | int, ...] = ("private_embedding",)
+        self.active: str | None = None
+        self.parked = True
+        self._evaluating = False
+        self.private: dict[str, dict[str, Tensor]] = {}
+        self.finished: dict[str, dict[str, Tensor]] = {}
+        self.inner: dict[str, States] = {}
+        self.suspended: dict[str, dict[str, Any]] = {}
+        sharing = {name: variant.sharing(role) for name, role in live.roles.items()}
+        self.shared_names = [n for n, s in sharing.items() if s is not Sharing.PRIVATE]
+        self.private_names = [n for n, s in sharing.items() if s is Sharing.PRIVATE]
+        self.by_row_names = [n for n, s in sharing.items() if s is Sharing.BY_TOKEN_ROW]
+        self.body_names = live.names(Role.BODY)
+        as_built = live.values()
+        self.built_parameters = sum(value.numel() for value in as_built.values())
+        self._placeholders = {
+            name: torch.zeros_like(as_built[name][:1])
+            if live.roles[name] is Role.TOKENS
+            else as_built[name].clone()
+            for name in self.private_names
+        }
+        live.load(self._placeholders, {})
+        self.start: dict[str, Tensor] = {}
+        self.take_start()
+
+    def take_start(self) -> None:
+        """Let the global parameters be what the model holds now: as built, or as loaded."""
+        values = self.live.values()
+        self.start = {name: values[name].clone() for name in self.shared_names}
+
+    def begin(self, source: str) -> None:
+        """Make the model that of ``source``, at the start of its slot or where it was suspended."""
+        resumes = source in self.suspended
+        if resumes:
+            left = self.suspended.pop(source)
+            values, states = left["values"], left["states"]
+        else:
+            rows = self.rows(source)
+            values = {
+                name: value[rows[name].to(value.device)] if name in rows else value
+                for name, value in self.start.items()
+            }
+            values |= self.private_of(source)
+            states = self.inner.get(source, {})
+        # What is kept of earlier slots stays, for `abandon`.
+        self.live.load(values, states, copy_states=not resumes)
+        self.active, self.parked, self._evaluating = source, False, False
+
+    def finish(self) -> dict[str, Tensor]:
+        """End the slot: keep what is the source's own.
+
+        Returns:
+            The shared parameters of the local model, by name, not copied: valid until the model
+            is given other values.
+        """
+        source = self._leave()
+        values, states = self.live.values(), self.live.take_states()
+        self.inner[source] = {
+            name: _to_cpu(state)
+            for name, state in states.items()
+            if self.inner_state == "keep" or name in self.private_names
+        }
+        if self.private_names:
+            self.finished[source] = {
+                name: values[name].to("cpu", copy=True) for name in self.private_names
+            }
+        return {name: values[name] for name in self.shared_names}
+
+    def close_round(self, stepped: Mapping[str, Tensor]) -> None:
+        """End the round: its outcome is the model from here on.
+
+        Args:
+            stepped: global parameters after the outer step, by name; others stay.
+        """
+        self.start |= stepped
+        self.private |= self.finished
+        self.finished = {}
+        self._reload()
+
+    def abandon(self) -> None:
+        """End the slot as if it had not been: what is the source's own is what it was before."""
+        self._leave()
+        self.live.take_states()
+
+    def park(self) -> None:
+        """Give the model the global parameters; a running slot is suspended, to be gone on with."""
+        if self.active is not None:
+            source = self._leave()
+            values = {name: value.clone() for name, value in self.live.values().items()}
+            states = self.live.take_states()
+            self.suspended[source] = {"values": values, "states": states}
+        if not self.parked:
+            self._reload(body=not self._evaluating)
+
+    def _reload(self, *, body: bool = True) -> None:
+        """Let the parked model hold the global parameters."""
+        self.live.load({**(self.start if body else {}), **self._placeholders}, {})
+        self.parked, self._evaluating = True, False
+
+    def evaluate_as(self, source: str) -> None:
+        """Give the parked model the private embedding of ``source``, if the variant has any."""
+        self.park()
+        if self.private_names:
+            self.live.load(self.private_of(source), {})
+            self.parked, self._evaluating = False, True
+
+    def private_of(self, source: str) -> dict[str, Tensor]:
+        """The private embedding of ``source``, drawn at random the first time it is asked for."""
+        if self.private_names and source not in self.private:
+            self.private[source] = {
+                name: value.cpu()
+                for name, value in random_embedding(
+                    self.live.model,
+                    self.private_names,
+                    rows=self.vocabularies[source].rows,
+                    seed=seed_of(self.seed, *self.stream, source),
+                ).items()
+            }
+        return self.private.get(source, {})
+
+    def rows(self, source: str) -> dict[str, Tensor]:
+        """For each parameter averaged by token row, the global rows that ``source`` holds."""
+        return {name: self.vocabularies[source].token_ids for name in self.by_row_names}
+
+    def handed_over(self, source: str) -> int:
+        """Parameters of the local model of ``source`` that go into the average."""
+        rows = {name: len(self.vocabularies[source].token_ids) for name in self.by_row_names}
+        return sum(
+            rows[name] * value[0].numel() if name in rows else value.numel()
+            for name, value in self.start.items()
+        )
+
+    def update(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How far a slot moved the body, local - start, by name."""
+        return {name: local[name] - self.start[name] for name in self.body_names}
+
+    def handed_over_norm(self, source: str, local: Mapping[str, Tensor]) -> float:
+        """L2 norm of the pseudo-gradient: of all that goes into the average, embeddings too."""
+        rows = self.rows(source)
+        norms = []
+        for name, value in local.items():
+            start = self.start[name]
+            start = start[rows[name].to(start.device)] if name in rows else start
+            norms.append(norm({name: value - start}))
+        return math.hypot(*norms)
+
+    def state_of(self, source: str) -> dict[str, Any]:
+        """All there is of one source beside the global parameters; no slot of it may run."""
+        return {
+            "private": self.private.get(source),
+            "finished": self.finished.get(source),
+            "inner": self.inner.get(source),
+            "suspended": self.suspended.get(source),
+        }
+
+    def load_state_of(self, source: str, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_of`` gave."""
+        for name, kept in (
+            ("private", self.private),
+            ("finished", self.finished),
+            ("inner", self.inner),
+            ("suspended", self.suspended),
+        ):
+            kept.pop(source, None)
+            if state[name] is not None:
+                kept[source] = state[name]
+
+    def forget(self, source: str) -> None:
+        """Hold nothing of a source any more; another worker has it."""
+        for kept in (self.private, self.finished, self.inner, self.suspended):
+            kept.pop(source, None)
+
+    def _leave(self) -> str:
+        if self.active is None:
+            raise RuntimeError("no slot is running")
+        source, self.active = self.active, None
+        return source
+
+
+def _to_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.cpu() if isinstance(value, Tensor) else value for key, value in state.items()
+    }

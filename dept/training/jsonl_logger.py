@@ -1,0 +1,135 @@
+"""Metrics as one JSON object a line, for any tool that reads text."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from composer.core import State
+from composer.loggers import Logger, LoggerDestination
+from composer.utils import dist
+from torch import Tensor
+
+from dept.checkpoint import durable
+from dept.checkpoint.notices import tell
+from dept.errors import NotSaved
+
+
+class JsonlLogger(LoggerDestination):
+    """Writes every metric to ``metrics.jsonl``, a line for each batch, evaluation and round.
+
+    A resumed run goes on where its checkpoint was taken: lines that a killed run wrote after
+    that are cut off, so that the file equals that of an unbroken run. Lines that a full disk does
+    not take wait in memory, and in checkpoints, until it does; at the end it must.
+
+    Args:
+        path: where to write; ``{run_name}`` stands for the name of the run.
+    """
+
+    def __init__(self, path: str = "runs/{run_name}/metrics.jsonl") -> None:
+        self.path = Path(path)
+        self._buffer: dict[str, Any] = {}
+        self._resumed_at = 0
+        self._now: dict[str, int] = {}
+        self._waiting: list[str] = []
+        self._is_told = False
+
+    def init(self, state: State, logger: Logger) -> None:
+        self.path = Path(str(self.path).format(run_name=state.run_name))
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        self._buffer |= {key: _plain(value) for key, value in metrics.items()}
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if dist.get_global_rank() == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                file.truncate(min(self._resumed_at, file.tell()))
+        self._buffer = {}
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._flush(state)
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        self._flush(state)
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        self._flush(state)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        self._flush(state)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self._flush(state)
+        if self._waiting:
+            raise NotSaved(
+                f"{len(self._waiting)} lines of {self.path} could not be written: make room on "
+                f"that disk; the same command goes on from the last checkpoint"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The length of the file when the checkpoint was taken, and the lines it did not take."""
+        self._write()  # what callbacks logged since, at the same moment of training
+        written = self.path.is_file() and dist.get_global_rank() == 0
+        if written:
+            with contextlib.suppress(OSError):
+                durable.sync(self.path)  # a loss of power must not take what a checkpoint counts on
+        size = os.path.getsize(self.path) if written else 0
+        return {"path": str(self.path), "bytes": size, "waiting": list(self._waiting)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["path"] == str(self.path):  # else this run starts from another one's checkpoint
+            self._resumed_at = state["bytes"]
+            self._waiting = list(state.get("waiting", ()))
+
+    def _flush(self, state: State) -> None:
+        time = state.timestamp
+        self._now = {"epoch": time.epoch.value, "batch": time.batch.value}
+        self._write()
+
+    def _write(self) -> None:
+        buffer, self._buffer = self._buffer, {}
+        if buffer and dist.get_global_rank() == 0:
+            self._waiting.append(json.dumps(self._now | buffer) + "\n")
+        if not self._waiting:
+            return
+        try:
+            append(self.path, "".join(self._waiting).encode())
+        except OSError as error:
+            if not self._is_told:
+                tell(
+                    f"{self.path} could not be written ({error.strerror}): its lines are kept in "
+                    f"memory, make room on that disk; training goes on"
+                )
+            self._is_told = True
+        else:
+            self._waiting, self._is_told = [], False
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to a file all of ``data``, or nothing.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    with open(path, "ab", buffering=0) as file:
+        before, left = file.tell(), data
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def _plain(value: Any) -> Any:
+    """A metric as JSON has it; what is not finite has no JSON, so it is text."""
+    if isinstance(value, Tensor):
+        value = value.item() if value.numel() == 1 else value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (int, float, str, bool, list, type(None))) else str(value)

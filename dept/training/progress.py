@@ -1,0 +1,107 @@
+"""One line that tells where a run is: round, source, loss, speed and what is left."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import timedelta
+
+from composer.core import Callback, State, TimeUnit
+from composer.loggers import Logger
+from composer.utils import dist
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dept.transport import process_group
+
+
+class RunProgress(Callback):
+    """A progress bar on a terminal; a line for each round where there is none.
+
+    An epoch is called a round. The source is told where an algorithm trains one at a time.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._source = ""
+        self._losses: dict[str, float] = {}
+        self._began = (0.0, 0, 0)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if dist.get_global_rank() != 0:
+            return
+        timestamp = state.timestamp
+        self._began = (time.monotonic(), timestamp.batch.value, timestamp.token.value)
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._bar.add_task("", total=_batches(state), completed=timestamp.batch.value)
+            self._bar.start()
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self._source = (
+            next((a.slots.active for a in state.algorithms if hasattr(a, "slots")), None) or ""
+        )
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        loss = state.total_loss_dict.get("loss/train/total", float("nan"))
+        self._losses[self._source] = loss
+        if self._bar is not None:
+            total = state.max_duration.value if state.max_duration.unit == TimeUnit.EPOCH else "?"
+            source = f"{self._source} " if self._source else ""
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=state.timestamp.batch.value,
+                description=f"round {state.timestamp.epoch.value + 1}/{total}  {source}"
+                f"loss {loss:.3f}  {self._rate(state):,.0f} tokens/s",
+            )
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        if self._bar is not None:
+            label = (state.dataloader_label or "").removeprefix("eval/")
+            self._bar.update(self._bar.task_ids[0], description=f"evaluating {label}")
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        # Of the sources that other workers trained too, once they have met
+        dept = next((a for a in state.algorithms if hasattr(a, "slots")), None)
+        losses = {s: values[-1] for s, values in dept.losses.items()} if dept else self._losses
+        self._losses = {}
+        if self._bar is None and dist.get_global_rank() == 0:
+            seconds, batches, _ = self._began
+            done = state.timestamp.batch.value - batches
+            left = (_batches(state) - state.timestamp.batch.value) / max(done, 1)
+            left *= time.monotonic() - seconds
+            told = "  ".join(f"{source} {loss:.2f}".strip() for source, loss in losses.items())
+            with contextlib.suppress(OSError):  # a full disk that holds the log
+                self._console.print(
+                    f"round {state.timestamp.epoch.value}/{state.max_duration.value}  loss {told}  "
+                    f"{self._rate(state):,.0f} tokens/s  {timedelta(seconds=round(left))} left",
+                    soft_wrap=True,
+                    highlight=False,
+                )
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self.close(state, logger)
+
+    def close(self, state: State, logger: Logger) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _rate(self, state: State) -> float:
+        seconds, _, tokens = self._began
+        done = (state.timestamp.token.value - tokens) * process_group.current().count
+        return done / max(time.monotonic() - seconds, 1e-9)
+
+
+def _batches(state: State) -> int:
+    duration = state.max_duration
+    if duration.unit == TimeUnit.EPOCH:
+        return duration.value * int(state.dataloader_len or 0)
+    return duration.value if duration.unit == TimeUnit.BATCH else 0

@@ -1,0 +1,165 @@
+"""The files of a run: its resolved config at the start, its summary at the end."""
+
+from __future__ import annotations
+
+import json
+import resource
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import State
+from composer.loggers import Logger
+from composer.utils import dist
+from llmfoundry.interfaces import CallbackWithConfig
+from omegaconf import OmegaConf
+
+from dept.checkpoint import durable
+from dept.costs.transport import every_step_bytes
+from dept.data.mixture import Mixture
+from dept.errors import NotSaved
+from dept.training.algorithm import Dept
+from dept.training.passes import passes
+from dept.training.source_metrics import SourceMetrics, average
+from dept.training.summary import show
+
+SUMMARY, CONFIG = "summary.json", "config.yaml"
+
+
+class RunFiles(CallbackWithConfig):
+    """Writes ``config.yaml`` and ``summary.json``, and prints the table of the summary.
+
+    Args:
+        train_config: the resolved config, given by llm-foundry.
+        folder: where to write; ``{run_name}`` stands for the name of the run.
+    """
+
+    def __init__(self, train_config: dict[str, Any], folder: str = "runs/{run_name}") -> None:
+        self.config = train_config
+        self.folder = Path(folder)
+
+    def init(self, state: State, logger: Logger) -> None:
+        self.folder = Path(str(self.folder).format(run_name=state.run_name))
+        logger.log_hyperparameters(self.config)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if dist.get_global_rank() == 0:
+            _write(self.folder / CONFIG, OmegaConf.to_yaml(self.config))
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        if dist.get_global_rank() == 0:
+            summary = summarise(state, self.config)
+            _write(self.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+            show(summary, self.folder)
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        durable.write(path, content)
+    except OSError as error:
+        raise NotSaved(
+            f"{path} could not be written ({error.strerror}): make room on that disk; the same "
+            f"command goes on from the last checkpoint"
+        ) from error
+
+
+def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
+    """Everything a comparison of runs needs, in the keys of ``summary.json``."""
+    metrics = next(c for c in state.callbacks if isinstance(c, SourceMetrics))
+    dept = next((a for a in state.algorithms if isinstance(a, Dept)), None)
+    entries: dict[str, Any] = {"sources": {}, "held_out": {}}
+    read = _passes(state, dept)
+    for name, result in metrics.latest.items():
+        entry = {"vocab_size": metrics.vocab_sizes[name]}
+        if dept is not None and name not in metrics.held_out:
+            entry |= {
+                "vocab_size": dept.slots.vocabularies[name].rows,
+                "rounds_trained": dept.totals["rounds_trained"].get(name, 0),
+                "tokens": dept.totals["tokens"].get(name, 0),
+            }
+        if name in read:
+            entry["passes"] = read[name]
+        kind = "held_out" if name in metrics.held_out else "sources"
+        entries[kind][name] = entry | {"eval": asdict(result)}
+    trained = [r for name, r in metrics.latest.items() if name not in metrics.held_out]
+    seconds = state.timestamp.total_wct.total_seconds()
+    tokens = sum(dept.totals["tokens"].values()) if dept else state.timestamp.token.value
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if torch.cuda.is_available():
+        memory = torch.cuda.max_memory_allocated()
+    variables = config.get("variables") or {}
+    return {
+        "variant": dept.options.variant if dept else variables.get("method", "std"),
+        "method": variables.get("method", "std"),
+        "seed": config["seed"],
+        "rounds": state.timestamp.epoch.value,
+        "local_steps": dept.options.local_steps if dept else int(state.dataloader_len or 0),
+        "workers": dept.workers.count if dept else dist.get_world_size(),
+        "ranks_per_worker": dept.workers.place.ranks if dept else 1,
+        "sources_per_round": dept.schedule.sources_per_round if dept else len(entries["sources"]),
+        "tokens": tokens,
+        "steps": state.timestamp.batch.value * (dept.workers.count if dept else 1),
+        "left_out": dept.totals["left_out"] if dept else [],
+        **entries,
+        "average": asdict(average(trained)) if trained else None,
+        "communication": _communication(dept, state),
+        "timing": {
+            "train_seconds": seconds,
+            "tokens_per_second": tokens / max(seconds, 1e-9),
+            "swap_seconds": dept.totals["swap_seconds"] if dept else 0.0,
+            "outer_step_seconds": dept.totals["outer_step_seconds"] if dept else 0.0,
+            "wait_seconds": dept.totals["wait_seconds"] if dept else [],
+        },
+        "peak_memory_bytes": memory,
+    }
+
+
+def _passes(state: State, dept: Dept | None) -> dict[str, float]:
+    """How often each source was read, if sources of a prepared corpus were."""
+    if dept is not None:
+        sizes = {name: p.splits["train"].tokens for name, p in dept.loader.prepared.items()}
+        return passes(dept.totals["tokens"], sizes)
+    mixture = getattr(state.train_dataloader, "dataset", None)
+    if not isinstance(mixture, Mixture):
+        return {}
+    sizes = {name: source.order.samples for name, source in mixture.sources.items()}
+    return passes(mixture.positions, sizes)
+
+
+def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
+    """What workers sent, and what each source handed over to the average.
+
+    ``sent_bytes`` were handed to the transport at outer steps, by all workers together;
+    ``other_bytes`` for the start and for figures. ``parameters_per_step`` is the paper's figure:
+    what a source gives to the average, spread over its local steps, whoever trains it;
+    ``reduction`` how many times that goes into the whole model, which exchanging gradients would
+    take; ``every_step_bytes`` what that would send in the same steps, if every worker trained the
+    model with all tokens of the global tokenizer (a ring all-reduce in float32).
+    """
+    if dept is None:
+        parameters = sum(p.numel() for p in state.model.parameters())
+        ranks = dist.get_world_size()
+        return {
+            "sent_bytes": 0 if ranks == 1 else None,  # DDP does not tell
+            "other_bytes": 0,
+            "sent_bytes_per_round": 0 if ranks == 1 else None,
+            "parameters_per_step": parameters,
+            "every_step_bytes": every_step_bytes(parameters, ranks, state.timestamp.batch.value),
+            "reduction": None,
+        }
+    sent, rounds = dept.totals["sent_bytes"], max(state.timestamp.epoch.value, 1)
+    trained = dept.totals["rounds_trained"]
+    handed = sum(count * dept.slots.handed_over(source) for source, count in trained.items())
+    per_step = handed / max(sum(trained.values()), 1) / dept.options.local_steps
+    built = dept.slots.built_parameters
+    return {
+        "sent_bytes": sent,
+        "other_bytes": dept.totals["other_bytes"],
+        "sent_bytes_per_round": sent / rounds,
+        "parameters_per_step": per_step,
+        "every_step_bytes": every_step_bytes(
+            built, dept.workers.count, rounds * dept.schedule.batches_per_round
+        ),
+        "reduction": built / per_step if per_step else None,
+    }

@@ -1,0 +1,167 @@
+"""Evaluation of each source in figures that may be compared: bits per byte beside perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from composer.core import Callback, Event, State
+from composer.loggers import Logger
+
+from dept.data.corpus import PreparedSplit
+from dept.transport import process_group
+
+Interval = Callable[[State, Event], bool]
+
+
+@dataclass(frozen=True)
+class SourceEvaluation:
+    """What one evaluation of one source gave."""
+
+    loss: float
+    """Cross-entropy in nats per token."""
+
+    perplexity: float
+    """``exp(loss)``; of the tokens of its tokenizer, so not comparable between tokenizers."""
+
+    bits_per_byte: float
+    """Bits for a UTF-8 byte of the text: comparable between tokenizers."""
+
+    unigram_ce: float
+    """Cross-entropy of the same tokens under the counts of the training split, nats per token."""
+
+
+def evaluation(loss: float, split: PreparedSplit, unigram_ce: float) -> SourceEvaluation:
+    """The figures of a source from its mean loss.
+
+    The first token of a sample has no prediction; it is taken to cost the mean of the others.
+
+    Args:
+        loss: mean cross-entropy in nats per token.
+        split: the split it was measured on, with its tokens and bytes.
+        unigram_ce: of the source, nats per token.
+    """
+    bits = loss / math.log(2) * split.tokens / split.bytes
+    perplexity = math.exp(loss) if loss < 700 else math.inf
+    return SourceEvaluation(loss, perplexity, bits, unigram_ce)
+
+
+def average(evaluations: list[SourceEvaluation]) -> SourceEvaluation:
+    """The mean over sources of each figure, as the paper's tables average perplexities.
+
+    The order, which is that in which workers evaluated them first, does not show in it.
+    """
+    rows = [asdict(item) for item in evaluations]
+    return SourceEvaluation(
+        **{key: math.fsum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    )
+
+
+def _with_the_last_epoch(interval: Interval) -> Interval:
+    """Evaluate at the end of the last epoch what Composer would after the end of training.
+
+    By then the run has been summed up, and workers meet no more.
+    """
+
+    brought_forward = False
+
+    def due(state: State, event: Event) -> bool:
+        nonlocal brought_forward
+        if interval(state, event):
+            return not brought_forward
+        brought_forward = event == Event.EPOCH_END and interval(state, Event.FIT_END)
+        return brought_forward
+
+    return due
+
+
+class SourceMetrics(Callback):
+    """Logs ``eval/<source>/{loss,perplexity,bits_per_byte,unigram_ce}`` after each evaluation.
+
+    Works with any evaluator whose loader is a validation loader of a prepared source. Where
+    workers evaluate a part of the sources each, the first one logs those of all, at the end of an
+    epoch.
+
+    Args:
+        held_out_interval: how often text that the run does not train on is evaluated, and at the
+            end; with all other text by default.
+
+    Attributes:
+        latest: the last evaluation of each source, by name.
+        held_out: names of those among them that the run does not train on.
+        vocab_sizes: of the tokenizers that their text is read in.
+    """
+
+    def __init__(self, held_out_interval: str | None = None) -> None:
+        self.held_out_interval = held_out_interval
+        self.latest: dict[str, SourceEvaluation] = {}
+        self.held_out: set[str] = set()
+        self.vocab_sizes: dict[str, int] = {}
+        self._new: dict[str, dict[str, float]] = {}
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        for evaluator in state.evaluators:
+            held_out = getattr(evaluator.dataloader.dataloader, "held_out", False)
+            if held_out and self.held_out_interval is not None:
+                evaluator.eval_interval = self.held_out_interval
+            evaluator.eval_interval = _with_the_last_epoch(evaluator.eval_interval)
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        label, loader = state.dataloader_label or "", state.dataloader
+        prepared = getattr(loader, "prepared", None)
+        metric = state.eval_metrics[label].get("LanguageCrossEntropy")
+        if prepared is None or metric is None:
+            return
+        loss = float(metric.compute())
+        result = evaluation(loss, prepared.splits["val"], prepared.unigram_ce)
+        if loader.held_out:
+            self.held_out.add(prepared.name)
+        self.vocab_sizes[prepared.name] = prepared.vocab_size
+        self._take(prepared.name, result, logger)
+        self._new[prepared.name] = asdict(result)
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        if process_group.current().count == 1:
+            self._log_average(logger)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        everyone = process_group.current()
+        if everyone.count == 1:
+            return
+        new, self._new = self._new, {}
+        here = {"latest": new, "held_out": sorted(self.held_out), "sizes": self.vocab_sizes}
+        stage = f"the evaluation after epoch {state.timestamp.epoch.value}"
+        for worker, given in enumerate(everyone.gather(here, stage=stage)):
+            self.held_out |= set(given["held_out"])
+            self.vocab_sizes |= given["sizes"]
+            if worker != everyone.place.worker:
+                for name, result in given["latest"].items():
+                    new[name] = result
+                    self._take(name, SourceEvaluation(**result), logger)
+        if new:
+            self._log_average(logger)
+
+    def _log_average(self, logger: Logger) -> None:
+        trained = [result for name, result in self.latest.items() if name not in self.held_out]
+        if trained:
+            mean = average(trained)
+            logger.log_metrics({f"eval/average/{k}": v for k, v in asdict(mean).items()})
+
+    def _take(self, name: str, result: SourceEvaluation, logger: Logger) -> None:
+        self.latest[name] = result
+        logger.log_metrics({f"eval/{name}/{k}": v for k, v in asdict(result).items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        latest = {name: asdict(result) for name, result in self.latest.items()}
+        return {
+            "latest": latest,
+            "held_out": sorted(self.held_out),
+            "vocab_sizes": self.vocab_sizes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.latest = {name: SourceEvaluation(**r) for name, r in state["latest"].items()}
+        self.held_out = set(state["held_out"])
+        self.vocab_sizes = dict(state["vocab_sizes"])

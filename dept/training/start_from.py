@@ -1,0 +1,207 @@
+"""Going on from what another run has learned: its body, and an embedding made for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import State
+from composer.loggers import Logger
+from composer.utils import dist
+from llmfoundry.interfaces import CallbackWithConfig
+from torch import Tensor, nn
+
+from dept.checkpoint.reader import Trained, read_trained, tokens_of
+from dept.config.options import StartFromOptions, parse
+from dept.data.corpus import GLOBAL, PreparedCorpus, read_corpus
+from dept.embeddings.mapping import from_mapping, read_mapping
+from dept.embeddings.merged import Merged, SourceEmbedding, merge
+from dept.embeddings.token_strings import strings_of
+from dept.errors import ConfigError
+from dept.method.live_model import parameter_roles, random_embedding, vocabulary_modules
+from dept.method.streams import seed_of
+from dept.method.variants import VARIANTS, Role, Vocabulary
+from dept.training.algorithm import Dept
+
+
+class StartFrom(CallbackWithConfig):
+    """Puts the body of a checkpoint into the model as built, before its own checkpoint is loaded.
+
+    A mixture has one embedding, which is the model's. With ``algorithms.dept`` every source of the
+    run is a new one for the body, and has its own.
+
+    Args:
+        train_config: the resolved config, given by llm-foundry.
+        options: see :class:`dept.config.options.StartFromOptions`.
+    """
+
+    def __init__(self, train_config: dict[str, Any], **options: Any) -> None:
+        self.options = parse(StartFromOptions, "callbacks.start_from", options)
+        loader = train_config["train_loader"]
+        self.root = Path(loader.get("root", "."))
+        self.corpus = read_corpus(self.root, loader["corpus"])
+        self.trained: Trained
+
+    def init(self, state: State, logger: Logger) -> None:
+        self.trained = read_trained(self.options.checkpoint)
+        values = body(self.trained, state.model)
+        if _dept_of(state) is not None:
+            pass  # embeddings are the sources' own: see before_load
+        elif self.options.embedding == "pretrained":
+            values |= pretrained(self.trained, state.model, self.corpus)
+        else:
+            roles = parameter_roles(state.model)
+            rows = len(vocabulary_modules(state.model)[0].weight)
+            drawn = random_embedding(
+                state.model,
+                [name for name, role in roles.items() if role is not Role.BODY],
+                rows=rows,
+                seed=seed_of(state.rank_zero_seed, *self._stream),
+            )
+            values |= drawn
+            if self.options.embedding != "random":
+                otherwise = {name: value.cpu() for name, value in drawn.items()}
+                values |= self._merged(roles, self._strings(GLOBAL, rows), otherwise)
+        for name, value in values.items():
+            state.model.get_parameter(name).data.copy_(value)
+
+    def before_load(self, state: State, logger: Logger) -> None:
+        """Embeddings of new sources, once the algorithm knows which are this worker's."""
+        dept = _dept_of(state)
+        if dept is None:
+            return
+        dept.slots.stream = self._stream
+        if self.options.embedding == "random":
+            return
+        for source in dept.schedule.sources_of(dept.workers.place.worker):
+            prepared = dept.loader.prepared[source]
+            strings = self._strings(prepared.tokenizer, prepared.vocab_size)
+            held = [strings[i] for i in dept.slots.vocabularies[source].token_ids.tolist()]
+            private = dept.slots.private_of(source)
+            private |= self._merged(dept.slots.live.roles, held, private)
+
+    @property
+    def _stream(self) -> tuple[str, int]:
+        """The stream of the random embedding: neither that of the model as built nor a source's."""
+        return "start_from", self.options.embedding_seed
+
+    def _strings(self, tokenizer: str, rows: int) -> list[str]:
+        return strings_of(self.corpus.tokenizers[tokenizer].path, rows)
+
+    def _merged(
+        self, roles: Mapping[str, Role], strings: list[str], otherwise: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """An embedding for the tokens ``strings``, in this order, made of the private ones."""
+        trained = self.trained
+        corpus = read_corpus(self.root, trained.corpus or self.corpus.name)
+        private, values = trained.private(), {}
+        for name, role in roles.items():
+            if role is Role.POSITIONS:
+                values[name] = torch.stack([of[name] for of in private.values()]).mean(dim=0)
+            elif role is Role.TOKENS:
+                sources = source_embeddings(trained, private, name, corpus)
+                merged = self._rows(sources, strings, otherwise[name])
+                values[name] = merged.vectors
+                if dist.get_global_rank() == 0:
+                    told = ", ".join(f"{n} {origin}" for origin, n in merged.summary().items())
+                    print(f"{name} from {len(sources)} sources: rows {told}", file=sys.stderr)
+        return values
+
+    def _rows(
+        self, sources: dict[str, SourceEmbedding], target: list[str], otherwise: Tensor
+    ) -> Merged:
+        merged = merge(sources, target, otherwise, weighting=self.options.weighting)
+        if self.options.mapping is None:
+            return merged
+        mapping = read_mapping(self.options.mapping)
+        try:
+            return from_mapping(sources, target, merged.vectors, mapping)
+        except ValueError as error:
+            raise ConfigError(f"{self.options.mapping}: {error}") from error
+
+
+def _dept_of(state: State) -> Dept | None:
+    return next((a for a in state.algorithms if isinstance(a, Dept)), None)
+
+
+def body(trained: Trained, model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of the body, by name.
+
+    Raises:
+        ConfigError: the model has another body than the checkpoint.
+    """
+    values = {}
+    for name, role in parameter_roles(model).items():
+        if role is not Role.BODY:
+            continue
+        here = tuple(model.get_parameter(name).shape)
+        there = tuple(trained.parameters[name].shape) if name in trained.parameters else None
+        if here != there:
+            raise ConfigError(
+                f"{name} has shape {list(here)} in this model and "
+                f"{'is missing' if there is None else f'shape {list(there)}'} in {trained.path}: "
+                f"let `model` be that of the checkpoint's run"
+            )
+        values[name] = trained.parameters[name]
+    return values
+
+
+def pretrained(trained: Trained, model: nn.Module, corpus: PreparedCorpus) -> dict[str, Tensor]:
+    """The global embedding that was trained with the body (of STD, GLOB and TRIM), by name.
+
+    Raises:
+        ConfigError: there is none, or it is of another tokenizer.
+    """
+    path = corpus.tokenizers[GLOBAL].path / "tokenizer.json"
+    if trained.variant is not None and not VARIANTS[trained.variant].has_global_embedding:
+        raise ConfigError(
+            f"{trained.path} is of {trained.variant}, which has no global embedding: set "
+            f"callbacks.start_from.embedding to random or merged"
+        )
+    if tokens_of(json.loads(path.read_text())) != trained.tokens:
+        raise ConfigError(
+            f"{trained.path} was trained with another tokenizer than {path.parent}: prepare the "
+            f"corpus with that one, or set callbacks.start_from.embedding to random"
+        )
+    names = [name for name, role in parameter_roles(model).items() if role is not Role.BODY]
+    return {name: trained.parameters[name] for name in names}
+
+
+def source_embeddings(
+    trained: Trained, private: dict[str, dict[str, Tensor]], name: str, corpus: PreparedCorpus
+) -> dict[str, SourceEmbedding]:
+    """A private token matrix of each source, with the strings of its rows.
+
+    Args:
+        trained: the checkpoint.
+        private: its private parameters, by source and name.
+        name: of the matrix.
+        corpus: that the sources are of.
+
+    Raises:
+        ConfigError: the corpus was prepared with other tokenizers than the run.
+    """
+    own = VARIANTS[trained.variant].vocabulary is Vocabulary.OWN
+    result = {}
+    for source, values in private.items():
+        prepared = corpus.source(source, source if own else GLOBAL)
+        if prepared.tokenizer_hash != trained.identity["tokenizers"][source]:
+            raise ConfigError(
+                f"{trained.path} was trained on {source} with another tokenizer than corpus "
+                f"{corpus.name} has: prepare the corpus as it was"
+            )
+        rows = range(prepared.vocab_size) if own else prepared.local_vocabulary()
+        strings = strings_of(corpus.tokenizers[prepared.tokenizer].path, prepared.vocab_size)
+        counts = torch.from_numpy(prepared.counts()).double()
+        # What was met, not what there is: sources of different size are trained on alike.
+        counts *= trained.tokens_trained.get(source, 0) / counts.sum()
+        result[source] = SourceEmbedding(
+            tokens=tuple(strings[i] for i in rows),
+            vectors=values[name],
+            counts=counts[torch.as_tensor(rows)],
+        )
+    return result

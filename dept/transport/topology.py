@@ -1,0 +1,104 @@
+"""Where a process stands in a job: which worker it is part of, and what Composer is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dept.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process of a job of ``workers`` workers of ``ranks`` processes each.
+
+    Attributes:
+        worker: which worker the process is part of, from 0.
+        workers: how many workers there are.
+        rank: of the process within its worker.
+        ranks: processes of a worker; they train the same source on parts of its batch.
+        local_rank: of the process on its machine.
+        local_world: processes on its machine.
+    """
+
+    worker: int = 0
+    workers: int = 1
+    rank: int = 0
+    ranks: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], ranks_per_worker: int) -> Place:
+        """The place that a launcher (composer, torchrun, srun) gave this process.
+
+        Args:
+            environment: ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``; a
+                process without them is alone.
+            ranks_per_worker: neighbours in rank that make one worker.
+
+        Raises:
+            ConfigError: the processes of the job, or of a machine, cannot be shared out so.
+        """
+        rank, world = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+        local_world = int(environment.get("LOCAL_WORLD_SIZE", world))
+        local_rank = int(environment.get("LOCAL_RANK", rank % local_world))
+        if world % ranks_per_worker:
+            raise ConfigError(
+                f"algorithms.dept.ranks_per_worker is {ranks_per_worker}, which does not divide "
+                f"the {world} processes of this job: start a multiple of it, or set it to one of "
+                f"{_divisors(world)}"
+            )
+        if local_world % ranks_per_worker and ranks_per_worker % local_world:
+            raise ConfigError(
+                f"algorithms.dept.ranks_per_worker is {ranks_per_worker}, but a machine runs "
+                f"{local_world} processes: set it to a divisor or a multiple of {local_world}, so "
+                f"that no machine holds a part of a worker beside another"
+            )
+        return cls(
+            worker=rank // ranks_per_worker,
+            workers=world // ranks_per_worker,
+            rank=rank % ranks_per_worker,
+            ranks=ranks_per_worker,
+            local_rank=local_rank,
+            local_world=local_world,
+        )
+
+    @property
+    def global_rank(self) -> int:
+        """Rank in the whole job."""
+        return self.worker * self.ranks + self.rank
+
+    @property
+    def world(self) -> int:
+        """Processes of the whole job."""
+        return self.workers * self.ranks
+
+    def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """What makes this worker the whole world of Composer: variables to be set.
+
+        Composer takes ``LOCAL_RANK`` for the device, and lets local rank 0 do what must be done
+        once on a machine. So both are counted within the worker, and each worker is shown only
+        its own devices.
+
+        Args:
+            environment: whose ``CUDA_VISIBLE_DEVICES`` to choose from.
+        """
+        local_world = min(self.ranks, self.local_world)
+        first = self.local_rank - self.local_rank % local_world
+        variables = {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.ranks),
+            "LOCAL_RANK": str(self.local_rank - first),
+            "LOCAL_WORLD_SIZE": str(local_world),
+            "NODE_RANK": str(self.rank // local_world),
+        }
+        given = environment.get("CUDA_VISIBLE_DEVICES")
+        devices = list(map(str, range(self.local_world))) if given is None else given.split(",")
+        if len(devices) == self.local_world:  # else the launcher has shared them out already
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + local_world])
+        return variables
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
