@@ -467,18 +467,13 @@ def assert_drawn_alike(one, other) -> None:
     assert abs(float(torch.corrcoef(both)[0, 1])) < wide
 
 
-OTHER_HEAD = pytest.mark.xfail(
-    strict=True, reason="an untied head is drawn with 2.5 times the deviation that the model's has"
-)
-
-
 @pytest.mark.parametrize(
     ("case", "name"),
     [
         ("spec", TOKENS[0]),
         ("spec", POSITIONS),
         ("spec_opt", TOKENS[0]),
-        pytest.param("spec_opt", TOKENS[1], marks=OTHER_HEAD),
+        ("spec_opt", TOKENS[1]),
     ],
 )
 def test_private_embeddings_are_drawn_as_the_model_is(runs, case, name):
