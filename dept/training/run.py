@@ -1,0 +1,191 @@
+"""What a run of DEPT consists of on one worker, without the trainer that drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from dept.checkpoint.source_files import SourceFiles
+from dept.config.options import DeptOptions
+from dept.data.loader import SourceLoader
+from dept.method import faults, updates
+from dept.method.averaging import Share
+from dept.method.outer_optimizer import OuterOptimizer
+from dept.method.schedule import RoundSchedule
+from dept.method.slot_record import SlotRecord
+from dept.method.source_state import Slots
+from dept.transport.exchange import Reduction
+from dept.transport.process_group import Workers
+
+
+@dataclass
+class Held:
+    """The sources whose state a worker holds, and where on disk that state is.
+
+    Attributes:
+        sources: their names.
+        round_index: the round in which it holds them.
+        in_file: round and step of the file that has the state of a source as it is now.
+        changed: sources that have changed since they were written.
+        files: of the run; ``None`` if it saves nothing.
+        fetch: brings what a checkpoint in a round may read of a source from a remote folder.
+        keeps_local_models: whether a checkpoint in mid-round may need those of finished slots.
+    """
+
+    sources: tuple[str, ...] = ()
+    round_index: int = 0
+    in_file: dict[str, tuple[int, int]] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    files: SourceFiles | None = None
+    fetch: Callable[[str, int], bool] | None = None
+    keeps_local_models: bool = False
+
+
+@dataclass
+class Run:
+    """A worker's part of a run, and what all workers know alike.
+
+    Attributes:
+        options: of ``algorithms.dept``.
+        workers: this worker among all.
+        loader: over sources; gives batches that name their source and step.
+        schedule: who trains what when.
+        slots: the state of all sources around the one model in memory.
+        outer_optimizer: the outer step.
+        totals: what is added up over rounds (:func:`dept.training.round_metrics.none_yet`).
+        positions: samples read of each source that were trained on.
+        held: the sources of this worker.
+        records: of the slots of the running round on this worker, by source.
+        local_models: shared parameters that finished slots of the round ended with, on the CPU.
+        reduction: of the local models of the round.
+    """
+
+    options: DeptOptions
+    workers: Workers
+    loader: SourceLoader
+    schedule: RoundSchedule
+    slots: Slots
+    outer_optimizer: OuterOptimizer
+    totals: dict[str, Any]
+    held: Held
+    positions: dict[str, int] = field(init=False)
+    records: dict[str, SlotRecord] = field(default_factory=dict)
+    local_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    reduction: Reduction = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.positions = dict.fromkeys(self.schedule.sources, 0)
+
+    def open_round(self) -> None:
+        """Begin a round from the global model, with no slot yet.
+
+        A row of TRIM without a holder stays what the round starts from.
+        """
+        self.reduction = Reduction(self.slots.start)
+        self.records, self.local_models = {}, {}
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Local steps taken in the running round, by source."""
+        return {source: record.steps for source, record in self.records.items()}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all slots of this worker in the running round have ended."""
+        return sum(self.steps.values()) == self.schedule.batches_per_round
+
+    def share(self, source: str) -> Share:
+        """How a source weighs in the average, and which rows it holds."""
+        train = self.loader.prepared[source].splits["train"]
+        weight = 1.0 if self.options.weighting == "uniform" else float(train.tokens)
+        return Share(weight, self.slots.rows(source))
+
+    def shares(self, round_index: int, left_out: Mapping[str, Any]) -> list[list[Share]]:
+        """Those of each worker in a round, without the sources that are left out."""
+        return [
+            [self.share(s) for s in self.schedule.slots_of(worker, round_index) if s not in left_out]
+            for worker in range(self.workers.count)
+        ]
+
+    def take_step(self, source: str, *, loss: float, rate: float, samples: int, tokens: int) -> None:
+        """Account for a local step.
+
+        Args:
+            source: that was trained.
+            loss: in nats per token.
+            rate: the learning rate of the step.
+            samples: of the batch, on all ranks of the worker.
+            tokens: likewise.
+        """
+        record = self.records.setdefault(source, SlotRecord())
+        record.losses.append(loss)
+        record.rates.append(rate)
+        record.tokens += tokens
+        self.positions[source] += samples
+        self.held.changed.add(source)
+
+    def finish_slot(self, source: str) -> None:
+        """Hand the local model of the active slot to the average."""
+        local, record = self.slots.finish(), self.records[source]
+        self.reduction.add(local, self.share(source))
+        update = self.slots.update(local)
+        record.norm, record.sketch = updates.norm(update), updates.sketch(update)
+        if self.held.keeps_local_models:
+            self.local_models[source] = {n: v.to("cpu", copy=True) for n, v in local.items()}
+
+    def fault(self, source: str, why: str, step: int | None = None) -> faults.Fault:
+        """What is at fault, with what was read: the batch of ``step``, or the whole slot."""
+        batches = self.options.local_steps if step is None else 1
+        last = self.positions[source]
+        first = last - batches * self.loader.batch_size * self.workers.place.ranks
+        return {
+            "source": source,
+            "round": self.totals["rounds"] + 1,
+            "why": why,
+            "step": step,
+            "samples": [] if step is None else self.loader.samples_at(source, first, last),
+            "positions": [first, last - 1],
+        }
+
+    # --- the state of a source, as its file has it ------------------------------------------------
+
+    def state_of(self, source: str) -> dict[str, Any]:
+        """All there is of a source beside the global parameters.
+
+        The running slot must be suspended (:meth:`dept.method.source_state.Slots.park`).
+        """
+        record = self.records.get(source)
+        return {
+            "last_round": self.totals["last_round"].get(source, 0),
+            "tokenizer": self.loader.prepared[source].tokenizer_hash,
+            "position": self.positions[source],
+            "slots": self.slots.state_of(source),
+            "slot": None if record is None else record.state_dict(),
+            "local_model": self.local_models.get(source),
+        }
+
+    def take(self, source: str, found: Mapping[str, Any]) -> None:
+        """Take what ``state_of`` gave of a source between rounds."""
+        self.slots.load_state_of(source, found["slots"])
+        self.positions[source] = found["position"]
+
+    def take_slot(self, source: str, found: Mapping[str, Any]) -> None:
+        """Take what ``state_of`` gave of its slot in the running round."""
+        self.records[source] = SlotRecord.of(found["slot"])
+        if found["local_model"] is None:
+            return
+        if source in self.held.changed and self.held.keeps_local_models:
+            self.local_models[source] = found["local_model"]
+        start = self.slots.start
+        local = {name: value.to(start[name].device) for name, value in found["local_model"].items()}
+        self.reduction.add(local, self.share(source))
+
+    def forget(self, source: str) -> None:
+        """Drop the state of a source, which another worker holds now."""
+        self.slots.forget(source)
+        self.positions[source] = 0
+        self.held.changed.discard(source)
+        self.held.in_file.pop(source, None)
