@@ -1,0 +1,66 @@
+"""Reading ahead: the next items are made ready in a thread while one is in use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from queue import Empty, Full, Queue
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+POLL = 0.1  # seconds between two looks at whether anybody still reads
+
+
+def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """The same items, of which up to ``depth`` are made ready before they are asked for.
+
+    Args:
+        items: read by one thread, which ends with them or when nobody reads any more.
+        depth: items that wait at most.
+
+    Raises:
+        Exception: what ``items`` raises, where its item would have come.
+    """
+    ready: Queue[tuple[T | None, BaseException | None]] = Queue(depth)
+    is_over = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not is_over.is_set():
+            try:
+                return ready.put((item, error), timeout=POLL)
+            except Full:
+                continue
+
+    def read() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if is_over.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=read, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = _next(ready, thread)
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _next(ready: Queue, thread: threading.Thread) -> Any:
+    while True:
+        try:
+            return ready.get(timeout=POLL)
+        except Empty:
+            if not thread.is_alive() and ready.empty():
+                raise RuntimeError("the thread that reads ahead has died") from None
