@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from dept.data.ahead import ahead
 from dept.data.corpus import PreparedSource
 from dept.data.fetch import address_of
 from dept.data.order import PRETRAINING, SampleOrder
@@ -16,7 +17,8 @@ from dept.data.shards import Shard, TokenReader
 from dept.method.schedule import RoundSchedule
 from dept.transport.topology import Place
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
+"""``input_ids`` and ``labels``, int64[batch, length]; of a source, ``source`` and ``step`` too."""
 
 
 def collate(samples: list[np.ndarray]) -> Batch:
@@ -92,11 +94,8 @@ class SourceLoader:
 
     Attributes:
         block_shards: shards whose samples are mixed.
-        positions: samples read so far of each source that this worker holds; of others 0.
         round_index: of the pass, from 0.
         plan: source and local step of each batch of the pass.
-        current: those of the batch that was given last.
-        coming_step: the sequential step (of one source's training) of the batch to come.
     """
 
     def __init__(
@@ -114,10 +113,8 @@ class SourceLoader:
         self.prepared = dict(prepared)
         self.batch_size = batch_size
         self.place = place or Place()
-        self.positions = dict.fromkeys(prepared, 0)
         self.plan: list[tuple[str, int]] = []
-        self.current = ("", 0)
-        self.coming_step = 0
+        self._positions = dict.fromkeys(prepared, 0)  # read so far, ahead of what was trained
         self._seed, self._stage = seed, stage
         self.block_shards = block_shards
         self._remote = remote
@@ -155,33 +152,28 @@ class SourceLoader:
             raise ValueError("train_loader.name: sources needs the algorithm: add algorithms.dept")
         return self._schedule
 
-    def start(self, round_index: int, done: Mapping[str, int]) -> None:
+    def start(
+        self, round_index: int, done: Mapping[str, int], positions: Mapping[str, int]
+    ) -> list[tuple[str, int]]:
         """Let the next pass be what is left of a round.
 
         Args:
             round_index: from 0.
             done: local steps that a source has already taken in it.
-        """
-        self.round_index = round_index
-        self.plan = self.schedule.remaining(self.place.worker, round_index, done)
-        self.coming_step = self._sequential_step(0)
-
-    def read_last(self, source: str, batches: int = 1) -> tuple[list[int], tuple[int, int]]:
-        """What the last batches of a source were, on all ranks of the worker together.
+            positions: samples trained so far of each source that this worker holds.
 
         Returns:
-            ``(samples, (first, last))``: numbers of the samples in the training split, over all
-            shards in file order; and the positions in the source's order that they were read at.
+            The source and the local step of each batch of the pass.
         """
-        last = self.positions[source]
-        first = last - batches * self.place.ranks * self.batch_size
-        samples = [self._open[source].order.sample_at(at) for at in range(first, last)]
-        return samples, (first, last - 1)
+        self.round_index = round_index
+        self._positions = dict(positions)
+        self.plan = self.schedule.remaining(self.place.worker, round_index, done)
+        return self.plan
 
-    def _sequential_step(self, batch: int) -> int:
-        steps = self.schedule.local_steps
-        step = self.plan[batch][1] if batch < len(self.plan) else steps
-        return self.round_index * steps + step
+    def samples_at(self, source: str, first: int, last: int) -> list[int]:
+        """The samples at positions ``first`` to ``last`` (excluded) of a source's order: numbers in
+        its training split, over all shards in file order."""
+        return [self._open[source].order.sample_at(at) for at in range(first, last)]
 
     def __len__(self) -> int:
         if self._schedule is None:
@@ -189,15 +181,16 @@ class SourceLoader:
         return self._schedule.batches_per_round
 
     def __iter__(self) -> Iterator[Batch]:
+        return ahead(self._batches())
+
+    def _batches(self) -> Iterator[Batch]:
         sources = [source for source, _ in self.plan]
         if sources:
             sources.append(self._next_round_source(otherwise=sources[-1]))
-        for batch, current in enumerate(self.plan):
-            self.current, self.coming_step = current, self._sequential_step(batch + 1)
-            source = current[0]
-            left = self.schedule.local_steps - current[1]
+        for batch, (source, step) in enumerate(self.plan):
+            left = self.schedule.local_steps - step
             self._look_ahead(source, left, sources[batch + left])
-            yield self._next_batch(source)
+            yield self._next_batch(source) | {"source": source, "step": step}
 
     def _next_round_source(self, otherwise: str) -> str:
         """What the next round begins with here, if its position is known; it may be elsewhere."""
@@ -215,7 +208,7 @@ class SourceLoader:
         """
         if self._cache is None:
             return
-        position = self.positions[source]
+        position = self._positions[source]
         end = self._open[source].order.block_end(position)
         if self._ahead == (source, end, next_source):
             return
@@ -224,12 +217,12 @@ class SourceLoader:
         if next_source != source:
             # Its block is needed first, or that after this one, whichever the slot comes to.
             ends_first = position + batches * self.batch_size * self.place.ranks <= end
-            plan.insert(1 if ends_first else 2, (next_source, self.positions[next_source]))
+            plan.insert(1 if ends_first else 2, (next_source, self._positions[next_source]))
         self._cache.want([shard for name, at in plan for shard in self._open[name].shards_at(at)])
 
     def _next_batch(self, source: str) -> Batch:
-        first = self.positions[source] + self.place.rank * self.batch_size
-        self.positions[source] += self.place.ranks * self.batch_size
+        first = self._positions[source] + self.place.rank * self.batch_size
+        self._positions[source] += self.place.ranks * self.batch_size
         return collate([self._open[source].sample_at(first + i) for i in range(self.batch_size)])
 
 

@@ -155,11 +155,12 @@ class Dept(Algorithm):
 
     def _start_round(self, state: State, logger: Logger) -> None:
         moves.follow(self.run, state.timestamp.epoch.value)
-        self.run.start_loader(state.timestamp.epoch.value)
+        self.run.start_pass(state.timestamp.epoch.value)
 
     def _enter_slot(self, state: State, logger: Logger) -> None:
         """Before a batch: let the model be its source's, and the ids its rows."""
         source, step = state.batch.pop("source"), state.batch.pop("step")
+        self.run.begun += 1
         slots, round_index = self.run.slots, state.timestamp.epoch.value
         if slots.active != source:
             with self._timed("swap_seconds"):

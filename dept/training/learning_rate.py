@@ -33,7 +33,7 @@ class SequentialStepsScheduler(ComposerScheduler):
         # Composer asks before it counts the batch just trained, for the rate of the one to come,
         # and so gives step n the rate of step n - 1. To be the same as plain training, and the
         # same in each slot of a round, that holds for local steps too.
-        step = max(state.train_dataloader.coming_step - 1, 0)
+        step = max(coming_step(state) - 1, 0)
         round_index, step_in_round = divmod(step, self.local_steps)
         batches = max(state.timestamp.batch.value, 1)
         now = Timestamp(
@@ -44,6 +44,12 @@ class SequentialStepsScheduler(ComposerScheduler):
             token=state.timestamp.token.value * step // batches,
         )
         return factor_at(self.scheduler, state, now, self.local_steps, state.max_duration, ssr)
+
+
+def coming_step(state: State) -> int:
+    """The sequential step, from 0, of the batch to come; 0 before there is a round."""
+    run = next((a.run for a in state.algorithms if getattr(a, "run", None) is not None), None)
+    return 0 if run is None else run.coming_step
 
 
 def factor_at(

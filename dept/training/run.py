@@ -61,6 +61,8 @@ class Run:
         records: of the slots of the running round on this worker, by source.
         local_models: shared parameters that finished slots of the round ended with, on the CPU.
         reduction: of the local models of the round.
+        plan: source and local step of each batch that is left of the round.
+        begun: how many of those were begun.
     """
 
     options: DeptOptions
@@ -75,6 +77,8 @@ class Run:
     records: dict[str, SlotRecord] = field(default_factory=dict)
     local_models: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     reduction: Reduction = field(init=False)
+    plan: list[tuple[str, int]] = field(default_factory=list)
+    begun: int = 0
 
     def __post_init__(self) -> None:
         self.positions = dict.fromkeys(self.schedule.sources, 0)
@@ -86,6 +90,18 @@ class Run:
         """
         self.reduction = Reduction(self.slots.start)
         self.records, self.local_models = {}, {}
+
+    def start_pass(self, round_index: int) -> None:
+        """Let the loader read what is left of a round."""
+        self.plan = self.loader.start(round_index, self.steps, self.positions)
+        self.begun = 0
+
+    @property
+    def coming_step(self) -> int:
+        """The sequential step, (t - 1) N + i from 0, of the batch to come."""
+        steps = self.schedule.local_steps
+        step = self.plan[self.begun][1] if self.begun < len(self.plan) else steps
+        return self.loader.round_index * steps + step
 
     @property
     def steps(self) -> dict[str, int]:

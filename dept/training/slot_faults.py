@@ -1,0 +1,66 @@
+"""When slots are examined for numerical faults, and how workers agree on what is left out."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from dept.errors import NumericalFault
+from dept.method import faults
+from dept.training.run import Run
+
+log = logging.getLogger("dept")
+
+
+def look_at_loss(run: Run, source: str, loss: float) -> None:
+    """After a local step: keep the first loss that is not finite."""
+    record = run.records[source]
+    if not math.isfinite(loss) and record.fault is None:
+        why = f"its loss was {loss} at local step {record.steps}"
+        record.fault = run.fault(source, why, record.steps)
+
+
+def judge(run: Run, source: str) -> bool:
+    """After the last local step of a slot, before it is ended: whether its update may be averaged.
+
+    Raises:
+        NumericalFault: it may not, and the run is to stop at faults.
+    """
+    record, slots = run.records[source], run.slots
+    local = {name: slots.live.values()[name] for name in slots.shared_names}
+    norm = slots.handed_over_norm(source, local)
+    record.reach = faults.reach(norm, record.rates)
+    fault = record.fault
+    if fault is None:
+        why = faults.of_update(
+            values=slots.live.values(),
+            states=slots.live.states(),
+            norm=norm,
+            here=record.reach,
+            history=run.totals["reaches"].get(source, []),
+            limit=run.options.outlier_multiple,
+        )
+        fault = None if why is None else run.fault(source, why)
+    record.fault = fault = run.workers.first_of_ranks(fault)
+    if fault is not None and run.options.faults == "stop":
+        raise NumericalFault(
+            f"{faults.describe(fault)}: look at these, or set algorithms.dept.faults to leave_out, "
+            f"with which the same command resumes from the last checkpoint"
+        )
+    return fault is None
+
+
+def left_out(run: Run, stage: str) -> dict[str, faults.Fault]:
+    """What no average may hold of this round, on every worker alike; the first one logs it.
+
+    Raises:
+        WorkerLost: another worker did not come.
+    """
+    here = {source: record.fault for source, record in run.records.items() if record.fault}
+    every = run.workers.gather(here, stage=stage)
+    found = {source: fault for given in every for source, fault in given.items()}
+    if run.workers.place.global_rank == 0:
+        whole = len(found) == run.schedule.sources_per_round
+        for line in faults.told(found.values(), whole):
+            log.warning(line)
+    return found
