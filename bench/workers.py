@@ -180,7 +180,7 @@ def train(experiment, overrides, own_worlds: bool, slow: float, rank: int, port:
     if dist.get_world_size() == 1:
         counted = [0, 0]  # of one process: nothing travels
     batches = trainer.state.timestamp.batch.value
-    totals = next(a for a in trainer.state.algorithms if hasattr(a, "slots")).totals
+    totals = next(a for a in trainer.state.algorithms if hasattr(a, "run")).totals
     sleep = next(c for c in trainer.state.callbacks if type(c).__name__ == "Sleep")
     return {
         "began": sleep.began,

@@ -115,12 +115,12 @@ def _train(job) -> dict:
     process_group.join(Place.of(os.environ, dept.ranks_per_worker), dept.worker_timeout)
     trainer = train(job["root"], job["experiment"], *job["overrides"], checked=True)
     dept = dept_of(trainer)
-    body = {name: value.detach().clone() for name, value in dept.slots.live.values().items()}
+    body = {name: value.detach().clone() for name, value in dept.run.slots.live.values().items()}
     return {
         "tensors": {name: value.numpy() for name, value in tensors_of(trainer).items()},
         "parked": {name: value.numpy() for name, value in body.items()},
-        "positions": dict(dept.loader.positions),
+        "positions": dict(dept.run.positions),
         "batches": trainer.state.timestamp.batch.value,
         "totals": dept.totals,
-        "slots_per_worker": dept.schedule.slots_per_worker,
+        "slots_per_worker": dept.run.schedule.slots_per_worker,
     }

@@ -20,8 +20,12 @@ class Poison(Callback):
         self.at = (source, round, step)
 
     def is_now(self, state) -> bool:
-        dept = next((a for a in state.algorithms if hasattr(a, "loader")), None)
-        source, step = dept.loader.current if dept else (None, state.timestamp.batch_in_epoch.value)
+        dept = next((a for a in state.algorithms if hasattr(a, "run")), None)
+        source, step = (
+            dept.run.plan[dept.run.begun - 1]
+            if dept
+            else (None, state.timestamp.batch_in_epoch.value)
+        )
         now = (source, state.timestamp.epoch.value, step)
         return all(wanted in (None, here) for wanted, here in zip(self.at, now, strict=True))
 

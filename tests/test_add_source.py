@@ -117,8 +117,8 @@ def test_rows_may_begin_as_those_of_other_sources(prepared, trained, add, monkey
 
     def watch(self, state, logger):
         before_load(self, state, logger)
-        (dept,) = (a for a in state.algorithms if hasattr(a, "slots"))
-        begun.update({n: v.clone() for n, v in dept.slots.private_of("tools").items()})
+        (dept,) = (a for a in state.algorithms if hasattr(a, "run"))
+        begun.update({n: v.clone() for n, v in dept.run.slots.private_of("tools").items()})
 
     monkeypatch.setattr(StartFrom, "before_load", watch)
     add("random", "tools", "max_duration=1ep")

@@ -65,7 +65,7 @@ def logits_of(trainer, prepared, name, experiment):
     batch = next(iter(ValidationLoader(split, batch_size=4)))
     ids, model, held = batch["input_ids"], trainer.state.model, None
     if experiment != "std":
-        slots = dept_of(trainer).slots
+        slots = dept_of(trainer).run.slots
         slots.park()
         if name != "global":
             slots.evaluate_as(name)

@@ -18,6 +18,7 @@ from dept.method import faults
 from dept.method.averaging import Average
 from dept.method.live_model import LiveModel
 from dept.method.outer_optimizer import OuterOptimizer
+from dept.method.slot_record import SlotRecord
 from dept.method.source_state import Slots
 from dept.method.variants import VARIANTS
 from dept.training import round_metrics
@@ -173,15 +174,19 @@ def test_an_outer_step_that_is_not_finite_changes_nothing(name):
         assert all(torch.equal(optimizer.state[parameter][k], v) for k, v in state.items())
 
 
-def test_totals_of_a_checkpoint_from_before_there_were_faults_are_gone_on_with():
-    totals = round_metrics.none_yet(1)
-    old = {key: totals[key] for key in totals if key not in ("left_out", "reaches")}
-    totals |= copy.deepcopy(old)
-    slot = {"losses": [1.0], "tokens": 8, "norm": 1.0, "sketch": torch.ones(2)}
-    every = [{"slots": {"en": slot}, "sent": {"model": 3, "figures": 1}, "waited": 0.5}]
-    assert round_metrics.add(totals, every) == 3
-    assert totals["reaches"] == {"en": []} and totals["left_out"] == []
-    assert round_metrics.metrics({"en": slot}, {})["dept/en/update_norm"] == 1.0
+def test_a_slot_that_is_left_out_counts_and_leaves_no_reach():
+    totals = round_metrics.none_yet(2)
+    fine = SlotRecord([1.0, 3.0], [0.1, 0.1], 8, norm=1.0, sketch=torch.ones(2), reach=5.0)
+    fault = {"source": "it", "step": None, "positions": [4, 7]}
+    bad = SlotRecord([2.0, 2.0], [0.1, 0.1], 8, fault=fault)
+    records, sent = {"en": fine, "it": bad}, [{"model": 3, "figures": 1}, {"model": 4}]
+    assert round_metrics.add(totals, records, sent, [0.5, 0.0]) == 7
+    assert totals["tokens"] == {"en": 8, "it": 8} and totals["other_bytes"] == 1
+    assert totals["reaches"] == {"en": [5.0]} and totals["left_out"] == [fault]
+    assert totals["last_round"] == {"en": 1, "it": 1} and totals["wait_seconds"] == [0.5, 0.0]
+    metrics = round_metrics.metrics(records)
+    assert metrics["dept/en/train_loss"] == 2.0 and metrics["dept/it/left_out/position"] == 4
+    assert SlotRecord.of(bad.state_dict()) == bad
 
 
 @pytest.mark.end_to_end

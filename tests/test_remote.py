@@ -140,7 +140,7 @@ def loader_of(root, sources, *, remote=None, limit=None, per_round=None):
         cache_limit=limit,
     )
     loader.bind(RoundSchedule(tuple(sources), per_round or len(sources), 10, seed=1))
-    loader.start(0, {})
+    loader.start(0, {}, dict.fromkeys(sources, 0))
     return loader
 
 

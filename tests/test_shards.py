@@ -171,8 +171,8 @@ def test_the_limit_holds_over_whole_passes_of_two_sources(tmp_path, monkeypatch)
         plain = loader_of(splits, block, remote=None)
         most.clear()
         for round_index in range(20):
-            loader.start(round_index, {})
-            plain.start(round_index, {})
+            loader.start(round_index, {}, loader.positions)
+            plain.start(round_index, {}, plain.positions)
             for ours, theirs in zip(loader, plain, strict=True):
                 assert np.array_equal(ours["input_ids"], theirs["input_ids"])
                 measure()

@@ -47,13 +47,13 @@ def reference(trainer, initial, inner_state):
         inner_state: ``reset`` or ``keep``.
     """
     dept = dept_of(trainer)
-    loader, slots = dept.loader, dept.slots
+    loader, slots = dept.run.loader, dept.run.slots
     theta = {n: p.detach().clone() for n, p in initial.named_parameters()}
     own, positions, kept = set(slots.private_names), dict.fromkeys(SOURCES, 0), {}
     private = {s: {n: v.clone() for n, v in slots.drawn[s].items()} for s in SOURCES if own}
     for t in range(ROUNDS):
         locals_ = {}
-        for source in dept.schedule.drawn(t):
+        for source in dept.run.schedule.drawn(t):
             model, rows = copy.deepcopy(initial), slots.vocabularies[source]
             held = rows.token_ids
             for name in theta:
@@ -143,7 +143,7 @@ def test_a_run_is_algorithm_1(prepared, monkeypatch, experiment, inner_state, mo
     dept = [f"algorithms.dept.inner_state={inner_state}", "algorithms.dept.sources_per_round=2"]
     trainer = run(prepared, experiment, name, *PLAIN, *dept, *model)
     theta, private = reference(trainer, started["model"], inner_state)
-    slots = dept_of(trainer).slots
+    slots = dept_of(trainer).run.slots
     assert slots.start
     for parameter, value in slots.start.items():
         torch.testing.assert_close(value, theta[parameter], atol=1e-6, rtol=0, msg=parameter)
@@ -174,7 +174,7 @@ def test_one_source_is_plain_training_bit_for_bit(prepared):
             return self.source.sample_at(index)
 
     def build(*, tokenizer, device_batch_size, **_):
-        samples = Plain(dept_of(dept).loader)
+        samples = Plain(dept_of(dept).run.loader)
         loader = torch.utils.data.DataLoader(samples, device_batch_size, collate_fn=collate)
         return DataSpec(loader, get_num_tokens_in_batch=get_tokens_per_batch_func())
 
@@ -189,7 +189,7 @@ def test_one_source_is_plain_training_bit_for_bit(prepared):
 
     plain = llmfoundry_train(config)
     for name, value in plain.state.model.named_parameters():
-        assert torch.equal(dept_of(dept).slots.start[name], value.data), name
+        assert torch.equal(dept_of(dept).run.slots.start[name], value.data), name
 
 
 def test_trim_over_every_token_is_glob(prepared, monkeypatch):
@@ -257,8 +257,8 @@ def test_reported_losses_are_those_of_the_text(prepared, experiment):
     for source in SOURCES:
         own = experiment == "dept_spec_opt"
         split = corpus.source(source, source if own else "global")
-        held = dept.slots.vocabularies[source].token_ids
-        embedding = dept.slots.private.get(source) or dept.slots.start
+        held = dept.run.slots.vocabularies[source].token_ids
+        embedding = dept.run.slots.private.get(source) or dept.run.slots.start
         model = trainer.state.model
         name = "model.transformer.wte.weight"
         model.get_submodule("model.transformer.wte").weight = torch.nn.Parameter(embedding[name])

@@ -55,12 +55,12 @@ def train(root: Path, experiment: str, *more: str, checked: bool = False):
 
 def dept_of(trainer):
     """The algorithm of a run."""
-    return next(a for a in trainer.state.algorithms if hasattr(a, "slots"))
+    return next(a for a in trainer.state.algorithms if hasattr(a, "run"))
 
 
 def tensors_of(trainer) -> dict:
     """All that a DEPT run has learned, by name."""
-    slots = dept_of(trainer).slots
+    slots = dept_of(trainer).run.slots
     learned = {f"global/{name}": value.clone() for name, value in slots.start.items()}
     for source, values in slots.private.items():
         learned |= {f"{source}/{name}": value.clone() for name, value in values.items()}

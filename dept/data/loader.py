@@ -94,6 +94,7 @@ class SourceLoader:
 
     Attributes:
         block_shards: shards whose samples are mixed.
+        positions: samples read so far of each source: ahead of what was trained.
         round_index: of the pass, from 0.
         plan: source and local step of each batch of the pass.
     """
@@ -114,7 +115,7 @@ class SourceLoader:
         self.batch_size = batch_size
         self.place = place or Place()
         self.plan: list[tuple[str, int]] = []
-        self._positions = dict.fromkeys(prepared, 0)  # read so far, ahead of what was trained
+        self.positions = dict.fromkeys(prepared, 0)
         self._seed, self._stage = seed, stage
         self.block_shards = block_shards
         self._remote = remote
@@ -166,7 +167,7 @@ class SourceLoader:
             The source and the local step of each batch of the pass.
         """
         self.round_index = round_index
-        self._positions = dict(positions)
+        self.positions = dict(positions)
         self.plan = self.schedule.remaining(self.place.worker, round_index, done)
         return self.plan
 
@@ -208,7 +209,7 @@ class SourceLoader:
         """
         if self._cache is None:
             return
-        position = self._positions[source]
+        position = self.positions[source]
         end = self._open[source].order.block_end(position)
         if self._ahead == (source, end, next_source):
             return
@@ -217,12 +218,12 @@ class SourceLoader:
         if next_source != source:
             # Its block is needed first, or that after this one, whichever the slot comes to.
             ends_first = position + batches * self.batch_size * self.place.ranks <= end
-            plan.insert(1 if ends_first else 2, (next_source, self._positions[next_source]))
+            plan.insert(1 if ends_first else 2, (next_source, self.positions[next_source]))
         self._cache.want([shard for name, at in plan for shard in self._open[name].shards_at(at)])
 
     def _next_batch(self, source: str) -> Batch:
-        first = self._positions[source] + self.place.rank * self.batch_size
-        self._positions[source] += self.place.ranks * self.batch_size
+        first = self.positions[source] + self.place.rank * self.batch_size
+        self.positions[source] += self.place.ranks * self.batch_size
         return collate([self._open[source].sample_at(first + i) for i in range(self.batch_size)])
 
 

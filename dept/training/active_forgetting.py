@@ -12,6 +12,7 @@ from dept.errors import ConfigError
 from dept.method.live_model import parameter_roles, random_embedding
 from dept.method.streams import seed_of
 from dept.method.variants import Role
+from dept.training.algorithm import dept_of
 from dept.training.learning_rate import factor_at
 
 
@@ -44,7 +45,7 @@ class ActiveForgetting(Callback):
         self.scheduler = build_scheduler(options.pop("name"), options)
 
     def init(self, state: State, logger: Logger) -> None:
-        if any(hasattr(algorithm, "slots") for algorithm in state.algorithms):
+        if dept_of(state) is not None:
             raise ConfigError("callbacks.active_forgetting is a baseline: remove algorithms.dept")
         self._model = state.model  # as built; DDP gives parameters other names
         roles = parameter_roles(state.model)

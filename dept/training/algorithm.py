@@ -222,7 +222,7 @@ class Dept(Algorithm):
         run.slots.close_round(stepped)
         every = run.exchange_records(waited, stage=stage)
         self.losses = {source: record.losses for source, record in every.items()}
-        metrics = round_metrics.metrics(every) | round_metrics.passes(run, every)
+        metrics = round_metrics.metrics(every) | run.passes(every)
         sent = {"dept/sent_bytes": run.sent_bytes, "dept/update_norm": moved}
         return metrics | sent | {"dept/left_out": len(left_out)}
 

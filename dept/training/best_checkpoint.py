@@ -10,6 +10,7 @@ from composer.loggers import Logger
 
 from dept.checkpoint.saver import save_whole
 from dept.errors import ConfigError
+from dept.training.algorithm import dept_of
 from dept.training.source_metrics import SourceMetrics, average
 
 
@@ -28,7 +29,7 @@ class BestCheckpoint(Callback):
         self.best: dict[str, Any] | None = None
 
     def init(self, state: State, logger: Logger) -> None:
-        if any(hasattr(algorithm, "slots") for algorithm in state.algorithms):
+        if dept_of(state) is not None:
             raise ConfigError(
                 "callbacks.best_checkpoint keeps the model alone, without what belongs to sources: "
                 "remove it, a run of DEPT ends with its newest checkpoint"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,11 @@ class Evaluation:
             restrict_to_vocabulary(logits, targets, holds)
         if not self._is_task:
             self.unseen_tokens[self._source] += int(unseen.sum())
+
+    def results(self, tasks: Mapping[str, float]) -> dict[str, Any]:
+        """What was counted since this was asked last, beside the results of tasks."""
+        counted, self.unseen_tokens, self.has_tasks = self.unseen_tokens, {}, False
+        return {"unseen": counted, "tasks": dict(tasks)}
 
     def leave(self) -> None:
         """The text is evaluated."""

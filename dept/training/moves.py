@@ -11,27 +11,25 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dept.config.check import SHARED_FOLDER, nowhere
 from dept.errors import ConfigError, NotSaved
 from dept.method.sampling import UNIFORM
-
-if TYPE_CHECKING:
-    from dept.training.algorithm import Dept
+from dept.training.run import Run
 
 
-def check_folder(dept: Dept) -> None:
+def check_folder(run: Run) -> None:
     """Refuse a run whose workers do not see one another's files; before any is needed.
 
     Raises:
         ConfigError: there is no folder, or not all of them write to the same one.
         WorkerLost: a worker did not come.
     """
-    workers = dept.workers
-    if dept.files is None:
+    workers = run.workers
+    if run.held.files is None:
         raise nowhere(workers.count)
-    folder = dept.files.folder
+    folder = run.held.files.folder
     mark = folder / f".seen-{uuid.uuid4().hex}"
     with contextlib.suppress(OSError):  # then nobody sees it
         if workers.leads:
@@ -51,16 +49,16 @@ def check_folder(dept: Dept) -> None:
         )
 
 
-def settle(dept: Dept, round_index: int) -> None:
+def settle(run: Run, round_index: int) -> None:
     """Hold what is this worker's in a round, and nothing else; at the start, without exchange."""
-    dept.held_in = round_index
-    dept.held = dept.schedule.held_by(dept.workers.place.worker, round_index)
-    for source in dept.schedule.sources:
-        if source not in dept.held:
-            _let_go(dept, source)
+    run.held.round_index = round_index
+    run.held.sources = run.schedule.held_by(run.workers.place.worker, round_index)
+    for source in run.schedule.sources:
+        if source not in run.held.sources:
+            run.forget(source)
 
 
-def follow(dept: Dept, round_index: int) -> None:
+def follow(run: Run, round_index: int) -> None:
     """At the start of a round: give away the sources that others hold in it, and take one's own.
 
     Workers synchronise only if some source moves. No slot may be running or suspended.
@@ -69,45 +67,45 @@ def follow(dept: Dept, round_index: int) -> None:
         NotSaved: a file could not be written, on any worker, or not be read.
         WorkerLost: a worker did not come.
     """
-    here, moving = dept.workers.place.worker, dept.schedule.moving(dept.held_in, round_index)
+    here, moving = run.workers.place.worker, run.schedule.moving(run.held.round_index, round_index)
     if not moving:
-        dept.held_in = round_index
+        run.held.round_index = round_index
         return
     leaving = [source for source, (holder, _) in moving.items() if holder == here]
-    offer = _offer(dept, leaving, round_index) if dept.workers.leads else {}
-    offers = dept.workers.gather(offer, stage=f"the start of round {round_index + 1}")
+    offer = _offer(run, leaving, round_index) if run.workers.leads else {}
+    offers = run.workers.gather(offer, stage=f"the start of round {round_index + 1}")
     failed = [given["failed"] for given in offers if given["failed"] is not None]
     if failed:
         raise NotSaved(failed[0])
-    settle(dept, round_index)
+    settle(run, round_index)
     for source, (holder, new) in moving.items():
         if new == here:
-            _take(dept, source, offers[holder]["states"][source], holder)
-    dept.workers.wait_for_ranks()
+            _take(run, source, offers[holder]["states"][source], holder)
+    run.workers.wait_for_ranks()
     for source in (source for given in offers for source in given["only_to_move"]):
         if moving[source][1] == here:
             # No checkpoint needs it, and what it holds is about to change.
-            if dept.workers.leads:
-                dept.files.remove(source, (round_index, 0))
-            del dept.in_file[source]
-            dept.changed.add(source)
+            if run.workers.leads:
+                run.held.files.remove(source, (round_index, 0))
+            del run.held.in_file[source]
+            run.held.changed.add(source)
 
 
-def _offer(dept: Dept, leaving: Sequence[str], round_index: int) -> dict[str, Any]:
+def _offer(run: Run, leaving: Sequence[str], round_index: int) -> dict[str, Any]:
     """Let each of these sources be in a file; which one, and which are there for this alone."""
     offer: dict[str, Any] = {"states": {}, "only_to_move": [], "failed": None}
     for source in leaving:
-        if source in dept.in_file and source not in dept.changed:
-            offer["states"][source] = dept.in_file[source]
+        if source in run.held.in_file and source not in run.held.changed:
+            offer["states"][source] = run.held.in_file[source]
             continue
         at = (round_index, 0)
-        if at not in dept.files.states(source):
+        if at not in run.held.files.states(source):
             offer["only_to_move"].append(source)
         try:
-            dept.files.write(source, *at, {"round": round_index, **dept.state_of(source)})
+            run.held.files.write(source, *at, {"round": round_index, **run.state_of(source)})
         except (OSError, RuntimeError) as error:  # torch has its own for a failed write
             offer["failed"] = (
-                f"{dept.files.folder / source} could not be written "
+                f"{run.held.files.folder / source} could not be written "
                 f"({str(error).splitlines()[0]}), and another worker needs it to train {source}: "
                 f"make room on that disk; the same command continues from the last checkpoint"
             )
@@ -116,22 +114,14 @@ def _offer(dept: Dept, leaving: Sequence[str], round_index: int) -> dict[str, An
     return offer
 
 
-def _take(dept: Dept, source: str, state: tuple[int, int], holder: int) -> None:
+def _take(run: Run, source: str, state: tuple[int, int], holder: int) -> None:
     try:
-        found = dept.files.load(source, state)
+        found = run.held.files.load(source, state)
     except ValueError as error:
         raise NotSaved(
             f"what worker {holder} has written of {source} cannot be read here as it was written: "
-            f"look at the disk of {dept.files.folder}; the same command continues from the last "
-            f"checkpoint"
+            f"look at the disk of {run.held.files.folder}; the same command continues from the "
+            f"last checkpoint"
         ) from error
-    dept.slots.load_state_of(source, found["slots"])
-    dept.loader.positions[source] = found["position"]
-    dept.in_file[source] = state
-
-
-def _let_go(dept: Dept, source: str) -> None:
-    dept.slots.forget(source)
-    dept.loader.positions[source] = 0
-    dept.changed.discard(source)
-    dept.in_file.pop(source, None)
+    run.take(source, found)
+    run.held.in_file[source] = state

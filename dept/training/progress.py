@@ -12,6 +12,7 @@ from composer.utils import dist
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dept.training.algorithm import dept_of
 from dept.transport import process_group
 
 
@@ -45,9 +46,8 @@ class RunProgress(Callback):
             self._bar.start()
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        self._source = (
-            next((a.slots.active for a in state.algorithms if hasattr(a, "slots")), None) or ""
-        )
+        dept = dept_of(state)
+        self._source = (dept.run.slots.active if dept is not None else None) or ""
 
     def batch_end(self, state: State, logger: Logger) -> None:
         loss = state.total_loss_dict.get("loss/train/total", float("nan"))
@@ -69,7 +69,7 @@ class RunProgress(Callback):
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         # Of the sources that other workers trained too, once they have met
-        dept = next((a for a in state.algorithms if hasattr(a, "slots")), None)
+        dept = dept_of(state)
         losses = {s: values[-1] for s, values in dept.losses.items()} if dept else self._losses
         self._losses = {}
         if self._bar is None and dist.get_global_rank() == 0:

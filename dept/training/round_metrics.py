@@ -1,4 +1,4 @@
-"""What is told of a round, and what is added up over rounds: the same on every worker."""
+"""What is logged of a round, and what is added up over rounds: the same on every worker."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dept.method import faults, updates
-
-Slot = Mapping[str, Any]
+from dept.method.slot_record import SlotRecord
 
 
 def none_yet(workers: int) -> dict[str, Any]:
@@ -33,57 +32,55 @@ def none_yet(workers: int) -> dict[str, Any]:
     }
 
 
-def add(totals: dict[str, Any], every: Sequence[Mapping[str, Any]]) -> int:
+def add(
+    totals: dict[str, Any],
+    records: Mapping[str, SlotRecord],
+    sent: Sequence[Mapping[str, int]],
+    waited: Sequence[float],
+) -> int:
     """Add a round to the totals.
 
     Args:
         totals: of :func:`none_yet`; changed.
-        every: of each worker, its ``slots`` by source, bytes ``sent`` by kind, seconds ``waited``.
+        records: of the slots of all workers, by source.
+        sent: bytes that each worker sent, by what they were for.
+        waited: seconds that each worker waited for the others.
 
     Returns:
         Bytes of models that all workers sent.
     """
     totals["rounds"] += 1
-    for source, slot in slots_of(every).items():
+    for source, record in records.items():
         totals["last_round"][source] = totals["rounds"]
-        for total, new in (("rounds_trained", 1), ("tokens", slot["tokens"])):
+        for total, new in (("rounds_trained", 1), ("tokens", record.tokens)):
             totals[total][source] = totals[total].get(source, 0) + new
-        if slot.get("fault") is not None:
-            totals["left_out"].append(slot["fault"])
+        if record.fault is not None:
+            totals["left_out"].append(record.fault)
         else:
             history = totals["reaches"].get(source, [])
-            totals["reaches"][source] = faults.remember(history, slot.get("reach"))
-    sent = sum(given["sent"].get("model", 0) for given in every)
-    totals["sent_bytes"] += sent
-    totals["other_bytes"] += sum(sum(given["sent"].values()) for given in every) - sent
-    for worker, given in enumerate(every):
-        totals["wait_seconds"][worker] += given["waited"]
-    return sent
+            totals["reaches"][source] = faults.remember(history, record.reach)
+    of_models = sum(kinds.get("model", 0) for kinds in sent)
+    totals["sent_bytes"] += of_models
+    totals["other_bytes"] += sum(sum(kinds.values()) for kinds in sent) - of_models
+    for worker, seconds in enumerate(waited):
+        totals["wait_seconds"][worker] += seconds
+    return of_models
 
 
-def slots_of(every: Sequence[Mapping[str, Any]]) -> dict[str, Slot]:
-    """The slots of all workers, by source."""
-    return {source: slot for given in every for source, slot in given["slots"].items()}
-
-
-def metrics(slots: Mapping[str, Slot], figures: Mapping[str, float]) -> dict[str, float]:
+def metrics(records: Mapping[str, SlotRecord]) -> dict[str, float]:
     """What is logged of a round; of slots that were left out, only that and where it was."""
-    return dict(_metrics(slots, figures))
+    return dict(_metrics(records))
 
 
-def _metrics(
-    slots: Mapping[str, Slot], figures: Mapping[str, float]
-) -> Iterator[tuple[str, float]]:
-    yield from ((f"dept/{name}", value) for name, value in figures.items())
-    kept = {source: slot for source, slot in slots.items() if slot.get("fault") is None}
-    for source, slot in slots.items():
+def _metrics(records: Mapping[str, SlotRecord]) -> Iterator[tuple[str, float]]:
+    kept = {source: record for source, record in records.items() if record.fault is None}
+    for source, record in records.items():
         if source in kept:
-            yield f"dept/{source}/train_loss", sum(slot["losses"]) / len(slot["losses"])
-            yield f"dept/{source}/update_norm", slot["norm"]
+            yield f"dept/{source}/train_loss", sum(record.losses) / record.steps
+            yield f"dept/{source}/update_norm", record.norm
         else:
-            fault = slot["fault"]
-            yield f"dept/{source}/left_out/step", fault["step"] or len(slot["losses"])
-            yield f"dept/{source}/left_out/position", fault["positions"][0]
-    pairs = updates.cosines({source: slot["sketch"] for source, slot in kept.items()})
+            yield f"dept/{source}/left_out/step", record.fault["step"] or record.steps
+            yield f"dept/{source}/left_out/position", record.fault["positions"][0]
+    pairs = updates.cosines({source: record.sketch for source, record in kept.items()})
     for (first, second), cosine in pairs.items():
         yield f"dept/cosine/{first}-{second}", cosine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.schedule import RoundSchedule
 from dept.method.slot_record import SlotRecord
 from dept.method.source_state import Slots
+from dept.training import round_metrics
 from dept.transport.exchange import Reduction
 from dept.transport.process_group import Workers
 
@@ -63,6 +64,7 @@ class Run:
         reduction: of the local models of the round.
         plan: source and local step of each batch that is left of the round.
         begun: how many of those were begun.
+        sent_bytes: of models, by all workers in the last round.
     """
 
     options: DeptOptions
@@ -79,6 +81,7 @@ class Run:
     reduction: Reduction = field(init=False)
     plan: list[tuple[str, int]] = field(default_factory=list)
     begun: int = 0
+    sent_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.positions = dict.fromkeys(self.schedule.sources, 0)
@@ -122,11 +125,17 @@ class Run:
     def shares(self, round_index: int, left_out: Mapping[str, Any]) -> list[list[Share]]:
         """Those of each worker in a round, without the sources that are left out."""
         return [
-            [self.share(s) for s in self.schedule.slots_of(worker, round_index) if s not in left_out]
+            [
+                self.share(s)
+                for s in self.schedule.slots_of(worker, round_index)
+                if s not in left_out
+            ]
             for worker in range(self.workers.count)
         ]
 
-    def take_step(self, source: str, *, loss: float, rate: float, samples: int, tokens: int) -> None:
+    def take_step(
+        self, source: str, *, loss: float, rate: float, samples: int, tokens: int
+    ) -> None:
         """Account for a local step.
 
         Args:
@@ -151,6 +160,36 @@ class Run:
         record.norm, record.sketch = updates.norm(update), updates.sketch(update)
         if self.held.keeps_local_models:
             self.local_models[source] = {n: v.to("cpu", copy=True) for n, v in local.items()}
+
+    def exchange_records(self, waited: float, *, stage: str) -> dict[str, SlotRecord]:
+        """End the round: all workers learn of all slots, and add them to the totals.
+
+        Args:
+            waited: seconds that this worker waited for the others.
+            stage: where workers synchronise, for the error.
+
+        Returns:
+            The records of all slots of the round, by source.
+
+        Raises:
+            WorkerLost: another worker did not come.
+        """
+        slots = {source: record.state_dict() for source, record in self.records.items()}
+        here = {"slots": slots, "sent": dict(self.workers.sent), "waited": waited}
+        self.workers.sent.clear()
+        every = self.workers.gather(here, stage=stage)
+        found = [given["slots"].items() for given in every]
+        records = {source: SlotRecord.of(state) for of in found for source, state in of}
+        sent, waits = [given["sent"] for given in every], [given["waited"] for given in every]
+        self.sent_bytes = round_metrics.add(self.totals, records, sent, waits)
+        self.held.changed |= self.records.keys()  # they are between rounds now
+        self.open_round()
+        return records
+
+    def passes(self, sources: Iterable[str]) -> dict[str, float]:
+        """How often the text of each source was read, as metrics."""
+        tokens, prepared = self.totals["tokens"], self.loader.prepared
+        return {f"dept/{s}/passes": tokens[s] / prepared[s].splits["train"].tokens for s in sources}
 
     def fault(self, source: str, why: str, step: int | None = None) -> faults.Fault:
         """What is at fault, with what was read: the batch of ``step``, or the whole slot."""

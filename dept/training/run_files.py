@@ -19,7 +19,7 @@ from dept.checkpoint import durable
 from dept.costs.transport import every_step_bytes
 from dept.data.mixture import Mixture
 from dept.errors import NotSaved
-from dept.training.algorithm import Dept
+from dept.training.algorithm import Dept, dept_of
 from dept.training.passes import passes
 from dept.training.source_metrics import SourceMetrics, average
 from dept.training.summary import show
@@ -67,14 +67,14 @@ def _write(path: Path, content: str) -> None:
 def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
     """Everything a comparison of runs needs, in the keys of ``summary.json``."""
     metrics = next(c for c in state.callbacks if isinstance(c, SourceMetrics))
-    dept = next((a for a in state.algorithms if isinstance(a, Dept)), None)
+    dept = dept_of(state)
     entries: dict[str, Any] = {"sources": {}, "held_out": {}}
     read = _passes(state, dept)
     for name, result in metrics.latest.items():
         entry = {"vocab_size": metrics.vocab_sizes[name]}
         if dept is not None and name not in metrics.held_out:
             entry |= {
-                "vocab_size": dept.slots.vocabularies[name].rows,
+                "vocab_size": dept.run.slots.vocabularies[name].rows,
                 "rounds_trained": dept.totals["rounds_trained"].get(name, 0),
                 "tokens": dept.totals["tokens"].get(name, 0),
             }
@@ -97,7 +97,9 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
         "local_steps": dept.options.local_steps if dept else int(state.dataloader_len or 0),
         "workers": dept.workers.count if dept else dist.get_world_size(),
         "ranks_per_worker": dept.workers.place.ranks if dept else 1,
-        "sources_per_round": dept.schedule.sources_per_round if dept else len(entries["sources"]),
+        "sources_per_round": dept.run.schedule.sources_per_round
+        if dept
+        else len(entries["sources"]),
         "tokens": tokens,
         "steps": state.timestamp.batch.value * (dept.workers.count if dept else 1),
         "left_out": dept.totals["left_out"] if dept else [],
@@ -118,7 +120,7 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
 def _passes(state: State, dept: Dept | None) -> dict[str, float]:
     """How often each source was read, if sources of a prepared corpus were."""
     if dept is not None:
-        sizes = {name: p.splits["train"].tokens for name, p in dept.loader.prepared.items()}
+        sizes = {name: p.splits["train"].tokens for name, p in dept.run.loader.prepared.items()}
         return passes(dept.totals["tokens"], sizes)
     mixture = getattr(state.train_dataloader, "dataset", None)
     if not isinstance(mixture, Mixture):
@@ -150,16 +152,16 @@ def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
         }
     sent, rounds = dept.totals["sent_bytes"], max(state.timestamp.epoch.value, 1)
     trained = dept.totals["rounds_trained"]
-    handed = sum(count * dept.slots.handed_over(source) for source, count in trained.items())
+    handed = sum(count * dept.run.slots.handed_over(source) for source, count in trained.items())
     per_step = handed / max(sum(trained.values()), 1) / dept.options.local_steps
-    built = dept.slots.built_parameters
+    built = dept.run.slots.built_parameters
     return {
         "sent_bytes": sent,
         "other_bytes": dept.totals["other_bytes"],
         "sent_bytes_per_round": sent / rounds,
         "parameters_per_step": per_step,
         "every_step_bytes": every_step_bytes(
-            built, dept.workers.count, rounds * dept.schedule.batches_per_round
+            built, dept.workers.count, rounds * dept.run.schedule.batches_per_round
         ),
         "reduction": built / per_step if per_step else None,
     }

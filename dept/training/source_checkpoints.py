@@ -62,8 +62,8 @@ class SourceCheckpoints(Callback):
         self.dept = next(a for a in state.algorithms if isinstance(a, Dept))
         self.checkpoints = Path(str(self.checkpoints).format(run_name=state.run_name))
         self.files = SourceFiles(self.checkpoints / FOLDER)
-        self.dept.files = self.files
-        self.dept.is_saving = self._is_saving
+        self._held = self.dept.held
+        self._held.files = self.files
         self._stop = next((c for c in state.callbacks if isinstance(c, StopOnSigterm)), None)
         self._saver = next((c for c in state.callbacks if isinstance(c, Checkpoints)), None)
         if self._saver is not None:
@@ -71,9 +71,9 @@ class SourceCheckpoints(Callback):
         if self.address is not None and self.dept.workers.leads:
             self.remote = self._saver and self._saver.remote  # one order for all that is sent
             self.remote = self.remote or RemoteFolder(self.checkpoints, self.address)
-            self.dept.fetch_source = partial(bring_states, self.remote)
+            self._held.fetch = partial(bring_states, self.remote)
         # Not only for a run that saves in mid-round: SIGTERM may ask for that at any batch.
-        self.dept.keep_local_models = True
+        self._held.keeps_local_models = True
 
     def after_load(self, state: State, logger: Logger) -> None:
         if self.dept.workers.leads:
@@ -87,16 +87,17 @@ class SourceCheckpoints(Callback):
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         saving = self._is_saving(state, Event.BATCH_CHECKPOINT)
-        round_ends = state.timestamp.batch_in_epoch == len(self.dept.loader)
+        round_ends = state.timestamp.batch_in_epoch == state.dataloader_len
         if saving:
+            self.dept.park(state)  # what is saved is the global model, and a slot as it is
             self._wait_until_sent()
-            written = torch.tensor([self._write(self.dept.changed, state)])
+            written = torch.tensor([self._write(self._held.changed, state)])
             self.dept.workers.share([written])
             if not written.item():
                 self._give_up(state)
         elif self.in_mid_round and not round_ends:
             # A finished local model is in memory until the next slot begins, so this is its time.
-            self._write(self.dept.local_models.keys() & self.dept.changed, state)
+            self._write(self.dept.run.local_models.keys() & self._held.changed, state)
         if self._stop is not None and self._stop.asked(state, Event.BATCH_CHECKPOINT):
             self._wait_until_sent()
 
@@ -106,10 +107,10 @@ class SourceCheckpoints(Callback):
         if not (saving or self.in_mid_round):
             return
         self._wait_until_sent()
-        if self.remote is not None and self.dept.schedule.moves:
+        if self.remote is not None and self.dept.run.schedule.moves:
             self.remote.list_again()  # sources come here from workers that have sent their files
         round_index = state.timestamp.epoch.value
-        written = self._write(self.dept.changed, state)
+        written = self._write(self._held.changed, state)
         here = {
             "written": written,
             "oldest": self._oldest_checkpoint(round_index),
@@ -133,7 +134,7 @@ class SourceCheckpoints(Callback):
 
     @property
     def _mine(self) -> tuple[str, ...]:
-        return self.dept.held
+        return self._held.sources
 
     def _is_saving(self, state: State, event: Event) -> bool:
         # Composer's scheduler must not be asked twice: it remembers.
@@ -161,7 +162,7 @@ class SourceCheckpoints(Callback):
         round_index = state.timestamp.epoch.value
         for source in sorted(sources):
             if self.dept.workers.leads:
-                found = {"round": round_index, **self.dept.state_of(source)}
+                found = {"round": round_index, **self.dept.run.state_of(source)}
                 step = len(found["slot"]["losses"]) if found["slot"] else 0
                 try:
                     self.files.write(source, round_index, step, found)
@@ -172,12 +173,12 @@ class SourceCheckpoints(Callback):
                         f"one before it is kept; make room on that disk: training goes on"
                     )
                     return False
-                self.dept.in_file[source] = (round_index, step)
+                self._held.in_file[source] = (round_index, step)
                 self._send(source, [(round_index, step)])
                 if self.keep >= 0:
                     self._prune(source, oldest=-1)
-            self.dept.local_models.pop(source, None)
-            self.dept.changed.discard(source)
+            self.dept.run.local_models.pop(source, None)
+            self._held.changed.discard(source)
         return True
 
     def _prune(self, *sources: str, oldest: int) -> None:

@@ -25,7 +25,7 @@ from dept.errors import ConfigError
 from dept.method.live_model import parameter_roles, random_embedding, vocabulary_modules
 from dept.method.streams import seed_of
 from dept.method.variants import VARIANTS, Role, Vocabulary
-from dept.training.algorithm import Dept
+from dept.training.algorithm import dept_of
 
 
 class StartFrom(CallbackWithConfig):
@@ -49,7 +49,7 @@ class StartFrom(CallbackWithConfig):
     def init(self, state: State, logger: Logger) -> None:
         self.trained = read_trained(self.options.checkpoint)
         values = body(self.trained, state.model)
-        if _dept_of(state) is not None:
+        if dept_of(state) is not None:
             pass  # embeddings are the sources' own: see before_load
         elif self.options.embedding == "pretrained":
             values |= pretrained(self.trained, state.model, self.corpus)
@@ -71,18 +71,18 @@ class StartFrom(CallbackWithConfig):
 
     def before_load(self, state: State, logger: Logger) -> None:
         """Embeddings of new sources, once the algorithm knows which are this worker's."""
-        dept = _dept_of(state)
+        dept = dept_of(state)
         if dept is None:
             return
-        dept.slots.stream = self._stream
+        dept.run.slots.stream = self._stream
         if self.options.embedding == "random":
             return
-        for source in dept.schedule.sources_of(dept.workers.place.worker):
-            prepared = dept.loader.prepared[source]
+        for source in dept.run.schedule.sources_of(dept.workers.place.worker):
+            prepared = dept.run.loader.prepared[source]
             strings = self._strings(prepared.tokenizer, prepared.vocab_size)
-            held = [strings[i] for i in dept.slots.vocabularies[source].token_ids.tolist()]
-            private = dept.slots.private_of(source)
-            private |= self._merged(dept.slots.live.roles, held, private)
+            held = [strings[i] for i in dept.run.slots.vocabularies[source].token_ids.tolist()]
+            private = dept.run.slots.private_of(source)
+            private |= self._merged(dept.run.slots.live.roles, held, private)
 
     @property
     def _stream(self) -> tuple[str, int]:
@@ -122,10 +122,6 @@ class StartFrom(CallbackWithConfig):
             return from_mapping(sources, target, merged.vectors, mapping)
         except ValueError as error:
             raise ConfigError(f"{self.options.mapping}: {error}") from error
-
-
-def _dept_of(state: State) -> Dept | None:
-    return next((a for a in state.algorithms if isinstance(a, Dept)), None)
 
 
 def body(trained: Trained, model: nn.Module) -> dict[str, Tensor]:
