@@ -65,7 +65,12 @@ def build_sources(
         remote=chosen.remote,
         cache_limit=chosen.cache_bytes,
     )
-    return DataSpec(loader, get_num_tokens_in_batch=get_tokens_per_batch_func())
+    # A batch names its source and step, too, which Composer cannot count.
+    return DataSpec(
+        loader,
+        get_num_samples_in_batch=lambda batch: len(batch["input_ids"]),
+        get_num_tokens_in_batch=get_tokens_per_batch_func(),
+    )
 
 
 def build_validation(
