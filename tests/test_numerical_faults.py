@@ -184,7 +184,7 @@ def test_a_slot_that_is_left_out_counts_and_leaves_no_reach():
     assert totals["tokens"] == {"en": 8, "it": 8} and totals["other_bytes"] == 1
     assert totals["reaches"] == {"en": [5.0]} and totals["left_out"] == [fault]
     assert totals["last_round"] == {"en": 1, "it": 1} and totals["wait_seconds"] == [0.5, 0.0]
-    metrics = round_metrics.metrics(records)
+    metrics = round_metrics.metrics(records, {})
     assert metrics["dept/en/train_loss"] == 2.0 and metrics["dept/it/left_out/position"] == 4
     assert SlotRecord.of(bad.state_dict()) == bad
 

@@ -125,7 +125,7 @@ def reference(trainer, initial, inner_state):
 )
 def test_a_run_is_algorithm_1(prepared, monkeypatch, experiment, inner_state, model):
     from dept.method.source_state import Slots
-    from dept.training import algorithm
+    from dept.training import run as run_of_dept
 
     started = {}
 
@@ -138,7 +138,7 @@ def test_a_run_is_algorithm_1(prepared, monkeypatch, experiment, inner_state, mo
             self.drawn = {s: copy.deepcopy(self.private_of(s)) for s in self.vocabularies}
             self.private = {}
 
-    monkeypatch.setattr(algorithm, "Slots", Remembering)
+    monkeypatch.setattr(run_of_dept, "Slots", Remembering)
     name = f"reference-{experiment}-{inner_state}-{len(model)}"
     dept = [f"algorithms.dept.inner_state={inner_state}", "algorithms.dept.sources_per_round=2"]
     trainer = run(prepared, experiment, name, *PLAIN, *dept, *model)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from dept.method.variants import Role
@@ -92,6 +93,19 @@ class LiveModel:
                     f"{name} has {there[0]} rows in the checkpoint and {here[0]} in this run: it "
                     f"is of another variant, model or tokenizer; load one of the same"
                 )
+
+    def wrapped(self, current: nn.Module, ranks: int) -> nn.Module:
+        """The model as it is to be called, so that ranks average their gradients.
+
+        Each time a wrapper of its own, since DDP remembers the parameters that it was built with.
+
+        Args:
+            current: as it was called until now.
+            ranks: that train it together; with one there is no wrapper.
+        """
+        if isinstance(current, DistributedDataParallel):
+            current._remove_autograd_hooks()
+        return DistributedDataParallel(self.model) if ranks > 1 else self.model
 
     def names(self, *roles: Role) -> list[str]:
         """Names of the parameters of these roles, in the order of the model."""

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
-from torch.nn.parallel import DistributedDataParallel
 
-from dept.config import icl
 from dept.config.options import DeptOptions, parse
 from dept.data.loader import SourceLoader
 from dept.method import updates
 from dept.method.live_model import LiveModel
 from dept.method.outer_optimizer import OuterOptimizer
-from dept.method.schedule import RoundSchedule
-from dept.method.source_state import Slots
 from dept.method.streams import seed_of
 from dept.training import moves, resume, round_metrics, slot_faults
-from dept.training.evaluation import Evaluation, own_evaluators, source_of, wait_until_held
+from dept.training.evaluation import Evaluation
 from dept.training.run import Held, Run
-from dept.training.vocabularies import vocabularies
 from dept.transport import process_group
 
 
@@ -45,12 +39,11 @@ class Dept(Algorithm):
     Args:
         variant: ``glob``, ``trim``, ``spec`` or ``spec_opt``.
         local_steps: ``N_local``, steps of the inner optimizer in a slot.
-        sources_per_round: ``|S_t|``; all sources by default.
-        options: all other options, with their defaults, are those of
-            :class:`dept.config.options.DeptOptions`.
+
+    :class:`dept.config.options.DeptOptions` says what the other options mean.
 
     Raises:
-        ConfigError: an option is unknown or has no such value.
+        ConfigError: an option has no such value.
     """
 
     def __init__(
@@ -58,14 +51,19 @@ class Dept(Algorithm):
         variant: str,
         local_steps: int,
         sources_per_round: int | None = None,
-        outer_optimizer: Mapping[str, Any] | None = None,
-        **options: Any,
+        sampling: str = "uniform",
+        outer_optimizer: Mapping[str, Any] = MappingProxyType({"name": "fedavg"}),
+        inner_state: str = "reset",
+        weighting: str = "uniform",
+        ranks_per_worker: int = 1,
+        worker_timeout: float = 3600.0,
+        icl_source: str | None = None,
+        upload_sources: bool = True,
+        faults: str = "leave_out",
+        outlier_multiple: float | None = 10.0,
     ) -> None:
-        options |= {"variant": variant, "local_steps": local_steps}
-        options |= {"sources_per_round": sources_per_round}
-        if outer_optimizer is not None:
-            options["outer_optimizer"] = outer_optimizer
-        self.options = parse(DeptOptions, "algorithms.dept", options)
+        given = {name: value for name, value in locals().items() if name != "self"}
+        self.options = parse(DeptOptions, "algorithms.dept", given)
         self.outer_optimizer = OuterOptimizer(**self.options.outer_optimizer)
         if self.options.sharing.averages_by_row:
             self.outer_optimizer.check_by_row()
@@ -74,7 +72,6 @@ class Dept(Algorithm):
         self.held = Held()
         self.run: Run  # once there are a model and a loader
         self.losses: dict[str, list[float]] = {}  # of the last finished round, of all sources
-        self._evaluators: list[Any] = []  # all, while those of some sources are evaluated
         self._rate = 0.0  # of the step being taken
         self._loaded: Mapping[str, Any] | None = None  # from a checkpoint, until all agree
         self._handlers = {
@@ -85,13 +82,13 @@ class Dept(Algorithm):
             Event.AFTER_DATALOADER: self._enter_slot,
             Event.BATCH_END: self._after_step,
             Event.EPOCH_END: self._end_round,
-            Event.EVAL_STANDALONE_START: self._choose_evaluators,
-            Event.EVAL_STANDALONE_END: self._restore_evaluators,
+            Event.EVAL_STANDALONE_START: lambda state, logger: self.evaluation.choose(state),
+            Event.EVAL_STANDALONE_END: lambda state, logger: self.evaluation.restore(state),
             Event.EVAL_START: self._enter_evaluation,
             Event.EVAL_BATCH_START: lambda state, logger: self.evaluation.translate(state.batch),
             Event.EVAL_AFTER_FORWARD: lambda state, logger: self.evaluation.score(state.outputs),
             Event.EVAL_END: self._leave_evaluation,
-            Event.EPOCH_CHECKPOINT: self._report_evaluation,
+            Event.EPOCH_CHECKPOINT: lambda state, logger: self.evaluation.report(state, logger),
         }
 
     def match(self, event: Event, state: State) -> bool:
@@ -107,40 +104,20 @@ class Dept(Algorithm):
         loader = state.train_dataloader
         if not isinstance(loader, SourceLoader):
             raise ValueError("algorithms.dept needs train_loader.name: sources")
-        names = tuple(loader.prepared)
-        schedule = RoundSchedule(
-            sources=names,
-            sources_per_round=self.options.sources_per_round or len(names),
-            local_steps=self.options.local_steps,
-            seed=state.rank_zero_seed,
-            workers=self.workers.count,
-            sampling=self.options.sampling,
-        )
-        loader.bind(schedule)
-        state.dataloader_len = schedule.batches_per_round
-        slots = Slots(
-            LiveModel(state.model, state.optimizers[0]),
-            self.options.sharing,
-            vocabularies(loader.prepared, self.options.sharing, state.model.tokenizer),
-            inner_state=self.options.inner_state,
-            seed=state.rank_zero_seed,
-        )
-        self.run = Run(
+        self.run = Run.build(
             options=self.options,
             workers=self.workers,
             loader=loader,
-            schedule=schedule,
-            slots=slots,
+            live=LiveModel(state.model, state.optimizers[0]),
+            tokenizer=state.model.tokenizer,
+            seed=state.rank_zero_seed,
             outer_optimizer=self.outer_optimizer,
             totals=self.totals,
             held=self.held,
         )
-        self.evaluation = Evaluation(slots, self.options.icl_source)
-        place, icl_source = self.workers.place, self.options.icl_source
-        mine = schedule.sources_of(place.worker)
-        state.evaluators = own_evaluators(state.evaluators, names, mine, place, icl_source)
-        if schedule.moves:
-            wait_until_held(state.evaluators, self._is_held)
+        state.dataloader_len = self.run.schedule.batches_per_round
+        self.evaluation = Evaluation(self.run)
+        state.evaluators = self.evaluation.own(state.evaluators)
 
     def _agree(self, state: State, logger: Logger) -> None:
         """Let all workers start where the checkpoint, which the first one may have loaded, is."""
@@ -163,7 +140,7 @@ class Dept(Algorithm):
         self.run.begun += 1
         slots, round_index = self.run.slots, state.timestamp.epoch.value
         if slots.active != source:
-            with self._timed("swap_seconds"):
+            with round_metrics.timed(self.totals, "swap_seconds"):
                 self._set_synchronised(state, False)
                 slots.begin(source)
                 self._set_synchronised(state, True)
@@ -188,7 +165,7 @@ class Dept(Algorithm):
         slot_faults.look_at_loss(self.run, source, loss)
         logger.log_metrics({f"loss/train/{source}": loss})
         if self.run.records[source].steps == self.options.local_steps:
-            with self._timed("swap_seconds"):
+            with round_metrics.timed(self.totals, "swap_seconds"):
                 if slot_faults.judge(self.run, source):
                     self.run.finish_slot(source)
                 else:
@@ -200,42 +177,28 @@ class Dept(Algorithm):
         Composer evaluates before it ends the epoch. (Checkpoints wait: dept/checkpoint/saver.py.)
         """
         if self.run.is_over:
-            with self._timed("outer_step_seconds"):
+            with round_metrics.timed(self.totals, "outer_step_seconds"):
                 metrics = self._outer_step(state)
             logger.log_metrics(metrics)
 
     def _outer_step(self, state: State) -> dict[str, float]:
-        """theta[t] = OuterOpt(theta[t-1], theta[t-1] - mean of theta_k[t] over k in S_t).
-
-        Algorithm 1, lines 8 and 9; the same for phi and psi, as far as the variant shares them.
-        """
-        run, round_index = self.run, self.run.loader.round_index
-        stage = f"the outer step of round {round_index + 1}"
+        """After the last slot: let the outer step be the global model, and all workers know all."""
+        run, stage = self.run, f"the outer step of round {self.totals['rounds'] + 1}"
         waited = self.workers.wait_for_all(stage)
         left_out = slot_faults.left_out(run, stage)
-        shares, stepped = run.shares(round_index, left_out), {}
-        if any(shares):
-            means = run.reduction.averages(self.workers, shares, stage=stage)
-            stepped = self.outer_optimizer.step(run.slots.start, means)
+        stepped = run.outer_step(left_out, stage=stage)
         moved = updates.norm(run.slots.update(stepped)) if stepped else 0.0
         self.park(state)
         run.slots.close_round(stepped)
         every = run.exchange_records(waited, stage=stage)
         self.losses = {source: record.losses for source, record in every.items()}
-        metrics = round_metrics.metrics(every) | run.passes(every)
-        sent = {"dept/sent_bytes": run.sent_bytes, "dept/update_norm": moved}
-        return metrics | sent | {"dept/left_out": len(left_out)}
+        of_round = {"sent_bytes": run.sent_bytes, "update_norm": moved, "left_out": len(left_out)}
+        return round_metrics.metrics(every, of_round) | run.passes(every)
 
     def _set_synchronised(self, state: State, on: bool) -> None:
-        """Ranks of one worker average their gradients while the model is one source's.
-
-        Each slot has a wrapper of its own, since DDP remembers the parameters it was built with.
-        """
-        if isinstance(state.model, DistributedDataParallel):
-            state.model._remove_autograd_hooks()
-        state.model = self.run.slots.live.model
-        if on and self.workers.place.ranks > 1:
-            state.model = DistributedDataParallel(state.model)
+        """Ranks of one worker average their gradients while the model is one source's."""
+        ranks = self.workers.place.ranks if on else 1
+        state.model = self.run.slots.live.wrapped(state.model, ranks)
 
     def park(self, state: State) -> None:
         """Let the model be the global one; a running slot is suspended.
@@ -247,18 +210,6 @@ class Dept(Algorithm):
 
     # --- evaluation -------------------------------------------------------------------------------
 
-    def _is_held(self, label: str) -> bool:
-        source = source_of(label, self.run.schedule.sources, self.options.icl_source)
-        return source is None or source in self.held.sources
-
-    def _choose_evaluators(self, state: State, logger: Logger) -> None:
-        """An evaluation outside training asks no interval whether it is due here."""
-        self._evaluators = list(state.evaluators)
-        state.evaluators = [e for e in self._evaluators if self._is_held(e.label)]
-
-    def _restore_evaluators(self, state: State, logger: Logger) -> None:
-        state.evaluators = self._evaluators
-
     def _enter_evaluation(self, state: State, logger: Logger) -> None:
         self._end_round(state, logger)
         self.park(state)
@@ -268,23 +219,7 @@ class Dept(Algorithm):
         self.evaluation.leave()
         self.park(state)
 
-    def _report_evaluation(self, state: State, logger: Logger) -> None:
-        """Log what the evaluations of all workers gave since the last round."""
-        here = self.evaluation.results(icl.results(state) if self.evaluation.has_tasks else {})
-        stage = f"the evaluation of round {state.timestamp.epoch.value}"
-        for worker, given in enumerate(self.workers.gather(here, stage=stage)):
-            unseen = {f"eval/{name}/unseen_tokens": n for name, n in given["unseen"].items()}
-            # Composer has logged this worker's own tasks.
-            tasks = given["tasks"] if worker != self.workers.place.worker else {}
-            logger.log_metrics(unseen | tasks)
-
     # --- state -----------------------------------------------------------------------------------
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.totals[name] += time.perf_counter() - began
 
     def state_dict(self) -> dict[str, Any]:
         """What all workers know: global parameters are the model's, sources have their files.
@@ -292,18 +227,7 @@ class Dept(Algorithm):
         Raises:
             RuntimeError: a slot is running, so the model is a source's: call :meth:`park` first.
         """
-        if not self.run.slots.parked:
-            raise RuntimeError("a checkpoint in mid-round must be taken through save_interval")
-        return {
-            "identity": resume.identity(self.run),
-            # Of the global parameters, and of the file of each source that belongs to them.
-            "round": self.totals["rounds"],
-            "last_round": self.totals["last_round"],
-            "outer_optimizer": self.outer_optimizer.state_dict(),
-            "totals": self.totals,
-            # Of a source of this worker without a slot, too: its file may be newer than this.
-            "steps": dict.fromkeys(self.held.sources, 0) | self.run.steps,
-        }
+        return resume.state_of(self.run)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave, once the global parameters are in the model too.
@@ -311,7 +235,7 @@ class Dept(Algorithm):
         Raises:
             ValueError: the checkpoint is of another variant, set of sources or rule of sampling.
         """
-        resume.refuse_another(state["identity"], resume.identity(self.run))
+        resume.refuse_another(self.run, state)
         self.outer_optimizer.load_state_dict(state["outer_optimizer"])
         self._loaded = state
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
+from composer.core import State
+from composer.loggers import Logger
 from torch import Tensor
 
+from dept.config import icl
 from dept.config.icl import is_task
-from dept.method.source_state import Slots
 from dept.method.variants import Sharing, Vocabulary
+from dept.training.run import Run
 from dept.transport.topology import Place
 
 
@@ -19,17 +22,17 @@ class Evaluation:
     """Makes the global model that of the source whose text is evaluated.
 
     Args:
-        slots: of this worker.
-        icl_source: whose embedding reads in-context-learning tasks, if there is no global one.
+        run: of this worker.
 
     Attributes:
         unseen_tokens: of each source evaluated, how many of its tokens had no row.
-        has_tasks: whether tasks were evaluated; for who tells of them.
+        has_tasks: whether in-context-learning tasks were evaluated since they were last reported.
     """
 
-    def __init__(self, slots: Slots, icl_source: str | None = None) -> None:
-        self.slots = slots
-        self.icl_source = icl_source
+    def __init__(self, run: Run) -> None:
+        self.run, self.slots = run, run.slots
+        self.icl_source = run.options.icl_source
+        self._evaluators: list[Any] = []  # all, while those of some sources are evaluated
         self.unseen_tokens: dict[str, int] = {}
         self.has_tasks = False
         self._is_task = False
@@ -87,14 +90,47 @@ class Evaluation:
         if not self._is_task:
             self.unseen_tokens[self._source] += int(unseen.sum())
 
-    def results(self, tasks: Mapping[str, float]) -> dict[str, Any]:
-        """What was counted since this was asked last, beside the results of tasks."""
-        counted, self.unseen_tokens, self.has_tasks = self.unseen_tokens, {}, False
-        return {"unseen": counted, "tasks": dict(tasks)}
-
     def leave(self) -> None:
         """The text is evaluated."""
         self._source = self._unseen = None
+
+    def own(self, evaluators: Sequence[Any]) -> list[Any]:
+        """The evaluators that this worker runs, each where and when its source is held."""
+        schedule, place = self.run.schedule, self.run.workers.place
+        mine = schedule.sources_of(place.worker)
+        chosen = own_evaluators(evaluators, schedule.sources, mine, place, self.icl_source)
+        if schedule.moves:
+            wait_until_held(chosen, self._is_held)
+        return chosen
+
+    def choose(self, state: State) -> None:
+        """Before an evaluation outside training, which asks no interval whether it is due here."""
+        self._evaluators = list(state.evaluators)
+        state.evaluators = [e for e in self._evaluators if self._is_held(e.label)]
+
+    def restore(self, state: State) -> None:
+        """After it."""
+        state.evaluators = self._evaluators
+
+    def report(self, state: State, logger: Logger) -> None:
+        """Log what the evaluations of all workers gave since the last round.
+
+        Raises:
+            WorkerLost: another worker did not come.
+        """
+        tasks = icl.results(state) if self.has_tasks else {}
+        here = {"unseen": self.unseen_tokens, "tasks": tasks}
+        self.unseen_tokens, self.has_tasks = {}, False
+        stage = f"the evaluation of round {state.timestamp.epoch.value}"
+        for worker, given in enumerate(self.run.workers.gather(here, stage=stage)):
+            unseen = {f"eval/{name}/unseen_tokens": n for name, n in given["unseen"].items()}
+            # Composer has logged this worker's own tasks.
+            others = given["tasks"] if worker != self.run.workers.place.worker else {}
+            logger.log_metrics(unseen | others)
+
+    def _is_held(self, label: str) -> bool:
+        source = source_of(label, self.run.schedule.sources, self.icl_source)
+        return source is None or source in self.run.held.sources
 
 
 def own_evaluators(

@@ -115,17 +115,38 @@ def identity(run: Run) -> dict[str, Any]:
     }
 
 
-def refuse_another(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def state_of(run: Run) -> dict[str, Any]:
+    """What all workers know: global parameters are the model's, sources have their files.
+
+    Raises:
+        RuntimeError: a slot is running, so that the model is a source's.
+    """
+    if not run.slots.parked:
+        raise RuntimeError("a checkpoint in mid-round must be taken through save_interval")
+    return {
+        "identity": identity(run),
+        # Of the global parameters, and of the file of each source that belongs to them.
+        "round": run.totals["rounds"],
+        "last_round": run.totals["last_round"],
+        "outer_optimizer": run.outer_optimizer.state_dict(),
+        "totals": run.totals,
+        # Of a source of this worker without a slot, too: its file may be newer than this.
+        "steps": dict.fromkeys(run.held.sources, 0) | run.steps,
+    }
+
+
+def refuse_another(run: Run, state: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another run.
 
     Args:
-        before: :func:`identity` of the checkpoint.
-        now: that of this run.
+        run: this one.
+        state: what :func:`state_of` gave for the checkpoint.
 
     Raises:
-        ValueError: they differ.
+        ValueError: what both must have in common differs.
     """
-    for key, value in now.items():
+    before = state["identity"]
+    for key, value in identity(run).items():
         if before[key] != value and key == "groups":
             raise ValueError(
                 f"the checkpoint's sources were drawn from {before[key]} groups of neighbours, and "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from dept.method import faults, updates
@@ -30,6 +32,14 @@ def none_yet(workers: int) -> dict[str, Any]:
         "left_out": [],
         "reaches": {},
     }
+
+
+@contextmanager
+def timed(totals: dict[str, Any], name: str) -> Iterator[None]:
+    """Add the seconds of a ``with`` block to the totals."""
+    began = time.perf_counter()
+    yield
+    totals[name] += time.perf_counter() - began
 
 
 def add(
@@ -67,12 +77,17 @@ def add(
     return of_models
 
 
-def metrics(records: Mapping[str, SlotRecord]) -> dict[str, float]:
-    """What is logged of a round; of slots that were left out, only that and where it was."""
-    return dict(_metrics(records))
+def metrics(records: Mapping[str, SlotRecord], of_round: Mapping[str, float]) -> dict[str, float]:
+    """What is logged of a round; of slots that were left out, only that and where it was.
+
+    Args:
+        records: of all slots of the round, by source.
+        of_round: metrics of the round as a whole.
+    """
+    return {f"dept/{name}": value for name, value in of_round.items()} | dict(_of_slots(records))
 
 
-def _metrics(records: Mapping[str, SlotRecord]) -> Iterator[tuple[str, float]]:
+def _of_slots(records: Mapping[str, SlotRecord]) -> Iterator[tuple[str, float]]:
     kept = {source: record for source, record in records.items() if record.fault is None}
     for source, record in records.items():
         if source in kept:

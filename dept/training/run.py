@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,13 @@ from dept.config.options import DeptOptions
 from dept.data.loader import SourceLoader
 from dept.method import faults, updates
 from dept.method.averaging import Share
+from dept.method.live_model import LiveModel
 from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.schedule import RoundSchedule
 from dept.method.slot_record import SlotRecord
 from dept.method.source_state import Slots
 from dept.training import round_metrics
+from dept.training.vocabularies import vocabularies
 from dept.transport.exchange import Reduction
 from dept.transport.process_group import Workers
 
@@ -86,6 +88,48 @@ class Run:
     def __post_init__(self) -> None:
         self.positions = dict.fromkeys(self.schedule.sources, 0)
 
+    @classmethod
+    def build(
+        cls,
+        *,
+        options: DeptOptions,
+        workers: Workers,
+        loader: SourceLoader,
+        live: LiveModel,
+        tokenizer: Any,
+        seed: int,
+        **others: Any,
+    ) -> Run:
+        """Put a run together from what the trainer has.
+
+        Args:
+            options: of ``algorithms.dept``.
+            workers: this worker among all.
+            loader: over sources; it opens those that this worker may train.
+            live: the model in memory, and its inner optimizer.
+            tokenizer: the global one.
+            seed: of the run.
+            others: attributes that are taken as they are.
+
+        Raises:
+            DataError: a shard is missing.
+            ValueError: sources, workers and sources per round do not fit together.
+        """
+        names = tuple(loader.prepared)
+        schedule = RoundSchedule(
+            sources=names,
+            sources_per_round=options.sources_per_round or len(names),
+            local_steps=options.local_steps,
+            seed=seed,
+            workers=workers.count,
+            sampling=options.sampling,
+        )
+        loader.bind(schedule)
+        rows = vocabularies(loader.prepared, options.sharing, tokenizer)
+        slots = Slots(live, options.sharing, rows, inner_state=options.inner_state, seed=seed)
+        parts = {"options": options, "workers": workers, "loader": loader, "schedule": schedule}
+        return cls(**parts, slots=slots, **others)
+
     def open_round(self) -> None:
         """Begin a round from the global model, with no slot yet.
 
@@ -122,16 +166,30 @@ class Run:
         weight = 1.0 if self.options.weighting == "uniform" else float(train.tokens)
         return Share(weight, self.slots.rows(source))
 
-    def shares(self, round_index: int, left_out: Mapping[str, Any]) -> list[list[Share]]:
-        """Those of each worker in a round, without the sources that are left out."""
-        return [
-            [
-                self.share(s)
-                for s in self.schedule.slots_of(worker, round_index)
-                if s not in left_out
-            ]
-            for worker in range(self.workers.count)
+    def outer_step(self, left_out: Collection[str], *, stage: str) -> dict[str, Tensor]:
+        """theta[t] = OuterOpt(theta[t-1], theta[t-1] - mean of theta_k[t] over k in S_t).
+
+        Algorithm 1, lines 8 and 9; phi and psi likewise, as far as the variant shares them.
+
+        Args:
+            left_out: sources of the round whose local models the mean does not hold.
+            stage: where workers synchronise, for the error.
+
+        Returns:
+            The new global parameters by name; none if all sources are left out.
+
+        Raises:
+            NumericalFault: a value would not be finite.
+            WorkerLost: another worker did not come.
+        """
+        drawn = [
+            self.schedule.slots_of(w, self.totals["rounds"]) for w in range(self.workers.count)
         ]
+        shares = [[self.share(s) for s in sources if s not in left_out] for sources in drawn]
+        if not any(shares):
+            return {}
+        means = self.reduction.averages(self.workers, shares, stage=stage)
+        return self.outer_optimizer.step(self.slots.start, means)
 
     def take_step(
         self, source: str, *, loss: float, rate: float, samples: int, tokens: int
