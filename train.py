@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # and a run must give the same numbers on any number of workers and of cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dept.checkpoint import run_folder, trust
+from dept.checkpoint import remote_checkpoints, run_folder, trust
 from dept.checkpoint.remote_folder import RemoteFolder
 from dept.config import complete as configs
 from dept.config import extends
@@ -140,7 +140,7 @@ def look_into(folder: Path, config: dict, is_first: bool) -> dict | None:
         print(f"{path} was cut short by a kill and is left aside", file=sys.stderr)
     if remote is not None:
         dept, _ = configs.options_of(config)
-        for said in remote.bring(remote, with_sources=dept and dept.upload_sources):
+        for said in remote_checkpoints.bring(remote, with_sources=dept and dept.upload_sources):
             print(said, file=sys.stderr)
     newest = checkpoints / "latest-rank0.pt"
     if newest.is_file():

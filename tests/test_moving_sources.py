@@ -18,6 +18,7 @@ from dept.checkpoint.source_files import SourceFiles, states_among
 from dept.errors import ConfigError, NotSaved
 from dept.method.schedule import RoundSchedule
 from dept.training import moves
+from dept.training.run import Held
 
 SOURCES = ("manual", "code", "mail", "tools")
 ROUNDS = 7
@@ -247,12 +248,12 @@ class Alone:
 def test_workers_that_do_not_see_each_others_files_are_refused(tmp_path):
     for blind, answers in {0: (".seen-elsewhere", False), 1: (".seen-here", True)}.items():
         (tmp_path / ".seen-here").touch()
-        dept = SimpleNamespace(files=SourceFiles(tmp_path), workers=Alone(*answers))
+        held, workers = Held(files=SourceFiles(tmp_path)), Alone(*answers)
         with pytest.raises(ConfigError, match=f"worker {blind} does not see .*sampling to strat"):
-            moves.check_folder(dept)
+            moves.check_folder(SimpleNamespace(held=held, workers=workers))
         assert [path.name for path in tmp_path.iterdir()] == [".seen-here"]
-    seen = SimpleNamespace(files=SourceFiles(tmp_path), workers=Alone(".seen-here", False))
-    moves.check_folder(seen)
+    held, workers = Held(files=SourceFiles(tmp_path)), Alone(".seen-here", False)
+    moves.check_folder(SimpleNamespace(held=held, workers=workers))
 
 
 def test_a_disk_that_is_full_when_a_source_moves_ends_the_run_in_a_sentence(tmp_path):
@@ -260,14 +261,11 @@ def test_a_disk_that_is_full_when_a_source_moves_ends_the_run_in_a_sentence(tmp_
         def write(self, *_):
             raise OSError("No space left on device")
 
-    dept = SimpleNamespace(
+    run = SimpleNamespace(
         schedule=schedule(),
-        files=Full(tmp_path),
+        held=Held(round_index=4, files=Full(tmp_path)),
         workers=Alone({"states": {}, "only_to_move": [], "failed": None}),
-        held_in=4,
-        in_file={},
-        changed=set(),
         state_of=lambda source: {},
     )
     with pytest.raises(NotSaved, match=r"mail could not be written \(No space left.*make room"):
-        moves.follow(dept, 5)
+        moves.follow(run, 5)

@@ -140,14 +140,15 @@ def forget(files, round_index, newest):
 
 def test_ranks_of_a_worker_share_its_batch_and_average_gradients(prepared, fleet):
     """Two workers of two ranks against two of one: the same but for the order of two sums."""
-    options = [*NESTEROV, *UNTIED, "save_interval=2ba"]
+    # With eps 1e-8 a gradient that is zero but for rounding moves its parameter in either direction.
+    options = [*NESTEROV, *UNTIED, "save_interval=2ba", "optimizer.eps=1e-4"]
     single = fleet.train(prepared, "dept_spec", "run_name=ranks-1", *options, processes=2)
     options += ["algorithms.dept.ranks_per_worker=2"]
     double = fleet.train(prepared, "dept_spec", "run_name=ranks-2", *options, processes=4)
     ours, theirs = learned(double), learned(single)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        np.testing.assert_allclose(ours[name], value, atol=2e-4, rtol=0, err_msg=name)
+        np.testing.assert_allclose(ours[name], value, atol=5e-5, rtol=0, err_msg=name)
     for first, second in (double[:2], double[2:]):
         assert_same(first["tensors"], second["tensors"])
     positions = ROUNDS * LOCAL_STEPS * BATCH

@@ -14,7 +14,7 @@ from composer.utils import checkpoint, dist, format_name_with_dist
 
 from dept.checkpoint import durable
 from dept.checkpoint.notices import tell
-from dept.checkpoint.remote import checkpoints_among
+from dept.checkpoint.remote_checkpoints import checkpoints_among
 from dept.checkpoint.remote_folder import RemoteFolder
 from dept.checkpoint.run_folder import numbered_checkpoints
 from dept.checkpoint.sigterm import StopOnSigterm, ends_epoch

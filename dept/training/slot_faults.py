@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
+from dept.checkpoint.notices import tell
 from dept.errors import NumericalFault
 from dept.method import faults
 from dept.training.run import Run
-
-log = logging.getLogger("dept")
 
 
 def look_at_loss(run: Run, source: str, loss: float) -> None:
@@ -62,5 +60,5 @@ def left_out(run: Run, stage: str) -> dict[str, faults.Fault]:
     if run.workers.place.global_rank == 0:
         whole = len(found) == run.schedule.sources_per_round
         for line in faults.told(found.values(), whole):
-            log.warning(line)
+            tell(line)
     return found

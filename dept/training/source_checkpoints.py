@@ -11,7 +11,7 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler
 
 from dept.checkpoint.notices import tell
-from dept.checkpoint.remote import bring_states, checkpoints_among, states_at
+from dept.checkpoint.remote_checkpoints import bring_states, checkpoints_among, states_at
 from dept.checkpoint.remote_folder import RemoteFolder
 from dept.checkpoint.run_folder import progress
 from dept.checkpoint.saver import Checkpoints, after_the_epoch
