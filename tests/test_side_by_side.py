@@ -251,11 +251,13 @@ NAN = "callbacks.poison={what: loss, by: nan, source: code, round: 1, step: 1}"
 
 def test_a_loss_that_is_nan_is_left_out_by_any_number_of_workers(prepared, fleet):
     """The average is that of the other sources; resumed behind the fault, too."""
+    # A round's last slot ends with the round: its local model is in no file, so let it be that one.
+    last = "train_loader.sources=[manual,mail,tools,code]"
     name, summaries, results = "poisoned", {}, {}
     for count in (1, 2, 4):
         run = f"{name}-{count}"
         results[count] = fleet.train(
-            prepared, "dept_trim", f"run_name={run}", *POISON, NAN, processes=count
+            prepared, "dept_trim", f"run_name={run}", *POISON, NAN, last, processes=count
         )
         summaries[count] = summary(prepared, run)
         assert_same(learned(results[count]), learned(results[1]))
