@@ -24,6 +24,7 @@ pytestmark = pytest.mark.end_to_end
 SOURCES = ("manual", "code", "mail", "tools")
 LEARNED = ["model.attn_config.alibi=false", "model.learned_pos_emb=true"]
 UNTIED = ["model.tie_word_embeddings=false"]
+WTE = "model.transformer.wte.weight"
 NESTEROV = ["algorithms.dept.outer_optimizer.name=nesterov"]
 PER_ROUND = 4 * LOCAL_STEPS
 HALF = ["algorithms.dept.sources_per_round=2"]
@@ -251,13 +252,11 @@ NAN = "callbacks.poison={what: loss, by: nan, source: code, round: 1, step: 1}"
 
 def test_a_loss_that_is_nan_is_left_out_by_any_number_of_workers(prepared, fleet):
     """The average is that of the other sources; resumed behind the fault, too."""
-    # A round's last slot ends with the round: its local model is in no file, so let it be that one.
-    last = "train_loader.sources=[manual,mail,tools,code]"
     name, summaries, results = "poisoned", {}, {}
     for count in (1, 2, 4):
         run = f"{name}-{count}"
         results[count] = fleet.train(
-            prepared, "dept_trim", f"run_name={run}", *POISON, NAN, last, processes=count
+            prepared, "dept_trim", f"run_name={run}", *POISON, NAN, processes=count
         )
         summaries[count] = summary(prepared, run)
         assert_same(learned(results[count]), learned(results[1]))
@@ -279,7 +278,9 @@ def test_a_loss_that_is_nan_is_left_out_by_any_number_of_workers(prepared, fleet
     counts = {
         key: np.zeros((len(value),) + (1,) * (value.ndim - 1)) for key, value in after.items()
     }
-    for source in SOURCES:
+    # The last slot ends with its round, so that its local model is in no file.
+    last = vocabulary.source(SOURCES[-1]).local_vocabulary()
+    for source in SOURCES[:-1]:
         local = files.read(source, *done)["local_model"]
         assert (local is None) == (source == "code")
         for key, value in (local or {}).items():
@@ -290,9 +291,15 @@ def test_a_loss_that_is_nan_is_left_out_by_any_number_of_workers(prepared, fleet
             counts[key][rows] += 1
     for key, value in after.items():
         mean = totals[key] / np.maximum(counts[key], 1)
-        expected = np.where(counts[key] > 0, mean, before[key]).astype(np.float32)
-        assert np.array_equal(value, expected), key
-    kept = (counts["model.transformer.wte.weight"] == 0).sum()
+        if len(value) == len(counts[WTE]):
+            expected = np.where(counts[key] > 0, mean, before[key]).astype(np.float32)
+            others = np.setdiff1d(np.arange(len(value)), last)
+            assert np.array_equal(value[others], expected[others]), key
+        else:  # of three local models, two are known: the third must be one, too
+            third = 3 * value.astype(np.float64) - totals[key]
+            known = np.abs(mean - before[key]).mean()
+            assert 0.2 * known < np.abs(third - before[key]).mean() < 5 * known, key
+    kept = (counts[WTE] == 0).sum()
     assert 0 < kept < 1200  # rows that only the source left out holds, or none
 
     state = {r: files.read("code", r, 0) for r in (1, 2)}
