@@ -141,7 +141,7 @@ def forget(files, round_index, newest):
 
 def test_ranks_of_a_worker_share_its_batch_and_average_gradients(prepared, fleet):
     """Two workers of two ranks against two of one: the same but for the order of two sums."""
-    # With eps 1e-8 a gradient that is zero but for rounding moves its parameter in either direction.
+    # With eps 1e-8 a gradient that is zero but for rounding moves its parameter either way.
     options = [*NESTEROV, *UNTIED, "save_interval=2ba", "optimizer.eps=1e-4"]
     single = fleet.train(prepared, "dept_spec", "run_name=ranks-1", *options, processes=2)
     options += ["algorithms.dept.ranks_per_worker=2"]
