@@ -205,7 +205,7 @@ def test_a_process_killed_while_it_fetches_leaves_no_torn_shard(s3, bucket, stor
     s3.gate.clear()
     split = Path("data/tiny/code/global/train")
     read = (
-        "from pathlib import Path; from dept.shards import TokenReader; "
+        "from pathlib import Path; from dept.data.shards import TokenReader; "
         f"TokenReader(Path({str(tmp_path / split)!r}), remote={f'{bucket}/{split}'!r})[0]"
     )
     process = subprocess.Popen(

@@ -312,9 +312,9 @@ def test_a_local_split_is_neither_fetched_nor_removed(split):
 READ_ALL = """
 import sys
 from pathlib import Path
-from dept.remote import address_of
-from dept.shard_cache import ShardCache
-from dept.shards import TokenReader
+from dept.data.fetch import address_of
+from dept.data.shard_cache import ShardCache
+from dept.data.shards import TokenReader
 
 local, remote, limit, passes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 reader = TokenReader(local, remote=address_of(remote, local), cache=ShardCache(limit))
