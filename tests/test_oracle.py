@@ -30,7 +30,8 @@ FORGET_EVERY = 5
 
 # Runs are in float32, and so is the oracle: what differs is the order of sums. Parameters move by
 # more than MOVED; DIFFERENT is what a wrong method must come to in one of them.
-PARAMETERS, LOSSES = 3e-5, 1e-5
+# In float64 the oracle differs from its own float32 by up to 3.4e-5 (an embedding row of SPEC-OPT).
+PARAMETERS, LOSSES = 1e-4, 1e-5
 MOVED, DIFFERENT = 2e-2, 1e-3
 
 UNTIED = ("model.tie_word_embeddings=false",)
