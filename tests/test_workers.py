@@ -4,12 +4,13 @@ import os
 import signal
 import socket
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from dept.costs.transport import every_step_bytes, outer_step_bytes
 from dept.errors import WorkerLost
@@ -128,6 +129,39 @@ def test_all_start_where_the_first_one_does():
     results = in_workers(share_start, 3)
     assert all(r[0] == [[5.0] * 3, [0, 1]] and r[1] == {"round": 3} for r in results)
     assert [r[2].get("start", 0) for r in results] == [2 * (12 + 16), 0, 0]
+
+
+def at_the_end_of_a_round(store, worker, stops, timeout=60.0):
+    place = Place(worker=worker, workers=2)
+    workers = Workers(place, store=store, timeout=timeout)
+    return workers.all_arrive("round 0", lambda: stops, stage="the outer step of round 1")
+
+
+@pytest.mark.parametrize("stopping", [(), (0,), (1,), (0, 1)])
+def test_workers_that_all_came_to_the_end_of_a_round_finish_it_whoever_is_to_stop(stopping):
+    store = dist.HashStore()
+    Workers(Place(worker=1, workers=2), store=store).arrive("round 0")
+    assert at_the_end_of_a_round(store, 0, 0 in stopping)
+    assert at_the_end_of_a_round(store, 1, 1 in stopping)
+
+
+def test_a_worker_that_waits_stops_as_soon_as_another_one_stops():
+    store = dist.HashStore()
+    with ThreadPoolExecutor() as pool:
+        waits = pool.submit(at_the_end_of_a_round, store, 0, False)
+        Workers(Place(worker=1, workers=2), store=store).stop_before("round 0")
+        assert not waits.result()
+
+
+def test_a_worker_that_stops_while_it_waits_lets_one_that_comes_later_stop_too():
+    store = dist.HashStore()
+    assert not at_the_end_of_a_round(store, 1, stops=True)
+    assert not at_the_end_of_a_round(store, 0, stops=False)
+
+
+def test_waiting_at_the_end_of_a_round_has_an_end():
+    with pytest.raises(WorkerLost, match=r"worker 1 did not come .* round 1 within 0 s"):
+        at_the_end_of_a_round(dist.HashStore(), 0, stops=False, timeout=0.1)
 
 
 def die(workers):

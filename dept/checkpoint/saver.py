@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,39 +13,13 @@ from composer.loggers import Logger
 from composer.utils import checkpoint, dist, format_name_with_dist
 
 from dept.checkpoint import durable
+from dept.checkpoint.epoch_end import after_the_epoch
 from dept.checkpoint.notices import tell
 from dept.checkpoint.remote_checkpoints import checkpoints_among
 from dept.checkpoint.remote_folder import RemoteFolder
 from dept.checkpoint.run_folder import numbered_checkpoints
-from dept.checkpoint.sigterm import StopOnSigterm, ends_epoch
+from dept.checkpoint.sigterm import StopOnSigterm
 from dept.errors import NotSaved
-
-Interval = Callable[[State, Event], bool]
-
-
-def after_the_epoch(interval: Interval) -> Interval:
-    """Let a checkpoint that falls on the last batch of an epoch wait until the epoch has ended.
-
-    What comes with that end, the outer step of a round above all, is then in it; and there is one
-    checkpoint of that moment, however often checkpoints are made.
-
-    Args:
-        interval: of Composer, which is asked at every ``BATCH_CHECKPOINT`` and
-            ``EPOCH_CHECKPOINT``.
-    """
-    waits = False
-
-    def due(state: State, event: Event) -> bool:
-        nonlocal waits
-        is_due = interval(state, event)
-        if event == Event.BATCH_CHECKPOINT and ends_epoch(state):
-            waits = is_due
-            return False
-        if event == Event.EPOCH_CHECKPOINT:
-            is_due, waits = is_due or waits, False
-        return is_due
-
-    return due
 
 
 class Checkpoints(CheckpointSaver):
@@ -92,7 +66,9 @@ class Checkpoints(CheckpointSaver):
             self.remote = RemoteFolder(folder, remote)
             if self.num_checkpoints_to_keep == 0:
                 self.num_checkpoints_to_keep = 1  # it must be here until it is sent
-        self._scheduled = after_the_epoch(self.save_interval)
+        self._scheduled = after_the_epoch(
+            self.save_interval, Event.BATCH_CHECKPOINT, Event.EPOCH_CHECKPOINT
+        )
         self.save_interval = self._is_due
 
     def fit_start(self, state: State, logger: Logger) -> None:

@@ -13,12 +13,9 @@ from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from dept.checkpoint.epoch_end import ends_epoch
+from dept.transport import process_group
 from dept.transport.launcher import GRACE
-
-
-def ends_epoch(state: State) -> bool:
-    """Whether the batch that was trained last is the last of its epoch, which has not ended yet."""
-    return state.timestamp.batch_in_epoch == state.dataloader_len
 
 
 class StopOnSigterm(Callback):
@@ -35,27 +32,41 @@ class StopOnSigterm(Callback):
         self._before: Any = None
 
     def asked(self, state: State, event: Event) -> bool:
-        """Whether any process of this world has been told to end; the same on all of them.
+        """Whether any process of this world has been asked to end; the same on all of them.
 
-        All of them must ask, at the same event. Not after the last batch of an epoch, whose end is
-        about to come: what is saved then has the outer step of the round in it.
+        All of them must ask, at the same event. After the last batch of an epoch, it waits for the
+        other workers: if all come, the end of the epoch follows, and what is saved then has the
+        outer step of the round in it. If one of them stops instead, this worker stops here.
         """
-        if event == Event.BATCH_CHECKPOINT and ends_epoch(state):
-            return False
         now = (event, state.timestamp.batch.value)
         if self._decided is None or self._decided[0] != now:
-            received = self._received is not None
-            if dist.get_world_size() > 1:
-                flag = state.device.tensor_to_device(torch.tensor([received], dtype=torch.uint8))
-                dist.all_reduce(flag, reduce_operation="MAX")
-                received = bool(flag.item())
-            self._decided = (now, received)
+            self._decided = (now, self._decide(state, event))
         return self._decided[1]
+
+    def _decide(self, state: State, event: Event) -> bool:
+        workers, epoch = process_group.current(), state.timestamp.epoch.value
+        point = f"the end of epoch {epoch}"
+        if event == Event.BATCH_CHECKPOINT and ends_epoch(state):
+            return not workers.all_arrive(
+                point,
+                lambda: self._received is not None,
+                stage=f"the outer step of round {epoch + 1}",
+            )
+        received = self._received is not None
+        if dist.get_world_size() > 1:
+            flag = state.device.tensor_to_device(torch.tensor([received], dtype=torch.uint8))
+            dist.all_reduce(flag, reduce_operation="MAX")
+            received = bool(flag.item())
+        if received and event == Event.BATCH_CHECKPOINT:
+            workers.stop_before(point)
+        return received
 
     def fit_start(self, state: State, logger: Logger) -> None:
         # llm-foundry lets savers of checkpoints come last; where there is one, it ends the run.
         self._ends = not any(isinstance(c, CheckpointSaver) for c in state.callbacks)
         self._before = signal.signal(signal.SIGTERM, self._receive)
+        if ends_epoch(state):  # a worker that is resumed there trains no batch
+            process_group.current().arrive(f"the end of epoch {state.timestamp.epoch.value}")
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if self._ends:

@@ -172,25 +172,20 @@ class Dept(Algorithm):
                     self.run.slots.abandon()
 
     def _end_round(self, state: State, logger: Logger) -> None:
-        """At the end of an epoch; or before, if an evaluation falls on the last batch of a round.
-
-        Composer evaluates before it ends the epoch. (Checkpoints wait: dept/checkpoint/saver.py.)
-        """
-        if self.run.is_over:
-            with round_metrics.timed(self.totals, "outer_step_seconds"):
-                metrics = self._outer_step(state)
-            logger.log_metrics(metrics)
+        with round_metrics.timed(self.totals, "outer_step_seconds"):
+            metrics = self._outer_step(state)
+        logger.log_metrics(metrics)
 
     def _outer_step(self, state: State) -> dict[str, float]:
         """After the last slot: let the outer step be the global model, and all workers know all."""
         run, stage = self.run, f"the outer step of round {self.totals['rounds'] + 1}"
-        waited = self.workers.wait_for_all(stage)
+        self.workers.wait_for_all(stage)
         left_out = slot_faults.left_out(run, stage)
         stepped = run.outer_step(left_out, stage=stage)
         moved = updates.norm(run.slots.update(stepped)) if stepped else 0.0
         self.park(state)
         run.slots.close_round(stepped)
-        every = run.exchange_records(waited, stage=stage)
+        every = run.exchange_records(stage=stage)
         self.losses = {source: record.losses for source, record in every.items()}
         of_round = {"sent_bytes": run.sent_bytes, "update_norm": moved, "left_out": len(left_out)}
         return round_metrics.metrics(every, of_round) | run.passes(every)
@@ -211,7 +206,6 @@ class Dept(Algorithm):
     # --- evaluation -------------------------------------------------------------------------------
 
     def _enter_evaluation(self, state: State, logger: Logger) -> None:
-        self._end_round(state, logger)
         self.park(state)
         self.evaluation.enter(state.dataloader_label or "eval")
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from composer.core import State
+from composer.core import Event, State
 from composer.loggers import Logger
 from torch import Tensor
 
+from dept.checkpoint.epoch_end import after_the_epoch
 from dept.config import icl
 from dept.config.icl import is_task
 from dept.method.variants import Sharing, Vocabulary
@@ -99,6 +100,10 @@ class Evaluation:
         schedule, place = self.run.schedule, self.run.workers.place
         mine = schedule.sources_of(place.worker)
         chosen = own_evaluators(evaluators, schedule.sources, mine, place, self.icl_source)
+        for evaluator in chosen:
+            evaluator.eval_interval = after_the_epoch(
+                evaluator.eval_interval, Event.BATCH_END, Event.EPOCH_END
+            )
         if schedule.moves:
             wait_until_held(chosen, self._is_held)
         return chosen

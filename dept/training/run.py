@@ -155,11 +155,6 @@ class Run:
         """Local steps taken in the running round, by source."""
         return {source: record.steps for source, record in self.records.items()}
 
-    @property
-    def is_over(self) -> bool:
-        """Whether all slots of this worker in the running round have ended."""
-        return sum(self.steps.values()) == self.schedule.batches_per_round
-
     def share(self, source: str) -> Share:
         """How a source weighs in the average, and which rows it holds."""
         train = self.loader.prepared[source].splits["train"]
@@ -219,11 +214,10 @@ class Run:
         if self.held.keeps_local_models:
             self.local_models[source] = {n: v.to("cpu", copy=True) for n, v in local.items()}
 
-    def exchange_records(self, waited: float, *, stage: str) -> dict[str, SlotRecord]:
+    def exchange_records(self, *, stage: str) -> dict[str, SlotRecord]:
         """End the round: all workers learn of all slots, and add them to the totals.
 
         Args:
-            waited: seconds that this worker waited for the others.
             stage: where workers synchronise, for the error.
 
         Returns:
@@ -233,8 +227,9 @@ class Run:
             WorkerLost: another worker did not come.
         """
         slots = {source: record.state_dict() for source, record in self.records.items()}
-        here = {"slots": slots, "sent": dict(self.workers.sent), "waited": waited}
+        here = {"slots": slots, "sent": dict(self.workers.sent), "waited": self.workers.waited}
         self.workers.sent.clear()
+        self.workers.waited = 0.0
         every = self.workers.gather(here, stage=stage)
         found = [given["slots"].items() for given in every]
         records = {source: SlotRecord.of(state) for of in found for source, state in of}

@@ -10,11 +10,12 @@ from composer.core import Callback, Event, State, Time, TimeUnit
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler
 
+from dept.checkpoint.epoch_end import after_the_epoch, ends_epoch
 from dept.checkpoint.notices import tell
 from dept.checkpoint.remote_checkpoints import bring_states, checkpoints_among, states_at
 from dept.checkpoint.remote_folder import RemoteFolder
 from dept.checkpoint.run_folder import progress
-from dept.checkpoint.saver import Checkpoints, after_the_epoch
+from dept.checkpoint.saver import Checkpoints
 from dept.checkpoint.sigterm import StopOnSigterm
 from dept.checkpoint.source_files import FOLDER, SourceFiles, name_of, outdated, read_by
 from dept.errors import NotSaved
@@ -52,7 +53,11 @@ class SourceCheckpoints(Callback):
         self.remote: RemoteFolder | None = None
         self.keep = save_num_checkpoints_to_keep
         self.in_mid_round = Time.from_input(save_interval, TimeUnit.EPOCH).unit != TimeUnit.EPOCH
-        self._scheduler = after_the_epoch(create_interval_scheduler(save_interval))
+        self._scheduler = after_the_epoch(
+            create_interval_scheduler(save_interval),
+            Event.BATCH_CHECKPOINT,
+            Event.EPOCH_CHECKPOINT,
+        )
         self._decided: tuple[tuple[Event, int], bool] | None = None
         self._round_is_written = True  # by all workers, at its start; nothing is lost before that
         self._stop: StopOnSigterm | None = None
@@ -87,7 +92,6 @@ class SourceCheckpoints(Callback):
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         saving = self._is_saving(state, Event.BATCH_CHECKPOINT)
-        round_ends = state.timestamp.batch_in_epoch == state.dataloader_len
         if saving:
             self.dept.park(state)  # what is saved is the global model, and a slot as it is
             self._wait_until_sent()
@@ -95,7 +99,7 @@ class SourceCheckpoints(Callback):
             self.dept.workers.share([written])
             if not written.item():
                 self._give_up(state)
-        elif self.in_mid_round and not round_ends:
+        elif self.in_mid_round and not ends_epoch(state):
             # A finished local model is in memory until the next slot begins, so this is its time.
             self._write(self.dept.run.local_models.keys() & self._held.changed, state)
         if self._stop is not None and self._stop.asked(state, Event.BATCH_CHECKPOINT):

@@ -34,6 +34,7 @@ class Workers:
     Attributes:
         place: which worker this is, and which of its ranks.
         sent: bytes handed to the transport for other workers so far, by what they were for.
+        waited: seconds that this worker waited for others at the end of rounds, so far.
     """
 
     place: Place
@@ -44,6 +45,7 @@ class Workers:
 
     def __post_init__(self) -> None:
         self.sent: Counter[str] = Counter()
+        self.waited = 0.0
         self._meetings = 0
 
     @property
@@ -85,8 +87,8 @@ class Workers:
         )
         return list(received.split(list(sizes)))
 
-    def wait_for_all(self, stage: str) -> float:
-        """Wait until every worker is here; the seconds that took.
+    def wait_for_all(self, stage: str) -> None:
+        """Wait until every worker is here.
 
         Raises:
             WorkerLost: a worker did not come.
@@ -94,7 +96,59 @@ class Workers:
         began = time.perf_counter()
         if self.count > 1 and self.leads:
             self._meet(lambda: self.figures.barrier(dist.BarrierOptions()), stage)
-        return time.perf_counter() - began
+        self.waited += time.perf_counter() - began
+
+    def arrive(self, point: str) -> None:
+        """Let others know that this worker is at ``point``, without waiting for them."""
+        if self.store is not None and self.leads:
+            self.store.set(f"{point}/{self.place.worker}", "1")
+
+    def stop_before(self, point: str) -> None:
+        """Let those who wait at ``point`` stop, since this worker will not come there."""
+        if self.store is not None and self.leads:
+            self.store.compare_set(f"{point}/decision", "", "stop")
+
+    def all_arrive(self, point: str, stops: Callable[[], bool], *, stage: str) -> bool:
+        """Wait until every worker is at ``point``, or one of them stops instead.
+
+        No other wait can be left when this process is asked to stop: Python runs no handler of
+        signals while a group waits.
+
+        Args:
+            point: a name that occurs once in a job.
+            stops: whether this worker has been asked to stop.
+            stage: where workers synchronise, for the error.
+
+        Returns:
+            Whether all arrived; the same on every rank of every worker that is here.
+
+        Raises:
+            WorkerLost: a worker did not come in time, or the first one is gone.
+        """
+        if self.count == 1:
+            return True
+        return self._from_leader(self._all_arrive(point, stops, stage) if self.leads else None)
+
+    def _all_arrive(self, point: str, stops: Callable[[], bool], stage: str) -> bool:
+        assert self.store is not None
+        began, decision = time.perf_counter(), f"{point}/decision"
+        everyone = [f"{point}/{worker}" for worker in range(self.count)]
+        try:
+            self.arrive(point)
+            while not self.store.check([decision]):
+                waited = time.perf_counter() - began
+                if self.store.check(everyone):
+                    self.store.compare_set(decision, "", "go")
+                elif stops():
+                    self.stop_before(point)
+                elif waited > self.timeout:
+                    raise RuntimeError("timed out")
+                else:
+                    time.sleep(min(0.001 + waited / 100, 0.05))
+            self.waited += time.perf_counter() - began
+            return self.store.get(decision) == b"go"
+        except RuntimeError as error:
+            raise WorkerLost(self._missing(point, stage, error)) from error
 
     def gather(self, value: Any, *, stage: str) -> list[Any]:
         """What each worker gave, in their order, on every rank.
