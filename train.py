@@ -167,7 +167,7 @@ def pretrain(config) -> None:
 
     import dept.training.registration
 
-    dept.registration.register()
+    dept.training.registration.register()
     train(config)
 
 
