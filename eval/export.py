@@ -2,6 +2,7 @@
 
     python eval/export.py runs/multilingual-dept_spec-s17/checkpoints --source en --out exports/en
     python eval/export.py runs/multilingual-dept_trim-s17/checkpoints --all --out exports/trim
+    python eval/export.py ... --source en --out exports/en --push-to owner/name
 
 `AutoModelForCausalLM.from_pretrained` reads it where nothing but transformers and torch is
 installed, and gives the logits of training: an MPT with ALiBi as transformers' MPT, one with
@@ -16,7 +17,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,18 +116,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from dept.errors import ConfigError, DataError
+    from eval.hub import push
     from eval.source_models import TrainedRun
 
     try:
         run = TrainedRun(chosen.checkpoint, chosen.root)
         parts = {name: name for name in run.names} if chosen.all else {chosen.source: ""}
+        repositories = _repositories(chosen.push_to, parts.values())
         written = export(run, parts, chosen.out, remote_code=chosen.remote_code)
+        for folder in written:
+            print(folder, flush=True)
+        for folder, repository in zip(written, repositories, strict=False):
+            print(push(folder, repository, private=chosen.private), flush=True)
     except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for folder in written:
-        print(folder)
     return 0
+
+
+def _repositories(push_to: str | None, parts: Iterable[str]) -> list[str]:
+    """The repository of each part, if any is wanted; refused before anything slow."""
+    from eval.hub import check_name
+
+    if push_to is None:
+        return []
+    names = [f"{push_to}-{part}" if part else push_to for part in parts]
+    for name in names:
+        check_name(name)
+    return names
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,6 +163,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="bring llm-foundry's code along for an MPT that does not need it (half a minute)",
     )
+    parser.add_argument(
+        "--push-to",
+        metavar="OWNER/NAME",
+        help="send it to the hub (HF_ENDPOINT, HF_TOKEN); with --all to OWNER/NAME-<embedding>",
+    )
+    parser.add_argument("--private", action="store_true", help="if --push-to makes a repository")
     parser.add_argument("--root", help="folder of data/ and tokenizers/, if the run had another")
     return parser
 

@@ -93,6 +93,17 @@ def test_an_archive_that_composer_unpacks_stays_in_its_folder(guarded, tmp_path)
     assert not (tmp_path / "outside.py").exists()
 
 
+def test_a_python_that_cannot_unpack_safely_unpacks_nothing(guarded, tmp_path, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")
+    monkeypatch.setattr(tarfile.TarFile, "extractall", tarfile.TarFile.extractall)
+    trust.guard()
+    with tarfile.open(tmp_path / "c.tar", "w") as archive:
+        archive.add(__file__, "inside.py")
+    with tarfile.open(tmp_path / "c.tar") as archive, pytest.raises(ConfigError, match="take Pyth"):
+        archive.extractall(tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
 def test_a_tokenizer_that_names_code_is_for_those_who_trust_it(tmp_path):
     config = {"tokenizer": {"name": str(tmp_path)}}
     for name in ("tokenizer_config.json", "config.json"):

@@ -16,6 +16,7 @@ import enum
 import os
 import pathlib
 import pickle
+import platform
 import tarfile
 import types
 from collections.abc import Mapping
@@ -69,11 +70,21 @@ def guard() -> None:
         return
     know_plain()
     # Composer unpacks a checkpoint that is an archive; no file of it may go elsewhere.
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore
+    if hasattr(tarfile, "data_filter"):
+        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore
+    else:  # Python below 3.10.12 and 3.11.4, hence that of Debian 12
+        tarfile.TarFile.extractall = _refuse_archive  # type: ignore[method-assign]
     from torch.distributed.checkpoint import filesystem
 
     filesystem.pickle = types.SimpleNamespace(  # type: ignore[assignment]
         load=lambda file: _Metadata(file).load(), dump=pickle.dump
+    )
+
+
+def _refuse_archive(archive: tarfile.TarFile, *_: Any, **__: Any) -> None:
+    raise ConfigError(
+        f"{archive.name} is an archive, which Python {platform.python_version()} cannot unpack "
+        f"safely: take Python 3.10.12, 3.11.4, 3.12 or unpack it"
     )
 
 

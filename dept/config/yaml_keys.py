@@ -72,7 +72,7 @@ CALLBACKS |= dict.fromkeys(" ".join(OF_LLM_FOUNDRY).split(), MAPPING)
 
 LOGGERS: dict[str, schema.Spec] = {"jsonl": Section({"path": PATH}), "inmemory": Section()}
 LOGGERS |= dict.fromkeys(
-    ("in_memory_logger", "mlflow", "mosaicml", "tensorboard", "wandb"), MAPPING
+    ("file_logger", "in_memory_logger", "mlflow", "mosaicml", "tensorboard", "wandb"), MAPPING
 )
 
 LOADERS = ("sources", "mixture", "text", "finetuning", "contrastive_pairs")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from composer.core import DataSpec
+from composer.loggers import FileLogger
 from composer.utils import dist
 from llmfoundry import registry
 from llmfoundry.data.utils import get_tokens_per_batch_func
@@ -34,6 +35,7 @@ from dept.training.run_files import RunFiles
 from dept.training.source_checkpoints import SourceCheckpoints
 from dept.training.source_metrics import SourceMetrics
 from dept.training.start_from import StartFrom
+from dept.training.wandb_logger import WandB
 from dept.transport import process_group
 
 
@@ -159,7 +161,9 @@ def register() -> None:
     registry.dataloaders.register("sources", func=build_sources)
     registry.dataloaders.register("validation", func=build_validation)
     registry.dataloaders.register("mixture", func=build_mixture)
+    registry.loggers.register("file_logger", func=FileLogger)  # llm-foundry leaves it out
     registry.loggers.register("jsonl", func=JsonlLogger)
+    registry.loggers.register("wandb", func=WandB)
     registry.callbacks.register("active_forgetting", func=ActiveForgetting)
     registry.callbacks.register("best_checkpoint", func=BestCheckpoint)
     registry.callbacks.register("checkpoints", func=Checkpoints)

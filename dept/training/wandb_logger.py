@@ -1,0 +1,27 @@
+"""Weights & Biases, online or not, in runs that look for a checkpoint when they start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from composer.loggers import WandBLogger
+
+
+class WandB(WandBLogger):
+    """Composer's logger, which says that it has no checkpoint where it cannot have one.
+
+    With ``autoresume`` Composer asks each logger for the newest checkpoint before the first batch.
+    Its own W&B logger then fails a run in offline mode, and asks the server even if artifacts are
+    never sent.
+    """
+
+    def download_file(self, remote_file_name: str, *arguments: Any, **options: Any) -> None:
+        """Bring a file from W&B.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        is_offline = not self.entity
+        if is_offline or not self._log_artifacts:
+            raise FileNotFoundError(f"{remote_file_name} is not in W&B")
+        super().download_file(remote_file_name, *arguments, **options)
