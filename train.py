@@ -165,9 +165,9 @@ def pretrain(config) -> None:
         warnings.filterwarnings("ignore", message=f".*{message}")
     from llmfoundry.command_utils import train
 
-    import dept.training.registration
+    from dept.training import registration
 
-    dept.registration.register()
+    registration.register()
     train(config)
 
 

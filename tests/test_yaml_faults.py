@@ -164,7 +164,7 @@ def test_what_is_let_through_starts(prepared, tmp_path, monkeypatch):
     from llmfoundry.command_utils import train
     from omegaconf import OmegaConf
 
-    import dept.training.registration
+    from dept.training import registration
 
     class StartedError(Exception):
         """The run has come to its second step."""
@@ -175,7 +175,7 @@ def test_what_is_let_through_starts(prepared, tmp_path, monkeypatch):
                 raise StartedError
 
     registry.callbacks.register("enough", func=Enough)
-    dept.registration.register()
+    registration.register()
     (tmp_path / "yamls").symlink_to(YAMLS)  # the llama's config is named from there
     monkeypatch.chdir(tmp_path)  # paths are values, too
     started, refused = [], []
