@@ -36,13 +36,14 @@ class OuterOptimizer:
     which some source holds it (``dept/method/row_steps.py``).
 
     Args:
-        name: ``fedavg``, ``nesterov``, ``fedadam``, or any optimizer of ``torch.optim`` in lower
-            case (``sgd``, ``adam``, ``adamw``, ``adagrad``, ...).
-        classes: optimizers by name; ``fedadam`` and those of ``torch.optim`` by default.
+        name: ``fedavg``, ``nesterov``, ``fedadam``, or any of ``classes``.
+        classes: optimizers by name; by default ``fedadam`` and those of ``torch.optim`` in lower
+            case (``sgd``, ``adam``, ``adamw``, ``adagrad``, ...). Training adds those of
+            llm-foundry's registry (``dept/training/registered.py``).
         options: options of the optimizer (``lr``, ``momentum``, ...), over those of a preset.
 
     Raises:
-        ValueError: there is no optimizer of that name, or it does not know an option.
+        ConfigError: there is no optimizer of that name, or it does not take an option.
     """
 
     def __init__(
@@ -56,15 +57,19 @@ class OuterOptimizer:
         self.is_average = settings == PRESETS["fedavg"]
         cls = settings.pop("name")
         if cls not in classes:
-            known = ", ".join(dict.fromkeys([*PRESETS, *sorted(classes)]))
-            raise ConfigError(f"outer_optimizer.name is {shown(name)}: set it to one of {known}")
+            raise ConfigError(
+                f"algorithms.dept.outer_optimizer.name is {shown(name)}: set it to one of "
+                f"{', '.join(dict.fromkeys([*PRESETS, *sorted(classes)]))}"
+            )
         self.name = name
         self._build = lambda parameter: classes[cls]([parameter], **settings)
         try:
             self._build(torch.nn.Parameter(torch.zeros(1)))
-        except TypeError as error:
+        except ConfigError:
+            raise
+        except Exception as error:  # of any library
             raise ConfigError(
-                f"outer_optimizer {name!r} has an option it does not know: {error}"
+                f"algorithms.dept.outer_optimizer cannot be built as {shown(name)}: {error}"
             ) from error
         self.state: dict[str, dict[str, Any]] = {}
 

@@ -28,6 +28,7 @@ from dept.method.variants import Vocabulary
 from dept.method.vocabulary import VocabularyMap
 from dept.training import moves, resume, round_metrics, watch
 from dept.training.evaluation import Evaluation, own_evaluators, source_of, wait_until_held
+from dept.training.registered import outer_optimizers
 from dept.transport import process_group
 from dept.transport.exchange import Reduction
 
@@ -50,7 +51,8 @@ class Dept(Algorithm):
     def __init__(self, **options: Any) -> None:
         self.options = parse(DeptOptions, "algorithms.dept", options)
         self.variant = self.options.sharing
-        self.outer_optimizer = OuterOptimizer(**self.options.outer_optimizer)
+        outer = self.options.outer_optimizer
+        self.outer_optimizer = OuterOptimizer(**outer, classes=outer_optimizers(outer["name"]))
         if self.variant.averages_by_row:
             self.outer_optimizer.check_by_row()
         self.workers = process_group.current()
