@@ -76,9 +76,11 @@ class DeptOptions:
     """
 
     outer_optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
-    """``{name: fedavg}``, ``nesterov``, ``fedadam`` (with ``lr``, ``betas``, ``tau``), or an
-    optimizer of torch in lower case, with its options. TRIM, which averages by token row, refuses
-    one whose state is not by element (``adafactor``). See ``dept/method/outer_optimizer.py``."""
+    """``{name: fedavg}``, ``nesterov``, ``fedadam`` (with ``lr``, ``betas``, ``tau``), an optimizer
+    of torch in lower case, or any other of llm-foundry's registry (``decoupled_lionw``, one of your
+    own from ``code_paths`` or an entry point ``llmfoundry_optimizers``), with its options. TRIM,
+    which averages by token row, refuses one whose state is not by element (``adafactor``). See
+    ``dept/method/outer_optimizer.py``."""
 
     inner_state: str = "reset"
     """What becomes of the inner optimizer's state of shared parameters between the slots of a

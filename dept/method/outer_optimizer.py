@@ -128,6 +128,22 @@ class OuterOptimizer:
         optimizer.step()
         return parameter.data, dict(optimizer.state[parameter])
 
+    def check_step(self) -> None:
+        """Refuse an optimizer that cannot take a step with its options; its state stays as it is.
+
+        Raises:
+            ConfigError: it cannot: a value does not fit, or it needs more than gradients.
+        """
+        try:
+            value, _ = self._stepped(torch.ones(2, 2), torch.ones(2, 2), {})
+            if not value.isfinite().all():
+                raise NumericalFault(f"it leads from 1 to {value[0, 0].item()}")
+        except Exception as error:  # of any library
+            said = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"algorithms.dept.outer_optimizer cannot take a step: {said}"
+            ) from error
+
     def check_by_row(self) -> None:
         """Refuse an optimizer that cannot step the rows of a matrix each on its own.
 

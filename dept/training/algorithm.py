@@ -53,6 +53,7 @@ class Dept(Algorithm):
         self.variant = self.options.sharing
         outer = self.options.outer_optimizer
         self.outer_optimizer = OuterOptimizer(**outer, classes=outer_optimizers(outer["name"]))
+        self.outer_optimizer.check_step()
         if self.variant.averages_by_row:
             self.outer_optimizer.check_by_row()
         self.workers = process_group.current()
