@@ -7,10 +7,12 @@ import sys
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from training import dept_of, load, tensors_of, train
 
 from dept.config import registries, yaml_keys
 from dept.errors import ConfigError
+from dept.training import build_errors
 
 OWN = """
 import torch
@@ -33,8 +35,25 @@ class Counts(Callback):
 
     def epoch_end(self, state, logger):
         Counts.rounds += 1
+
+
+class Fails(Callback):
+    def __init__(self, at):
+        self.at = at
+        self.fail("built")
+
+    def fail(self, now):
+        if now == self.at:
+            raise ZeroDivisionError(f"nothing can be {now}")
+
+    def batch_start(self, state, logger):
+        self.fail("begun")
+
+    def epoch_end(self, state, logger):
+        self.fail("ended")
 """
 REGISTERS = """
+registry.callbacks.register("fails", func=Fails)
 registry.optimizers.register("half_step", func=HalfStep)
 registry.callbacks.register("counts", func=Counts)
 """
@@ -164,3 +183,23 @@ def test_a_wrong_name_or_option_is_a_sentence_before_anything_is_built(
 ):
     with refused(message):
         train(prepared, "dept_spec", own_file, "run_name=wrong-names", override)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(
+    ("at", "sentence"),
+    [
+        ("built", "callbacks.fails cannot be built: nothing can be built (ZeroDivisionError)"),
+        ("begun", "callbacks.fails does not take a first step: nothing can be begun"),
+        ("ended", None),
+    ],
+)
+def test_an_error_is_a_sentence_with_its_key_until_a_step_is_taken(
+    prepared, own_file, at, sentence
+):
+    override = [own_file, f"callbacks.fails.at={at}", "autoresume=false", "save_folder=null"]
+    config = OmegaConf.to_container(load(prepared, "dept_spec", *override), resolve=True)
+    with pytest.raises(Exception, match=f"nothing can be {at}") as caught:
+        train(prepared, "dept_spec", *override)
+    said = build_errors.sentence(caught.value, config)
+    assert said is None if sentence is None else said.startswith(sentence)
