@@ -125,7 +125,7 @@ def _check_parts(
     callbacks = config.get("callbacks") or {}
     for name in ("run_files", "best_checkpoint"):
         if name in callbacks and "source_metrics" not in callbacks:
-            raise ConfigError(f"callbacks.{name} needs the figures of source_metrics: add that")
+            raise ConfigError(f"callbacks.{name} needs source_metrics beside it: add that")
     for name in ("active_forgetting", "best_checkpoint"):
         if name in callbacks and dept is not None:
             raise ConfigError(f"callbacks.{name} is for baselines: remove it, or algorithms.dept")
@@ -251,7 +251,7 @@ def _check_start_from(
 ) -> None:
     if loader is None:
         raise ConfigError(
-            "callbacks.start_from goes on with sources of a prepared corpus: set train_loader.name "
+            "callbacks.start_from trains sources of a prepared corpus: set train_loader.name "
             "to mixture, or to sources with algorithms.dept"
         )
     if dept is None:
@@ -330,7 +330,7 @@ def _check_tokenizer(config: Mapping[str, Any], corpus: PreparedCorpus) -> None:
     if tokenizer_hash(name) != corpus.tokenizers[GLOBAL].hash:
         raise DataError(
             f"the shards of corpus {corpus.name} were written with another tokenizer than {name}: "
-            f"set tokenizer.name to {corpus.tokenizers[GLOBAL].path}, or prepare the corpus anew"
+            f"set tokenizer.name to {corpus.tokenizers[GLOBAL].path}, or prepare the corpus again"
         )
 
 
