@@ -18,7 +18,6 @@ WIDTH = integer(1, 1_000_000)  # of a model, or its layers; a typing error is mo
 ROWS = integer(1, 100_000_000)
 UNITS = ("ep", "ba", "sp", "tok")
 INTERVAL = schema.time(*UNITS, "dur", least=1) | COUNT
-WARMUP = schema.time(*UNITS, "dur")
 BATCHES = COUNT | schema.one_of(-1)
 ANYTHING = Kind("anything", lambda v: True)
 BETAS = Kind(
@@ -29,6 +28,14 @@ BETAS = Kind(
 
 def _each(kind: Kind, keys: str) -> dict[str, Kind]:
     return dict.fromkeys(keys.split(), kind)
+
+
+# Some are needed only when the warm-up is over.
+SCHEDULER = {
+    **_each(schema.time(*UNITS, "dur"), "t_warmup t_scale t_cooldown"),
+    **_each(number(0, 1e6), "alpha alpha_i alpha_f alpha_f_decay alpha_f_cooldown"),
+    "scale_warmup": FLAG,
+}
 
 
 REQUIRED = {
@@ -73,8 +80,11 @@ VALUES = {
     "optimizer.lr": number(0, 1e4, above=True),
     "optimizer.betas": BETAS,
     **_each(number(0, 1e3), "optimizer.eps optimizer.weight_decay optimizer.momentum"),
-    "scheduler.t_warmup": WARMUP,
-    "callbacks.active_forgetting.scheduler.t_warmup": WARMUP,
+    **{
+        f"{above}scheduler.{key}": kind
+        for above in ("", "callbacks.active_forgetting.")
+        for key, kind in SCHEDULER.items()
+    },
     "algorithms.dept.outer_optimizer.lr": number(0, 1e4),
     "algorithms.gradient_clipping.clipping_threshold": number(above=True),
     "algorithms.gradient_clipping.clipping_type": schema.one_of("norm", "value", "adaptive"),
