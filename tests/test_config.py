@@ -196,7 +196,9 @@ def test_every_experiment_can_run(prepared, tmp_path, experiment):
     configs.check(config)
     variant = config["algorithms"].get("dept", {}).get("variant")
     only = config["train_loader"].get("sources")
+    del config["seed"]
     config = configs.complete(config)
+    assert config["seed"] == 17  # which the summary has, after all training
     labels = [loader["label"] for loader in config["eval_loaders"]]
     has_global_embedding = variant in ("glob", "trim", None)
     assert labels == (only or ["manual", "code", "mail", "tools", *["held"] * has_global_embedding])

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from types import CodeType, TracebackType
 from typing import Any
 
-# Builders of llm-foundry, and what of the yaml each of them is given.
+# Functions of llm-foundry and Composer, and what of the yaml each of them is given.
 SECTIONS = {
     "import_file": "code_paths",
+    "ensure_folder_has_no_conflicting_files": "save_folder",
     "build_tokenizer": "tokenizer",
     "build_scheduler": "scheduler",
     "build_logger": "loggers",
