@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
         print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
         os._exit(1)  # an orderly end would wait for the lost worker too
     except Exception as error:
-        said = None if os.environ.get("DEPT_DEBUG") else build_errors.sentence(error)
+        said = None if os.environ.get("DEPT_DEBUG") else build_errors.sentence(error, plain)
         if said is None:
             raise
         print(f"{arguments[0]}: {said}", file=sys.stderr, flush=True)
@@ -165,9 +165,9 @@ def pretrain(config) -> None:
         warnings.filterwarnings("ignore", message=f".*{message}")
     from llmfoundry.command_utils import train
 
-    import dept.training.registration
+    from dept.training import registration
 
-    dept.training.registration.register()
+    registration.register()
     train(config)
 
 

@@ -117,9 +117,9 @@ def serve(pipe) -> None:
     from composer.core import Callback
     from llmfoundry import registry
 
-    import dept.training.registration
+    from dept.training import registration
 
-    dept.training.registration.register()
+    registration.register()
 
     class Sleep(Callback):
         """Makes each step longer, and notes when it began."""

@@ -89,8 +89,23 @@ def refusal(root, capsys, monkeypatch, experiment, *more):
         ("dept_spec", "algorithms.dept.inner_state=drop", "inner_state is 'drop': .* reset, keep"),
         ("dept_spec", "algorithms.dept.weighting=size", "weighting is 'size'"),
         ("dept_spec", "algorithms.dept.sampling=random", "'random': .* uniform, stratified"),
-        ("dept_spec", "algorithms.dept.outer_optimizer.name=fedprox", "one of fedavg"),
-        ("dept_spec", "algorithms.dept.outer_optimizer.lrr=1", "an option it does not know"),
+        (
+            "dept_spec",
+            "algorithms.dept.outer_optimizer.name=fedprox",
+            "'fedprox': set it to one of ",
+        ),
+        ("dept_spec", "algorithms.dept.outer_optimizer.name=fedavgg", "did you mean fedavg?"),
+        ("dept_spec", "algorithms.dept.outer_optimizer.name=decoupled_lion", "decoupled_lionw?"),
+        ("dept_spec", "callbacks.speed_monitr={}", "'speed_monitr': did you mean speed_monitor?"),
+        ("dept_spec", "loggers.wandbb={}", "'wandbb': did you mean wandb?"),
+        ("dept_spec", "optimizer.name=decoupled_adam", "did you mean decoupled_adamw?"),
+        ("dept_spec", "model.n_layer=2", "'n_layer': did you mean n_layers?"),
+        ("dept_spec", "model.n_heads=3", "d_model is 32, which model.n_heads = 3 do not divide"),
+        ("dept_spec", "max_duratoin=2ep", "'max_duratoin': did you mean max_duration?"),
+        ("dept_spec", "optimizer.lr=0", "lr is 0: set it to a number above 0"),
+        ("dept_spec", "eval_interval=1epoch", "set it to a time such as 1ep"),
+        ("std", "train_loader.name=mixtur", "did you mean mixture?"),
+        ("dept_spec", "algorithms.dept.outer_optimizer.lrr=1", "fedavg': .* unexpected .*lrr"),
         ("dept_spec", "algorithms.dept.outer_optimizer={name: fedadam, tau: 0}", "tau is 0: set"),
         ("dept_trim", "algorithms.dept.outer_optimizer.name=adafactor", "row_var is not by elem"),
         ("dept_spec", "train_loader.corpsu=tiny", "'corpsu': did you mean corpus?"),
@@ -101,7 +116,7 @@ def refusal(root, capsys, monkeypatch, experiment, *more):
         ("dept_spec", "max_seq_len=64", "32 tokens long: set it to 32"),
         ("dept_spec", "spin_dataloaders=true", "set it to false"),
         ("dept_glob", "model.vocab_size=100", "go up to 1199: set it to 1200 or more"),
-        ("std", "train_loader.tau=-1", "tau is -1: set it to 0 or more"),
+        ("std", "train_loader.tau=-1", "tau is -1: set it to a number from 0 to 10"),
         ("std", "train_loader.taau=1", "'taau': did you mean tau?"),
         ("std", "train_loader.epoch_batches=0", "epoch_batches is 0: set it to a whole number"),
         ("continued", "seed=1", "variables.checkpoint is not set: add variables.checkpoint=..."),
@@ -181,7 +196,9 @@ def test_every_experiment_can_run(prepared, tmp_path, experiment):
     configs.check(config)
     variant = config["algorithms"].get("dept", {}).get("variant")
     only = config["train_loader"].get("sources")
+    del config["seed"]
     config = configs.complete(config)
+    assert config["seed"] == 17  # which the summary has, after all training
     labels = [loader["label"] for loader in config["eval_loaders"]]
     has_global_embedding = variant in ("glob", "trim", None)
     assert labels == (only or ["manual", "code", "mail", "tools", *["held"] * has_global_embedding])

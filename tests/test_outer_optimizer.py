@@ -256,6 +256,23 @@ def test_values_that_fedadam_cannot_have_are_refused(options, message):
         OuterOptimizer("fedadam", **options)
 
 
+def test_an_optimizer_that_cannot_step_is_refused():
+    class Closure(torch.optim.SGD):
+        def step(self, closure):
+            return closure()
+
+    for name, options in BY_ROW.items():
+        optimizer = OuterOptimizer(name, **options)
+        optimizer.check_step()
+        assert optimizer.state == {}
+    with pytest.raises(ConfigError, match=r"outer_optimizer cannot take a step: .*closure"):
+        OuterOptimizer("own", classes={"own": Closure}).check_step()
+    with pytest.raises(ConfigError, match=r"cannot take a step: .*overflow"):
+        OuterOptimizer("sgd", lr=1e39).check_step()
+    with pytest.raises(ConfigError, match=r"cannot be built as 'sgd': .*momentum"):
+        OuterOptimizer("sgd", momentum=-1)
+
+
 def test_an_optimizer_whose_state_is_not_by_element_cannot_step_rows():
     with pytest.raises(ConfigError, match=r"'adafactor', whose state row_var .* such as adam"):
         OuterOptimizer("adafactor").check_by_row()

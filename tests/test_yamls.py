@@ -51,10 +51,10 @@ def test_an_experiment_is_one_of_llm_foundrys(prepared, monkeypatch, tmp_path, n
         make_dataclass_and_log_config,
     )
 
-    import dept.training.registration
     from dept.costs.meta_device import build
+    from dept.training import registration
 
-    dept.training.registration.register()
+    registration.register()
     monkeypatch.chdir(REPOSITORY)
 
     def validated(*more, transforms):

@@ -45,9 +45,9 @@ def train(root: Path, experiment: str, *more: str, checked: bool = False):
     """Train, as train.py does after its checks; returns Composer's trainer."""
     from llmfoundry.command_utils import train as llmfoundry_train
 
-    import dept.training.registration
+    from dept.training import registration
 
-    dept.training.registration.register()
+    registration.register()
 
     os.chdir(REPOSITORY)
     return llmfoundry_train(load(root, experiment, *more, checked=checked))

@@ -8,15 +8,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dept.checkpoint.run_folder import find_checkpoint
-from dept.config import icl, model_keys, optimizer_keys, schema, yaml_keys
+from dept.config import icl, registries, yaml_keys
 from dept.config.options import (
     CorpusOptions,
     DeptOptions,
     MixtureOptions,
     StartFromOptions,
+    ValidationOptions,
     options_of,
     parse,
 )
@@ -26,8 +25,8 @@ from dept.data.shard_cache import block_bytes, too_small
 from dept.data.shard_files import fault, remake, size_fault
 from dept.data.tokenizer_files import tokenizer_hash
 from dept.errors import ConfigError, DataError, shown
-from dept.method.averaging import Average
-from dept.method.outer_optimizer import OuterOptimizer
+from dept.method.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizer
+from dept.method.presets import PRESETS
 from dept.method.sampling import UNIFORM
 from dept.method.schedule import RoundSchedule
 from dept.method.variants import Vocabulary
@@ -103,10 +102,9 @@ def _check(config: Mapping[str, Any]) -> list[str]:
     for source in prepared:
         if source.splits["val"].samples < 1 or source.splits["train"].samples < 1:
             raise DataError(f"source {source.name} has an empty split: give it more text")
-    for given in config.get("eval_loaders") or ():
+    for key, given in registries.eval_loaders(config):
         if given["name"] == "validation":
-            other = read_corpus(given.get("root", "."), given["corpus"])
-            other.source(given["source"], given.get("written_with", GLOBAL))
+            _check_validation(key, given)
     if dept is None:
         return []
     schedule = _check_dept(config, dept, names)
@@ -123,23 +121,11 @@ def _check_parts(
     config: Mapping[str, Any], dept: DeptOptions | None, loader: CorpusOptions
 ) -> None:
     """What has the right type each, but may not fit together."""
-    model_keys.check_parts(config["model"], config["max_seq_len"])
-    optimizer_keys.check_optimizer(config["optimizer"])
-    epoch = dept.local_steps if dept is not None else None
-    if isinstance(loader, MixtureOptions):
-        epoch = loader.epoch_batches
-    duration = config["max_duration"]
-    if dept is None or _rounds(duration):  # else the sentence on rounds is clearer
-        optimizer_keys.check_schedule("scheduler", config["scheduler"], duration, epoch)
+    _check_model(config["model"], config["max_seq_len"])
     callbacks = config.get("callbacks") or {}
-    forgetting = callbacks.get("active_forgetting")
-    if forgetting is not None:
-        where = "callbacks.active_forgetting.scheduler"
-        cycle = f"{forgetting['every']}ba"
-        optimizer_keys.check_schedule(where, forgetting["scheduler"], cycle, epoch)
     for name in ("run_files", "best_checkpoint"):
         if name in callbacks and "source_metrics" not in callbacks:
-            raise ConfigError(f"callbacks.{name} needs the figures of source_metrics: add that")
+            raise ConfigError(f"callbacks.{name} needs source_metrics beside it: add that")
     for name in ("active_forgetting", "best_checkpoint"):
         if name in callbacks and dept is not None:
             raise ConfigError(f"callbacks.{name} is for baselines: remove it, or algorithms.dept")
@@ -149,6 +135,23 @@ def _check_parts(
     if dept is None and batch % processes:
         raise ConfigError(
             f"global_train_batch_size is {batch}: set it to a multiple of the {processes} processes"
+        )
+
+
+def _check_model(model: Mapping[str, Any], length: int) -> None:
+    if model["name"] != "mpt_causal_lm":
+        return
+    width, heads = model.get("d_model", 2048), model.get("n_heads", 16)
+    if width % heads:
+        raise ConfigError(
+            f"model.d_model is {width}, which model.n_heads = {heads} do not divide: set it to "
+            f"{width // heads * heads or heads}"
+        )
+    positions = model.get("max_seq_len", 2048)
+    if positions < length:
+        raise ConfigError(
+            f"model.max_seq_len is {positions}, and samples have {length} tokens: set it to "
+            f"{length} or more"
         )
 
 
@@ -225,17 +228,20 @@ def _rounds(duration: Any) -> bool:
     return text.endswith("ep") and text[:-2].isdigit() and int(text[:-2]) > 0
 
 
+def _check_validation(key: str, section: Mapping[str, Any]) -> None:
+    options = {name: value for name, value in section.items() if name not in ("name", "label")}
+    chosen = parse(ValidationOptions, key, options)
+    read_corpus(chosen.root, chosen.corpus).source(chosen.source, chosen.written_with)
+
+
 def _check_outer_optimizer(options: Mapping[str, Any], *, by_row: bool) -> None:
-    where = "algorithms.dept.outer_optimizer"
-    known = schema.Section({**optimizer_keys.USUAL, "name": schema.TEXT}, is_open=True)
-    schema.check(where, known, options)
+    """Let it take a step, if it is known without llm-foundry."""
     if "classes" in options:
-        raise ConfigError(f"{where} has no option classes: remove it")
+        raise ConfigError("algorithms.dept.outer_optimizer has no option classes: remove it")
+    if options["name"] not in (*PRESETS, *OUTER_OPTIMIZERS):
+        return
     optimizer = OuterOptimizer(**options)
-    try:
-        optimizer.step({"w": torch.ones(2, 2)}, {"w": Average(torch.zeros(2, 2), None)})
-    except Exception as error:  # torch has many
-        raise ConfigError(f"{where} cannot take a step: {shown(str(error))}") from None
+    optimizer.check_step()
     if by_row:
         optimizer.check_by_row()
 
@@ -245,7 +251,7 @@ def _check_start_from(
 ) -> None:
     if loader is None:
         raise ConfigError(
-            "callbacks.start_from goes on with sources of a prepared corpus: set train_loader.name "
+            "callbacks.start_from trains sources of a prepared corpus: set train_loader.name "
             "to mixture, or to sources with algorithms.dept"
         )
     if dept is None:
@@ -324,7 +330,7 @@ def _check_tokenizer(config: Mapping[str, Any], corpus: PreparedCorpus) -> None:
     if tokenizer_hash(name) != corpus.tokenizers[GLOBAL].hash:
         raise DataError(
             f"the shards of corpus {corpus.name} were written with another tokenizer than {name}: "
-            f"set tokenizer.name to {corpus.tokenizers[GLOBAL].path}, or prepare the corpus anew"
+            f"set tokenizer.name to {corpus.tokenizers[GLOBAL].path}, or prepare the corpus again"
         )
 
 

@@ -20,6 +20,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
 
     * schedulers run on sequential steps (``dept/training/learning_rate.py``);
     * a model of transformers runs no code of its repository, unless the yaml says so;
+    * a yaml without a seed has llm-foundry's default, for its summary;
     * a model without a vocabulary size gets that of the global tokenizer;
     * a body that is trained further reads its text in another order;
     * an evaluator for every source, and for held-out ones where there is a global embedding;
@@ -34,6 +35,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
         model.setdefault("trust_remote_code", False)  # llm-foundry's default is true
     if loader is None:
         return config
+    config.setdefault("seed", 17)
     remote = remote_of(config)
     if remote is not None:
         config["save_folder"] = str(checkpoints_of(config))

@@ -1,17 +1,57 @@
-"""The yaml keys that are DEPT's own: each with its meaning, its default and its check."""
+"""The yaml keys that are DEPT's own: each with its meaning, its default and its check.
+
+Those of loaders are in ``loader_options.py``, those of ``callbacks.start_from`` in
+``start_from_options.py``.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
+import functools
+import operator
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
+from dept.config.loader_options import (
+    CorpusOptions,
+    MixtureOptions,
+    SourcesOptions,
+    ValidationOptions,
+)
+from dept.config.schema import (
+    FLAG,
+    NULL,
+    TEXT,
+    Kind,
+    integer,
+    list_of,
+    number,
+    one_of,
+    refuse_unknown,
+)
+from dept.config.start_from_options import StartFromOptions
 from dept.errors import ConfigError, is_number, shown
 from dept.method.sampling import RULES, UNIFORM
 from dept.method.variants import VARIANTS, Variant
 
+__all__ = [
+    "CorpusOptions",
+    "DeptOptions",
+    "MixtureOptions",
+    "SourcesOptions",
+    "StartFromOptions",
+    "ValidationOptions",
+    "options_of",
+    "parse",
+]
+
 T = TypeVar("T")
+
+SECONDS = Kind("seconds above 0", lambda v: is_number(v) and v > 0)
+OUTER = Kind(
+    "{name: fedavg} or another name, with its options beside it",
+    lambda v: isinstance(v, Mapping) and isinstance(v.get("name"), str),
+)
 
 
 @dataclass(frozen=True)
@@ -36,9 +76,11 @@ class DeptOptions:
     """
 
     outer_optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
-    """``{name: fedavg}``, ``nesterov``, ``fedadam`` (with ``lr``, ``betas``, ``tau``), or an
-    optimizer of torch in lower case, with its options. TRIM, which averages by token row, refuses
-    one whose state is not by element (``adafactor``). See ``dept/method/outer_optimizer.py``."""
+    """``{name: fedavg}``, ``nesterov``, ``fedadam`` (with ``lr``, ``betas``, ``tau``), an optimizer
+    of torch in lower case, or any other of llm-foundry's registry (``decoupled_lionw``, one of your
+    own from ``code_paths`` or an entry point ``llmfoundry_optimizers``), with its options. TRIM,
+    which averages by token row, refuses one whose state is not by element (``adafactor``). See
+    ``dept/method/outer_optimizer.py``."""
 
     inner_state: str = "reset"
     """What becomes of the inner optimizer's state of shared parameters between the slots of a
@@ -76,32 +118,22 @@ class DeptOptions:
     runs of this repository are at most 2.1 times. ``null``: none is."""
 
     def __post_init__(self) -> None:
-        where = "algorithms.dept"
-        _one_of(f"{where}.variant", self.variant, tuple(VARIANTS))
-        _positive(f"{where}.local_steps", self.local_steps)
-        if self.sources_per_round is not None:
-            _positive(f"{where}.sources_per_round", self.sources_per_round)
-        _one_of(f"{where}.sampling", self.sampling, RULES)
-        _positive(f"{where}.ranks_per_worker", self.ranks_per_worker)
-        if not (is_number(self.worker_timeout) and self.worker_timeout > 0):
-            raise ConfigError(
-                f"{where}.worker_timeout is {shown(self.worker_timeout)}: set it to seconds above 0"
-            )
-        outer = self.outer_optimizer
-        if not isinstance(outer, Mapping) or not isinstance(outer.get("name"), str):
-            raise ConfigError(
-                f"{where}.outer_optimizer is {shown(self.outer_optimizer)}: write {{name: fedavg}} "
-                "or another name, with its options beside it"
-            )
-        _one_of(f"{where}.inner_state", self.inner_state, ("reset", "keep"))
-        _one_of(f"{where}.weighting", self.weighting, ("uniform", "tokens"))
-        _one_of(f"{where}.upload_sources", self.upload_sources, (True, False))
-        _one_of(f"{where}.faults", self.faults, ("leave_out", "stop"))
-        limit = self.outlier_multiple
-        if limit is not None and not (is_number(limit) and limit > 1):
-            raise ConfigError(
-                f"{where}.outlier_multiple is {shown(limit)}: set it to a number above 1, or null"
-            )
+        where, count = "algorithms.dept", integer(1)
+        checks = {
+            "variant": one_of(*VARIANTS),
+            "local_steps": count,
+            "sources_per_round": count | NULL,
+            "sampling": one_of(*RULES),
+            "ranks_per_worker": count,
+            "worker_timeout": SECONDS,
+            "outer_optimizer": OUTER,
+            "inner_state": one_of("reset", "keep"),
+            "weighting": one_of("uniform", "tokens"),
+            "faults": one_of("leave_out", "stop"),
+            "outlier_multiple": number(1, above=True) | NULL,
+        }
+        for name, kind in checks.items():
+            kind.check(f"{where}.{name}", getattr(self, name))
 
     @property
     def sharing(self) -> Variant:
@@ -109,167 +141,33 @@ class DeptOptions:
         return VARIANTS[self.variant]
 
 
-@dataclass(frozen=True)
-class CorpusOptions:
-    """What every ``train_loader`` over a prepared corpus knows."""
-
-    corpus: str
-    """Name of a prepared corpus: ``<root>/data/<corpus>/`` must hold it, or ``remote``."""
-
-    root: str = "."
-    """Folder that holds ``data/`` and ``tokenizers/``; with ``remote``, where they are cached."""
-
-    remote: str | None = None
-    """Folder or address (``s3://bucket/folder``, ``gs://...``) that holds ``data/<corpus>/`` and
-    ``tokenizers/<corpus>/`` as they are below ``root``. What is missing there is fetched from it,
-    shards only when and where they are read."""
-
-    cache_limit: int | str | None = None
-    """The most bytes of training shards that a worker keeps below ``root``: a number, or a string
-    like ``500mb`` or ``20gb``. It removes those needed longest ago, even if they were there before
-    the run. Processes count for themselves: a machine with four of them may hold four times as
-    much. Validation shards are not counted, and stay. ``null`` keeps all."""
-
-    sources: list[str] | None = None
-    """Names of the sources to train; all of the corpus, in its order, by default. Held-out ones
-    may be named too, to adapt a model to them."""
-
-    seed: int = 17
-    """Seed of the order of samples; ``${seed}`` in the yamls of this repository."""
-
-    stage: str = "pretraining"
-    """Names the stream of random numbers that the order comes from, beside ``seed``. With
-    ``callbacks.start_from`` it is ``start_from`` by default, so that a body that is trained further
-    does not read the first batches of its pre-training again."""
-
-    block_shards: int = 16
-    """Shards whose samples are mixed: as many of a source are needed at the same time."""
-
-    def __post_init__(self) -> None:
-        _positive("train_loader.block_shards", self.block_shards)
-        if self.sources is not None and len(set(self.sources)) != len(self.sources):
-            raise ConfigError(f"train_loader.sources holds a name twice: {shown(self.sources)}")
-        if self.sources is not None and not self.sources:
-            raise ConfigError("train_loader.sources is empty: name some, or leave it out for all")
-        if not 0 <= self.seed < 2**31:
-            raise ConfigError(f"train_loader.seed is {self.seed}: set it from 0 to {2**31 - 1}")
-        if self.cache_limit is None:
-            return
-        if self.remote is None:
-            raise ConfigError(
-                "train_loader.cache_limit is for shards of train_loader.remote, which is not set: "
-                "set it, or leave cache_limit out"
-            )
-        if isinstance(self.cache_limit, int):
-            _positive("train_loader.cache_limit", self.cache_limit)
-
-    @property
-    def cache_bytes(self) -> int | None:
-        """``cache_limit`` in bytes. A string costs the import of Streaming, which reads it.
-
-        Raises:
-            ConfigError: the string is no size.
-        """
-        if not isinstance(self.cache_limit, str):
-            return self.cache_limit
-        from streaming.base.util import bytes_to_int
-
-        try:
-            return bytes_to_int(self.cache_limit)
-        except ValueError:
-            raise ConfigError(
-                f"train_loader.cache_limit is {shown(self.cache_limit)}: set it to a number of "
-                "bytes, or a string like 500mb or 20gb"
-            ) from None
-
-
-@dataclass(frozen=True)
-class SourcesOptions(CorpusOptions):
-    """``train_loader`` with ``name: sources``, the loader of DEPT."""
-
-
-@dataclass(frozen=True)
-class MixtureOptions(CorpusOptions):
-    """``train_loader`` with ``name: mixture``: all sources mixed in every batch (STD)."""
-
-    tau: float = 0.0
-    """A source is drawn with ``p_k ~ tokens_k ** tau``: 0 is uniform, 1 proportional to size."""
-
-    epoch_batches: int | None = None
-    """Batches of an epoch; ``local_steps`` in ``std.yaml``, so that an epoch is as many steps as a
-    round. All samples of the sources by default."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.tau <= 10:
-            raise ConfigError(
-                f"train_loader.tau is {shown(self.tau)}: set it to 0 or more, up to 10"
-            )
-        if self.epoch_batches is not None:
-            _positive("train_loader.epoch_batches", self.epoch_batches)
-
-
-@dataclass(frozen=True)
-class StartFromOptions:
-    """``callbacks.start_from``: a body that another run has trained, for continued pre-training on
-    a mixture, or for new sources of SPEC and SPEC-OPT."""
-
-    checkpoint: str
-    """A Composer checkpoint, or a folder of them, of which the newest is taken:
-    ``runs/<run_name>/checkpoints``."""
-
-    embedding: str = "random"
-    """``random``: drawn from a stream of its own, the same for every method; ``pretrained``: the
-    global one of the checkpoint (STD, GLOB, TRIM); ``merged``: made from the private ones of its
-    sources (SPEC, SPEC-OPT), by token string (``embeddings/merged.py``); ``mapping``: the same, but
-    as a file says for the tokens that are in it. A new source has no pretrained one."""
-
-    embedding_seed: int = 0
-    """Names a draw of the random embedding: 0, 1, 2, ... are independent of one another, and of all
-    that pre-training drew."""
-
-    mapping: str | None = None
-    """That file: ``{token: {source: {token of the source: weight}}}`` in JSON, as
-    trans-tokenization yields (``dept/embeddings/mapping.py``)."""
-
-    weighting: str = "counts"
-    """Of sources that hold the same token: by ``counts`` of it, or ``uniform``."""
-
-    def __post_init__(self) -> None:
-        where = "callbacks.start_from"
-        kinds = ("random", "pretrained", "merged", "mapping")
-        _one_of(f"{where}.embedding", self.embedding, kinds)
-        _one_of(f"{where}.weighting", self.weighting, ("counts", "uniform"))
-        if not 0 <= self.embedding_seed < 2**31:
-            raise ConfigError(
-                f"{where}.embedding_seed is {self.embedding_seed}: set it from 0 to {2**31 - 1}"
-            )
-        if (self.embedding == "mapping") != (self.mapping is not None):
-            raise ConfigError(
-                f"{where}.mapping is {shown(self.mapping)} and {where}.embedding "
-                f"{self.embedding}: embedding: mapping needs a file, and no other does"
-            )
+# What annotations of options mean in a yaml.
+_KINDS = {
+    "int": Kind("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
+    "float": Kind("a number", is_number),
+    "str": TEXT,
+    "bool": FLAG,
+    "list[str]": Kind("a list of names", list_of(TEXT).fits),
+    "None": NULL,
+}
 
 
 def parse(cls: type[T], section: str, values: Any) -> T:
-    """The options of ``section`` of the yaml.
+    """The options of a section of the yaml, as the dataclass that has their types and defaults.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value cannot be.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{section} is {shown(values)}: write its options below it")
-    known = [option.name for option in fields(cls)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(known)}"
-            raise ConfigError(f"{section} has no option {shown(key)}: {hint}")
-    for option in fields(cls):  # type: ignore[arg-type]
-        if option.name in values:
-            _of_type(f"{section}.{option.name}", values[option.name], str(option.type))
-        elif option.default is MISSING and option.default_factory is MISSING:
-            raise ConfigError(f"{section} lacks {option.name}: add it to the yaml")
+    options = {option.name: option for option in fields(cls)}  # type: ignore[arg-type]
+    refuse_unknown(section, values, options)
+    for name, option in options.items():
+        kinds = [_KINDS.get(kind) for kind in str(option.type).split(" | ")]
+        if name in values and None not in kinds:  # else it is for the class to check
+            functools.reduce(operator.or_, kinds).check(f"{section}.{name}", values[name])
+        if name not in values and option.default is MISSING and option.default_factory is MISSING:
+            raise ConfigError(f"{section} lacks {name}: add it")
     return cls(**values)
 
 
@@ -296,35 +194,3 @@ def options_of(config: Mapping[str, Any]) -> tuple[DeptOptions | None, CorpusOpt
             "algorithms.dept and train_loader.name: sources need each other: give both, or neither"
         )
     return dept, sources
-
-
-# What annotations of options mean in a yaml.
-_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "int": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
-    "float": ("a number", lambda v: is_number(v)),
-    "str": ("a text", lambda v: isinstance(v, str) and v.strip() != "" and "\0" not in v),
-    "list[str]": (
-        "a list of names",
-        lambda v: isinstance(v, (list, tuple)) and all(isinstance(n, str) and n for n in v),
-    ),
-    "None": ("null", lambda v: v is None),
-}
-
-
-def _of_type(option: str, value: Any, annotation: str) -> None:
-    kinds = annotation.split(" | ")
-    if not all(kind in _TYPES for kind in kinds):
-        return  # for the class to check
-    if not any(_TYPES[kind][1](value) for kind in kinds):
-        expected = " or ".join(_TYPES[kind][0] for kind in kinds)
-        raise ConfigError(f"{option} is {shown(value)}: set it to {expected}")
-
-
-def _one_of(option: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{option} is {shown(value)}: set it to one of {', '.join(choices)}")
-
-
-def _positive(option: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        raise ConfigError(f"{option} is {shown(value)}: set it to a whole number of 1 or more")

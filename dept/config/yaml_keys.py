@@ -1,7 +1,7 @@
-"""The keys of a yaml that are llm-foundry's, of the versions pinned here: what each may be.
+"""The uppermost keys of a yaml, and the values below them that are mistyped most.
 
-llm-foundry says the same half a minute later, some of it not at all. ``algorithms.dept``,
-``train_loader`` and ``callbacks.start_from`` are ours: ``dept/config/options.py`` has those.
+What else a section may have is for llm-foundry and its constructors to judge, half a minute later:
+``dept/training/registered.py`` and ``dept/training/build_errors.py`` make a sentence of it.
 """
 
 from __future__ import annotations
@@ -9,223 +9,150 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dept.config import schema
-from dept.config.model_keys import MODEL
-from dept.config.optimizer_keys import OPTIMIZER, SCHEDULER
-from dept.config.schema import (
-    FLAG,
-    MAPPING,
-    NAME,
-    PATH,
-    TEXT,
-    ListOf,
-    Named,
-    Optional,
-    Section,
-    either,
-    integer,
-    number,
-    one_of,
-    time,
+from dept.config import registries, schema
+from dept.config.schema import FLAG, MAPPING, NULL, PATH, TEXT, Kind, integer, list_of, number
+from dept.errors import ConfigError
+
+COUNT = integer(1)
+WIDTH = integer(1, 1_000_000)  # of a model, or its layers; a typing error is more
+ROWS = integer(1, 100_000_000)
+UNITS = ("ep", "ba", "sp", "tok")
+INTERVAL = schema.time(*UNITS, "dur", least=1) | COUNT
+BATCHES = COUNT | schema.one_of(-1)
+ANYTHING = Kind("anything", lambda v: True)
+BETAS = Kind(
+    "two numbers of 0 or more and below 1",
+    lambda v: list_of(number(0, 1 - 1e-12)).fits(v) and len(v) == 2,
 )
 
-INTERVAL = either(time("ep", "ba", "sp", "tok", "dur", least=1), integer(1))
-LEVEL = one_of("debug", "info", "warning", "error", "critical")
 
-ALGORITHMS: dict[str, schema.Spec] = {
-    "dept": MAPPING,  # dept/config/options.py
-    "gradient_clipping": Section(
-        {
-            "clipping_type": one_of("norm", "value", "adaptive"),
-            "clipping_threshold": number(0, above=True),
-        },
-        required=("clipping_type", "clipping_threshold"),
-    ),
-    "alibi": MAPPING,
-    "gated_linear_units": MAPPING,
-    "low_precision_layernorm": MAPPING,
+def _each(kind: Kind, keys: str) -> dict[str, Kind]:
+    return dict.fromkeys(keys.split(), kind)
+
+
+# Some are needed only when the warm-up is over.
+SCHEDULER = {
+    **_each(schema.time(*UNITS, "dur"), "t_warmup t_scale t_cooldown"),
+    **_each(number(0, 1e6), "alpha alpha_i alpha_f alpha_f_decay alpha_f_cooldown"),
+    "scale_warmup": FLAG,
 }
 
-CALLBACKS: dict[str, schema.Spec] = {
-    "active_forgetting": Section(
-        {"every": integer(1), "scheduler": SCHEDULER}, required=("every", "scheduler")
-    ),
-    "best_checkpoint": Section({"folder": PATH}, required=("folder",)),
-    "norms": Section({"interval": integer(1)}),
-    "progress": Section(),
-    "run_files": Section({"folder": PATH}),
-    "source_metrics": Section({"held_out_interval": Optional(INTERVAL)}),
-    "start_from": MAPPING,  # dept/config/options.py
-    "nan_monitor": Section(),
-    "lr_monitor": Section(),
-    "speed_monitor": Section({"window_size": integer(1)}, is_open=True),
+
+REQUIRED = {
+    **_each(MAPPING, "model tokenizer train_loader optimizer scheduler"),
+    **_each(integer(1, 1_000_000), "global_train_batch_size device_eval_batch_size"),
+    "max_seq_len": COUNT,
+    "max_duration": schema.time(*UNITS, least=1) | COUNT,
+    "run_name": TEXT | integer(),
 }
-# Of llm-foundry; what their options may be, it says itself.
-OF_LLM_FOUNDRY = (  # what their options may be, it says itself
-    "async_eval curriculum_learning dataset_swap early_stopper env_logging eval_output_logging",
-    "fdiff_metrics generate_callback global_lr_scaling hf_checkpointer kill_loss_spike",
-    "layer_freezing load_checkpoint loss_perp_v_len mbmoe_tok_per_expert memory_monitor",
-    "memory_snapshot mono_checkpoint_saver oom_observer optimizer_monitor run_timeout",
-    "runtime_estimator scheduled_gc system_metrics_monitor",
-)
-CALLBACKS |= dict.fromkeys(" ".join(OF_LLM_FOUNDRY).split(), MAPPING)
-
-LOGGERS: dict[str, schema.Spec] = {"jsonl": Section({"path": PATH}), "inmemory": Section()}
-LOGGERS |= dict.fromkeys(
-    ("file_logger", "in_memory_logger", "mlflow", "mosaicml", "tensorboard", "wandb"), MAPPING
-)
-
-LOADERS = ("sources", "mixture", "text", "finetuning", "contrastive_pairs")
-
-VALIDATION = Section(
-    {
-        "label": TEXT,
-        "corpus": TEXT,
-        "source": TEXT,
-        "written_with": TEXT,
-        "held_out": FLAG,
-        "root": TEXT,
-        "remote": Optional(TEXT),
+KEYS = REQUIRED | {
+    **_each(MAPPING | NULL, "algorithms callbacks loggers variables metadata compile_config"),
+    **_each(MAPPING | NULL, "fsdp_config tp_config profiler"),
+    **_each(FLAG, "accumulate_train_batch_on_tokens spin_dataloaders expandable_segments"),
+    **_each(FLAG, "cuda_load_lazy eval_first save_overwrite save_weights_only load_weights_only"),
+    **_each(FLAG, "load_strict_model_weights autoresume only_hf_checkpoint progress_bar"),
+    **_each(FLAG, "only_composer_checkpoint log_to_console log_config flatten_metadata"),
+    **_each(COUNT | NULL, "icl_seq_len max_split_size_mb"),
+    **_each(BATCHES, "train_subset_num_batches eval_subset_num_batches"),
+    **_each(INTERVAL, "save_interval console_log_interval"),
+    **_each(TEXT | NULL, "save_filename save_latest_filename load_path"),
+    **_each(TEXT | NULL, "icl_tasks_str eval_gauntlet_str"),
+    **_each(list_of(TEXT) | NULL, "save_ignore_keys load_ignore_keys"),
+    "code_paths": list_of(TEXT),
+    "device_train_microbatch_size": COUNT | schema.one_of("auto"),
+    "dist_timeout": number(above=True),
+    "eval_gauntlet": TEXT | MAPPING | NULL,
+    "eval_interval": INTERVAL | schema.one_of(0),
+    "eval_loader": MAPPING | list_of(MAPPING) | NULL,
+    "eval_loaders": list_of(MAPPING) | NULL,
+    "icl_subset_num_batches": BATCHES | NULL,
+    "icl_tasks": TEXT | list_of(MAPPING) | NULL,
+    "precision": schema.one_of("fp32", "amp_fp16", "amp_bf16", "amp_fp8"),
+    "python_log_level": NULL | schema.one_of("debug", "info", "warning", "error", "critical"),
+    "save_folder": PATH | NULL,
+    "save_num_checkpoints_to_keep": BATCHES,
+    "seed": integer(),
+}
+VALUES = {
+    "tokenizer.name": TEXT,
+    "tokenizer.kwargs": MAPPING,
+    "tokenizer.kwargs.model_max_length": COUNT,
+    "optimizer.lr": number(0, 1e4, above=True),
+    "optimizer.betas": BETAS,
+    **_each(number(0, 1e3), "optimizer.eps optimizer.weight_decay optimizer.momentum"),
+    **{
+        f"{above}scheduler.{key}": kind
+        for above in ("", "callbacks.active_forgetting.")
+        for key, kind in SCHEDULER.items()
     },
-    required=("label", "corpus", "source"),
-)
-EVAL_LOADER = Named(
-    {"validation": VALIDATION, "text": MAPPING, "finetuning": MAPPING, "contrastive_pairs": MAPPING}
-)
-
-
-def _by_name(known: Mapping[str, schema.Spec], is_open: bool) -> Optional:
-    return Optional(Section({k: Optional(spec) for k, spec in known.items()}, is_open=is_open))
-
-
-def keys(*, is_open: bool) -> dict[str, schema.Spec]:
-    """All keys of a yaml.
-
-    Args:
-        is_open: whether ``code_paths`` may add names of callbacks, loggers and algorithms.
-    """
-    return {
-        # What is trained
-        "model": MODEL,
-        "tokenizer": Section(
-            {
-                "name": TEXT,
-                "kwargs": Section({"model_max_length": integer(1)}, is_open=True),
-            },
-            required=("name",),
-        ),
-        "max_seq_len": integer(1),
-        "train_loader": MAPPING,  # dept/config/options.py
-        "global_train_batch_size": integer(1, 1_000_000),
-        "device_train_microbatch_size": either(one_of("auto"), integer(1)),
-        "train_subset_num_batches": either(one_of(-1), integer(1)),
-        "accumulate_train_batch_on_tokens": FLAG,
-        "spin_dataloaders": FLAG,
-        # How
-        "seed": integer(),
-        "precision": one_of("fp32", "amp_fp16", "amp_bf16", "amp_fp8"),
-        "optimizer": OPTIMIZER,
-        "scheduler": SCHEDULER,
-        "algorithms": _by_name(ALGORITHMS, is_open),
-        "max_duration": either(time("ep", "ba", "sp", "tok", least=1), integer(1)),
-        "compile_config": Optional(MAPPING),
-        "fsdp_config": Optional(MAPPING),
-        "tp_config": Optional(MAPPING),
-        "dist_timeout": number(0, above=True),
-        "max_split_size_mb": Optional(integer(1)),
-        "expandable_segments": FLAG,
-        "cuda_load_lazy": FLAG,
-        "code_paths": Optional(ListOf(TEXT)),
-        # Evaluation
-        "eval_interval": either(INTERVAL, one_of(0)),
-        "eval_first": FLAG,
-        "eval_loader": Optional(schema.ANYTHING),  # a mapping or a list of them
-        "eval_loaders": Optional(ListOf(EVAL_LOADER)),
-        "eval_subset_num_batches": either(one_of(-1), integer(1)),
-        "device_eval_batch_size": integer(1, 1_000_000),
-        "icl_tasks": Optional(schema.Value("a yaml of tasks, or a list of them", _is_tasks)),
-        "icl_tasks_str": Optional(TEXT),
-        "icl_seq_len": Optional(integer(1)),
-        "icl_subset_num_batches": Optional(either(one_of(-1), integer(1))),
-        "eval_gauntlet": Optional(schema.Value("a yaml, or its content", _is_text_or_mapping)),
-        "eval_gauntlet_str": Optional(TEXT),
-        # Files and figures
-        "run_name": NAME,
-        "callbacks": _by_name(CALLBACKS, is_open),
-        "loggers": _by_name(LOGGERS, is_open),
-        "save_folder": Optional(PATH),
-        "save_filename": Optional(TEXT),
-        "save_latest_filename": Optional(TEXT),
-        "save_interval": INTERVAL,
-        "save_num_checkpoints_to_keep": either(one_of(-1), integer(1)),
-        "save_overwrite": FLAG,
-        "save_weights_only": FLAG,
-        "save_ignore_keys": Optional(ListOf(TEXT)),
-        "load_path": Optional(TEXT),
-        "load_weights_only": FLAG,
-        "load_strict_model_weights": FLAG,
-        "load_ignore_keys": Optional(ListOf(TEXT)),
-        "autoresume": FLAG,
-        "only_hf_checkpoint": FLAG,
-        "only_composer_checkpoint": FLAG,
-        "progress_bar": FLAG,
-        "log_to_console": FLAG,
-        "console_log_interval": INTERVAL,
-        "python_log_level": Optional(LEVEL),
-        "log_config": FLAG,
-        "metadata": Optional(MAPPING),
-        "flatten_metadata": FLAG,
-        "profiler": Optional(MAPPING),
-        "variables": Optional(MAPPING),
-    }
-
-
-def _is_tasks(value: Any) -> bool:
-    is_list = isinstance(value, list) and all(isinstance(task, Mapping) for task in value)
-    return is_list or (isinstance(value, str) and bool(value))
-
-
-def _is_text_or_mapping(value: Any) -> bool:
-    return isinstance(value, (str, Mapping)) and bool(value)
-
-
-REQUIRED = (
-    "model",
-    "tokenizer",
-    "max_seq_len",
-    "train_loader",
-    "global_train_batch_size",
-    "device_eval_batch_size",
-    "optimizer",
-    "scheduler",
-    "max_duration",
-    "run_name",
-)
+    "algorithms.dept.outer_optimizer.lr": number(0, 1e4),
+    "algorithms.gradient_clipping.clipping_threshold": number(above=True),
+    "algorithms.gradient_clipping.clipping_type": schema.one_of("norm", "value", "adaptive"),
+    **_each(COUNT, "callbacks.active_forgetting.every callbacks.norms.interval"),
+    "callbacks.source_metrics.held_out_interval": INTERVAL | NULL,
+    **_each(PATH, "callbacks.run_files.folder callbacks.best_checkpoint.folder loggers.jsonl.path"),
+}
+# An MPT takes any key, and much for true, without a word; a test compares the keys with its own.
+MPT = {
+    **_each(WIDTH, "d_model n_heads n_layers"),
+    **_each(WIDTH | NULL, "head_dim attn_config.kv_n_heads attn_config.kv_dim"),
+    **_each(WIDTH | NULL, "ffn_config.ffn_hidden_size"),
+    **_each(MAPPING, "attn_config ffn_config init_config"),
+    **_each(TEXT, "norm_type attn_config.attn_type attn_config.attn_impl attn_config.norm_type"),
+    **_each(TEXT, "ffn_config.ffn_type init_config.name loss_fn"),
+    **_each(FLAG, "no_bias learned_pos_emb tie_word_embeddings use_train_metrics use_cache"),
+    **_each(FLAG, "attn_config.alibi attn_config.rope attn_config.qk_ln attn_config.qk_gn"),
+    **_each(number(0, 1e3) | NULL, "init_config.emb_init_std init_config.init_std"),
+    **_each(ANYTHING, "name resid_pdrop emb_pdrop init_device logit_scale attention_bias"),
+    **_each(ANYTHING, "embedding_fraction norm_eps fc_type use_pad_tok_in_ffn block_overrides"),
+    **_each(ANYTHING, "final_logit_softcapping additional_train_metrics master_weights_dtype"),
+    **_each(ANYTHING, "init_config.fan_mode init_config.init_nonlinearity init_config.init_gain"),
+    **_each(ANYTHING, "init_config.init_div_is_residual init_config.emb_init_uniform_lim"),
+    "expansion_ratio": number(0, 1000, above=True),
+    "max_seq_len": COUNT,
+    "vocab_size": ROWS,
+}
+TRANSFORMERS = {
+    "pretrained_model_name_or_path": TEXT,
+    "config_overrides": MAPPING | NULL,
+    "config_overrides.vocab_size": ROWS,
+    **_each(FLAG, "pretrained trust_remote_code use_train_metrics"),
+}
 
 
 def check(config: Mapping[str, Any], *, whole: bool) -> None:
-    """Refuse keys that nothing knows, and values that they cannot have.
+    """Refuse keys and names that nothing knows, and values that they cannot have.
 
     Args:
         config: a resolved yaml, as plain containers.
-        whole: whether it is an experiment on a prepared corpus, of which all is known. Of any other
-            yaml of llm-foundry, names and types of the uppermost keys are.
+        whole: whether it is an experiment on a prepared corpus, which must have all sections.
 
     Raises:
-        ConfigError: one sentence that names the key and the mend.
+        ConfigError: one sentence that names the key and the fix.
     """
-    known = keys(is_open=bool(config.get("code_paths")))
-    if not whole:
-        known = {key: _outline(spec) for key, spec in known.items()}
-    if not config.get("code_paths"):
-        known["train_loader"] = Section({"name": one_of(*LOADERS)}, ("name",), is_open=True)
-    schema.check("", Section(known, required=REQUIRED if whole else ()), config)
+    schema.refuse_unknown("the yaml", config, KEYS)
+    for key in REQUIRED if whole else ():
+        if key not in config:
+            raise ConfigError(f"the yaml lacks {key}: add it")
+    _check_values("", config, KEYS | VALUES)
+    schema.refuse_unknown("tokenizer", config.get("tokenizer", {}), ("name", "kwargs"))
+    registries.check(config)
+    model = config.get("model", {})
+    if model.get("name") == "hf_causal_lm":
+        _check_values("model.", model, TRANSFORMERS)
+    if model.get("name") == "mpt_causal_lm":
+        _check_values("model.", model, MPT)
+        schema.refuse_unknown("model", model, [key for key in MPT if "." not in key])
+        known = [key.removeprefix("init_config.") for key in MPT if key.startswith("init_config.")]
+        schema.refuse_unknown("model.init_config", model.get("init_config", {}), known)
 
 
-def _outline(spec: schema.Spec) -> schema.Spec:
-    """What a value is, whatever is in it."""
-    if isinstance(spec, Optional):
-        return Optional(_outline(spec.spec))
-    if isinstance(spec, ListOf):
-        return ListOf(schema.ANYTHING)
-    return spec if isinstance(spec, schema.Value) else MAPPING
+def _check_values(above: str, section: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
+    """Check the values that are there, each behind the section that it is in."""
+    for key, kind in sorted(kinds.items(), key=lambda item: item[0].count(".")):
+        *names, last = key.split(".")
+        found: Any = section
+        for name in names:
+            found = found.get(name) if isinstance(found, Mapping) else None
+        if isinstance(found, Mapping) and last in found:
+            kind.check(above + key, found[last])

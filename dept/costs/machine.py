@@ -54,11 +54,12 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: one sentence that names the key and the mend.
     """
-    if "model" not in config or "precision" not in config:
-        return  # a yaml of llm-foundry that relies on its defaults is for it to judge
+    if "model" not in config:
+        return
     has_gpu = torch.cuda.is_available()
-    if not has_gpu and config["precision"] != "fp32":
-        raise ConfigError(f"precision is {config['precision']} and there is no GPU: set it to fp32")
+    precision = config.get("precision", "amp_bf16")  # llm-foundry's default
+    if not has_gpu and precision != "fp32":
+        raise ConfigError(f"precision is {precision} and there is no GPU: set it to fp32")
     if not has_gpu and config.get("device_train_microbatch_size", "auto") == "auto":
         raise ConfigError(
             "device_train_microbatch_size is auto, which is found by trying on a GPU, and there is "

@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dept.config.model_keys import NORMS
 from dept.errors import ConfigError
+
+# Numbers of a norm for each feature: a weight, and a bias unless `no_bias` removes it.
+NORMS = {
+    "layernorm": 2,
+    "low_precision_layernorm": 2,
+    "rmsnorm": 1,
+    "low_precision_rmsnorm": 1,
+    "triton_rmsnorm": 1,
+}
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,14 @@ class OuterOptimizer:
     which some source holds it (``dept/method/row_steps.py``).
 
     Args:
-        name: ``fedavg``, ``nesterov``, ``fedadam``, or any optimizer of ``torch.optim`` in lower
-            case (``sgd``, ``adam``, ``adamw``, ``adagrad``, ...).
-        classes: optimizers by name; ``fedadam`` and those of ``torch.optim`` by default.
+        name: ``fedavg``, ``nesterov``, ``fedadam``, or any of ``classes``.
+        classes: optimizers by name; by default ``fedadam`` and those of ``torch.optim`` in lower
+            case (``sgd``, ``adam``, ``adamw``, ``adagrad``, ...). Training adds those of
+            llm-foundry's registry (``dept/training/registered.py``).
         options: options of the optimizer (``lr``, ``momentum``, ...), over those of a preset.
 
     Raises:
-        ValueError: there is no optimizer of that name, or it does not know an option.
+        ConfigError: there is no optimizer of that name, or it does not take an option.
     """
 
     def __init__(
@@ -56,15 +57,19 @@ class OuterOptimizer:
         self.is_average = settings == PRESETS["fedavg"]
         cls = settings.pop("name")
         if cls not in classes:
-            known = ", ".join(dict.fromkeys([*PRESETS, *sorted(classes)]))
-            raise ConfigError(f"outer_optimizer.name is {shown(name)}: set it to one of {known}")
+            raise ConfigError(
+                f"algorithms.dept.outer_optimizer.name is {shown(name)}: set it to one of "
+                f"{', '.join(dict.fromkeys([*PRESETS, *sorted(classes)]))}"
+            )
         self.name = name
         self._build = lambda parameter: classes[cls]([parameter], **settings)
         try:
             self._build(torch.nn.Parameter(torch.zeros(1)))
-        except TypeError as error:
+        except ConfigError:
+            raise
+        except Exception as error:  # of any library
             raise ConfigError(
-                f"outer_optimizer {name!r} has an option it does not know: {error}"
+                f"algorithms.dept.outer_optimizer cannot be built as {shown(name)}: {error}"
             ) from error
         self.state: dict[str, dict[str, Any]] = {}
 
@@ -122,6 +127,22 @@ class OuterOptimizer:
             optimizer.state[parameter] = state
         optimizer.step()
         return parameter.data, dict(optimizer.state[parameter])
+
+    def check_step(self) -> None:
+        """Refuse an optimizer that cannot take a step with its options; its state stays as it is.
+
+        Raises:
+            ConfigError: it cannot: a value does not fit, or it needs more than gradients.
+        """
+        try:
+            value, _ = self._stepped(torch.ones(2, 2), torch.ones(2, 2), {})
+            if not value.isfinite().all():
+                raise NumericalFault(f"it leads from 1 to {value[0, 0].item()}")
+        except Exception as error:  # of any library
+            said = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"algorithms.dept.outer_optimizer cannot take a step: {said}"
+            ) from error
 
     def check_by_row(self) -> None:
         """Refuse an optimizer that cannot step the rows of a matrix each on its own.

@@ -18,6 +18,7 @@ from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.streams import seed_of
 from dept.training import moves, resume, round_metrics, slot_faults
 from dept.training.evaluation import Evaluation
+from dept.training.registered import outer_optimizers
 from dept.training.run import Held, Run
 from dept.transport import process_group
 
@@ -64,7 +65,9 @@ class Dept(Algorithm):
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         self.options = parse(DeptOptions, "algorithms.dept", given)
-        self.outer_optimizer = OuterOptimizer(**self.options.outer_optimizer)
+        outer = self.options.outer_optimizer
+        self.outer_optimizer = OuterOptimizer(**outer, classes=outer_optimizers(outer["name"]))
+        self.outer_optimizer.check_step()
         if self.options.sharing.averages_by_row:
             self.outer_optimizer.check_by_row()
         self.workers = process_group.current()

@@ -2,54 +2,77 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+import sys
+from collections.abc import Iterator, Mapping
+from types import CodeType, TracebackType
 from typing import Any
 
-# Builders of llm-foundry, and what of the yaml each of them is given; `{name}` is their argument.
+# Functions of llm-foundry and Composer, and what of the yaml each of them is given.
 SECTIONS = {
     "import_file": "code_paths",
-    "make_dataclass_and_log_config": "a key of the yaml",
+    "ensure_folder_has_no_conflicting_files": "save_folder",
     "build_tokenizer": "tokenizer",
     "build_scheduler": "scheduler",
-    "build_logger": "loggers.{name}",
-    "build_callback": "callbacks.{name}",
-    "build_algorithm": "algorithms.{name}",
+    "build_logger": "loggers",
+    "build_callback": "callbacks",
+    "build_algorithm": "algorithms",
+    "build_evaluators": "eval_loader, icl_tasks or eval_gauntlet",
     "build_dataloader": "train_loader",
-    "build_evaluators": "eval_loaders, icl_tasks or eval_gauntlet",
     "build_composer_model": "model",
     "build_optimizer": "optimizer",
+    "process_init_device": "model or fsdp_config",
+    "validate_config": "model, train_loader or eval_loader",
 }
 NAN = "Train loss contains a NaN."  # Composer's NaNMonitor
 
 
-def sentence(error: Exception) -> str | None:
+class FirstStepFailed(RuntimeError):
+    """Training ended before its first step was taken; what ended it is the cause."""
+
+
+def sentence(error: Exception, config: Mapping[str, Any]) -> str | None:
     """What to say of an error that a run ended with; ``None`` if only its traceback would do.
 
     Until a first step has been taken, what goes wrong is a matter of the yaml and the machine.
+
+    Args:
+        error: that ended it.
+        config: the resolved yaml, as plain containers.
     """
+    doing = "cannot be built"
+    if isinstance(error, FirstStepFailed):
+        error, doing = error.__cause__, "does not take a first step"
+    elif any(code.co_name == "fit" for code in _codes(error.__traceback__)):
+        doing = None
     if str(error) == NAN:
         return (
             "the loss is NaN, and the run stops before it trains on that: metrics.jsonl has the "
             "batches before; lower optimizer.lr, or look at the data"
         )
-    frames = list(_frames(error.__traceback__))
-    trainer = next((f["self"] for n, f in frames if n == "fit" and "self" in f), None)
-    if trainer is not None and trainer.state.timestamp.batch.value > 0:
+    if doing is None:
         return None
-    doing = "what the yaml asks for cannot be built"
-    for name, variables in frames:
-        if name in SECTIONS:
-            doing = f"{SECTIONS[name].format(name=variables.get('name'))} cannot be built"
-            break
-    else:
-        if trainer is not None:
-            doing = "the first step cannot be taken"
-    what = " ".join(str(error).split()) or "no reason given"
+    what = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    what = " ".join(what.split()) or "no reason given"
     what = what if len(what) <= 400 else what[:400] + " ..."
-    return f"{doing}: {what.rstrip('.')} ({type(error).__name__}); --debug shows where"
+    key = _key(error, config) or "what the yaml asks for"
+    return f"{key} {doing}: {what.rstrip('.')} ({type(error).__name__}); --debug shows where"
 
 
-def _frames(traceback: TracebackType | None) -> Any:
+def _key(error: Exception, config: Mapping[str, Any]) -> str | None:
+    """The key that an error is about: by the code that it came from, or by the builder of that."""
+    if isinstance(getattr(error, "full_key", None), str):  # of OmegaConf, which checks types
+        return error.full_key
+    codes = list(_codes(error.__traceback__))
+    registered = sys.modules.get("dept.training.registered")
+    if registered is not None:  # else nothing has been built yet
+        keys = registered.keys_by_code(config)
+        found = [keys[code] for code in codes if code in keys]
+        if found:
+            return found[0]
+    return next((SECTIONS[c.co_name] for c in codes if c.co_name in SECTIONS), None)
+
+
+def _codes(traceback: TracebackType | None) -> Iterator[CodeType]:
     while traceback is not None:
-        yield traceback.tb_frame.f_code.co_name, traceback.tb_frame.f_locals
+        yield traceback.tb_frame.f_code
         traceback = traceback.tb_next

@@ -7,15 +7,32 @@ from typing import Any
 
 from composer import Trainer
 
+from dept.errors import ConfigError, DataError, NotSaved, NumericalFault, WorkerLost
+from dept.training.build_errors import FirstStepFailed
+
+SENTENCES = (ConfigError, DataError, NotSaved, NumericalFault, WorkerLost)
+"""Errors that train.py shows as they are."""
+
 
 class FinishingTrainer(Trainer):
     """Composer's trainer, which with nothing left to train goes to the end instead of refusing."""
 
     def fit(self, *args: Any, **options: Any) -> None:
-        """As Composer's; all that follows the last round has been seen by the checkpoint."""
+        """As Composer's; all that follows the last round has been seen by the checkpoint.
+
+        Raises:
+            FirstStepFailed: an error of a library, before the first step.
+        """
         duration = self.state.max_duration
         if duration is None or args or options or self.state.timestamp < duration:
-            super().fit(*args, **options)
+            try:
+                super().fit(*args, **options)
+            except SENTENCES:
+                raise
+            except Exception as error:
+                if self.state.timestamp.batch.value > 0:
+                    raise
+                raise FirstStepFailed(str(error)) from error
             return
         self.state.evaluators = []
         self.spin_dataloaders = False

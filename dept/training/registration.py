@@ -17,14 +17,20 @@ from callbacks.norms import Norms
 from dept.checkpoint.saver import Checkpoints
 from dept.checkpoint.sigterm import StopOnSigterm
 from dept.config import complete, icl
-from dept.config.options import CorpusOptions, MixtureOptions, SourcesOptions, parse
+from dept.config.options import (
+    CorpusOptions,
+    MixtureOptions,
+    SourcesOptions,
+    ValidationOptions,
+    parse,
+)
 from dept.data.corpus import GLOBAL, PreparedSource, read_corpus
 from dept.data.fetch import fetch_corpus
 from dept.data.loader import OpenSource, SourceLoader, ValidationLoader
 from dept.data.mixture import Mixture
 from dept.data.shard_cache import ShardCache
 from dept.method.outer_optimizer import TORCH_OPTIMIZERS
-from dept.training import finishing
+from dept.training import finishing, registered
 from dept.training.active_forgetting import ActiveForgetting
 from dept.training.algorithm import Dept
 from dept.training.best_checkpoint import BestCheckpoint
@@ -76,34 +82,33 @@ def build_sources(
 
 
 def build_validation(
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    device_batch_size: int,
-    corpus: str,
-    source: str,
-    written_with: str = GLOBAL,
-    held_out: bool = False,
-    root: str = ".",
-    remote: str | None = None,
+    *, tokenizer: PreTrainedTokenizerBase, device_batch_size: int, **options: Any
 ) -> DataSpec:
     """``eval_loader: [{label: en, name: validation, ...}]``: the validation split of a source.
 
     Args:
         tokenizer: unused, the split is read as its shards were written.
         device_batch_size: samples in a batch.
-        corpus: name of a prepared corpus.
-        source: name of one of its sources, held-out ones included.
-        written_with: ``global``, or the source's name for its own tokenizer.
-        held_out: whether the run does not train on it: it is then left out of averages.
-        root: folder that holds ``data/`` and ``tokenizers/``.
-        remote: where to fetch the shards from that are not there.
+        options: see :class:`dept.config.options.ValidationOptions`.
     """
-    if remote is not None:
-        own = written_with != GLOBAL
-        fetch_corpus(remote, root, corpus, [source], own_tokenizers=own, held_out=held_out)
-    prepared = read_corpus(Path(root), corpus).source(source, written_with)
+    chosen = parse(ValidationOptions, "eval_loader", options)
+    if chosen.remote is not None:
+        fetch_corpus(
+            chosen.remote,
+            chosen.root,
+            chosen.corpus,
+            [chosen.source],
+            own_tokenizers=chosen.written_with != GLOBAL,
+            held_out=chosen.held_out,
+        )
+    prepared = read_corpus(Path(chosen.root), chosen.corpus).source(
+        chosen.source, chosen.written_with
+    )
     loader = ValidationLoader(
-        prepared, batch_size=device_batch_size, held_out=held_out, remote=remote
+        prepared,
+        batch_size=device_batch_size,
+        held_out=chosen.held_out,
+        remote=chosen.remote,
     )
     return DataSpec(loader, get_num_tokens_in_batch=get_tokens_per_batch_func())
 
@@ -174,6 +179,7 @@ def register() -> None:
     registry.callbacks.register("stop_on_sigterm", func=StopOnSigterm)
     registry.callbacks_with_config.register("run_files", func=RunFiles)
     registry.callbacks_with_config.register("start_from", func=StartFrom)
+    registry.config_transforms.register("registered", func=registered.check)
     registry.config_transforms.register("dept", func=complete.complete)
     icl.register()
     finishing.register()
