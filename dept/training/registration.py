@@ -12,7 +12,7 @@ from llmfoundry.data.utils import get_tokens_per_batch_func
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from callbacks.norms import Norms
+from dept.callbacks.norms import Norms
 from dept.checkpoint.saver import Checkpoints
 from dept.checkpoint.sigterm import StopOnSigterm
 from dept.config import complete, icl
