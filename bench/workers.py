@@ -117,7 +117,7 @@ def serve(pipe) -> None:
 
     import dept.training.registration
 
-    dept.registration.register()
+    dept.training.registration.register()
 
     class Sleep(Callback):
         """Makes each step longer, and notes when it began."""

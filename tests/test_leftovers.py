@@ -61,7 +61,8 @@ def test_a_process_ends_with_its_launcher():
     """In order if it can, and where it stands if not."""
     for handler, code in (("lambda *_: sys.exit(7)", b"in order"), ("signal.SIG_IGN", b"")):
         child = (
-            "import atexit, os, signal, sys, time; from dept.launcher import end_with_launcher; "
+            "import atexit, os, signal, sys, time; "
+            "from dept.transport.launcher import end_with_launcher; "
             f"signal.signal(signal.SIGTERM, {handler}); "
             "atexit.register(lambda: print('in order', end='', flush=True)); "
             "os.environ['LOCAL_RANK'] = '0'; end_with_launcher(poll=0.01, grace=0.1); "

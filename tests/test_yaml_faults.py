@@ -175,7 +175,7 @@ def test_what_is_let_through_starts(prepared, tmp_path, monkeypatch):
                 raise StartedError
 
     registry.callbacks.register("enough", func=Enough)
-    dept.registration.register()
+    dept.training.registration.register()
     (tmp_path / "yamls").symlink_to(YAMLS)  # the llama's config is named from there
     monkeypatch.chdir(tmp_path)  # paths are values, too
     started, refused = [], []

@@ -54,7 +54,7 @@ def test_an_experiment_is_one_of_llm_foundrys(prepared, monkeypatch, tmp_path, n
     import dept.training.registration
     from dept.costs.meta_device import build
 
-    dept.registration.register()
+    dept.training.registration.register()
     monkeypatch.chdir(REPOSITORY)
 
     def validated(*more, transforms):

@@ -47,7 +47,7 @@ def train(root: Path, experiment: str, *more: str, checked: bool = False):
 
     import dept.training.registration
 
-    dept.registration.register()
+    dept.training.registration.register()
 
     os.chdir(REPOSITORY)
     return llmfoundry_train(load(root, experiment, *more, checked=checked))

@@ -201,6 +201,10 @@ def random_embedding(model: nn.Module, names: list[str], rows: int, seed: int) -
     """
     transformer = transformer_of(model)
     initialise = getattr(transformer, "param_init_fn", None) or transformer._init_weights
+    # llm-foundry initialises the backbone alone: an untied head of MPT stays as torch makes it.
+    as_made = transformer.get_output_embeddings() if hasattr(transformer, "param_init_fn") else None
+    if as_made is transformer.get_input_embeddings():
+        as_made = None
     by_token = vocabulary_modules(model)
     wanted = {id(model.get_parameter(name)): name for name in names}
     result: dict[str, Tensor] = {}
@@ -212,7 +216,8 @@ def random_embedding(model: nn.Module, names: list[str], rows: int, seed: int) -
                 continue  # not asked for, or a second holder of a tied matrix
             is_vocabulary = any(module is other for other in by_token)
             fresh = _same_kind(module, rows if is_vocabulary else module.weight.shape[0])
-            initialise(fresh)
+            if module is not as_made:
+                initialise(fresh)
             for attribute, parameter in held.items():
                 value = getattr(fresh, attribute).detach()
                 result[wanted[id(parameter)]] = value.to(parameter.device, parameter.dtype)
