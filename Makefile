@@ -85,9 +85,10 @@ lm-eval: $(READY)  ## lm-evaluation-harness on the export MODEL, with validation
 	.venv-lm-eval/bin/lm_eval --model hf --model_args pretrained=$(MODEL) --include_path eval/lm_eval_tasks \
 	    --tasks $(TASKS) $(ARGS)
 
-lint: $(READY)  ## ruff, and known vulnerabilities of what requirements.txt pins
+lint: $(READY)  ## ruff, which rooms import which, and known vulnerabilities of what requirements.txt pins
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python .ci/audit.py
 
 clean:  ## remove everything that is made, data and runs included
