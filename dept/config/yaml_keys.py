@@ -203,18 +203,20 @@ REQUIRED = (
 )
 
 
-def check(config: Mapping[str, Any], *, whole: bool) -> None:
+def check(config: Mapping[str, Any], *, whole: bool, any_name: bool = False) -> None:
     """Refuse keys that nothing knows, and values that they cannot have.
 
     Args:
         config: a resolved yaml, as plain containers.
         whole: whether it is an experiment on a prepared corpus, of which all is known. Of any other
             yaml of llm-foundry, names and types of the uppermost keys are.
+        any_name: whether callbacks, loggers and algorithms may have names unknown here; they may,
+            too, where ``code_paths`` are given.
 
     Raises:
         ConfigError: one sentence that names the key and the mend.
     """
-    known = keys(is_open=bool(config.get("code_paths")))
+    known = keys(is_open=any_name or bool(config.get("code_paths")))
     if not whole:
         known = {key: _outline(spec) for key, spec in known.items()}
     if not config.get("code_paths"):

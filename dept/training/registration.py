@@ -1,4 +1,9 @@
-"""Names in yamls: what this repository adds to llm-foundry's registries."""
+"""Names in yamls: what this repository adds to llm-foundry's registries.
+
+Those that a yaml without DEPT may use, too, are also entry points (pyproject.toml), which
+llm-foundry prefers. The others are registered here alone: their names are common, and an entry
+point would win over a callback of the same name that a user registers.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from dept.callbacks.norms import Norms
 from dept.checkpoint.saver import Checkpoints
 from dept.checkpoint.sigterm import StopOnSigterm
-from dept.config import complete, icl
+from dept.config import icl
 from dept.config.options import CorpusOptions, MixtureOptions, SourcesOptions, parse
 from dept.data.corpus import GLOBAL, PreparedSource, read_corpus
 from dept.data.fetch import fetch_corpus
@@ -34,6 +39,7 @@ from dept.training.run_files import RunFiles
 from dept.training.source_checkpoints import SourceCheckpoints
 from dept.training.source_metrics import SourceMetrics
 from dept.training.start_from import StartFrom
+from dept.training.transform import transform
 from dept.transport import process_group
 
 
@@ -165,7 +171,7 @@ def register() -> None:
     registry.callbacks.register("stop_on_sigterm", func=StopOnSigterm)
     registry.callbacks_with_config.register("run_files", func=RunFiles)
     registry.callbacks_with_config.register("start_from", func=StartFrom)
-    registry.config_transforms.register("dept", func=complete.complete)
+    registry.config_transforms.register("dept", func=transform)
     icl.register()
     finishing.register()
     for name, optimizer in TORCH_OPTIMIZERS.items():
