@@ -21,12 +21,13 @@ help:  ## this list
 
 setup: $(READY)  ## the environment, in .venv
 
-$(READY): requirements.txt
+$(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else \
 	    f"Python {v[0]}.{v[1]} is not supported by torch 2.7.0 and llm-foundry: call make PYTHON=python3.11 (3.10 to 3.12).")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
 lock:  ## compile requirements.txt from requirements.in
@@ -60,7 +61,7 @@ reproduce: $(READY)  ## the paper's comparison on both corpora, into results/; g
 	$(MAKE) data CORPUS=multilingual
 	$(MAKE) data CORPUS=multidomain
 	$(MAKE) downstream
-	$(BIN)/python -m eval.reproduce $(ARGS)
+	$(BIN)/python -m dept.evaluation.reproduce $(ARGS)
 
 bench: data  ## what a slow worker costs another, and what an outer step sends
 	$(BIN)/python bench/workers.py
@@ -84,10 +85,11 @@ lm-eval: $(READY)  ## lm-evaluation-harness on the export MODEL, with validation
 	.venv-lm-eval/bin/lm_eval --model hf --model_args pretrained=$(MODEL) --include_path eval/lm_eval_tasks \
 	    --tasks $(TASKS) $(ARGS)
 
-lint: $(READY)  ## ruff, and known vulnerabilities of what requirements.txt pins
+lint: $(READY)  ## ruff, which rooms import which, and known vulnerabilities of what requirements.txt pins
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python .ci/audit.py
 
 clean:  ## remove everything that is made, data and runs included
-	rm -rf .venv .venv-lm-eval .lm_eval data tokenizers runs
+	rm -rf .venv .venv-lm-eval .lm_eval build *.egg-info data tokenizers runs

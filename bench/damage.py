@@ -18,15 +18,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parent.parent
-sys.path.insert(0, str(REPOSITORY))
+from rich.console import Console
 
-from rich.console import Console  # noqa: E402
-
-from data_prep.check import check_corpus  # noqa: E402
-from data_prep.pool import Workers  # noqa: E402
-from dept.config import complete as configs  # noqa: E402
-from dept.config import extends  # noqa: E402
+from dept.config import complete as configs
+from dept.config import extends
+from dept.data_prep.check import check_corpus
+from dept.data_prep.pool import Workers
 
 SHARD, INDEX = "data/*/*/*/*/*/*.mds", "data/*/*/*/*/index.json"
 

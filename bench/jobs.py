@@ -26,7 +26,7 @@ FORKED = (
 )
 LAUNCHED = (*FORKED, "SIGTERM to the launcher")
 IMPORTS = [
-    "train",
+    "dept.training.command",
     "dept.training.registration",
     "llmfoundry.command_utils",
 ]
@@ -163,9 +163,9 @@ def _launch(command: list[str], pids, log: str) -> None:
 def _rank(command: list[str]) -> None:
     code = 1
     try:
-        import train
+        from dept.training.command import main
 
-        code = train.main(command)
+        code = main(command)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:

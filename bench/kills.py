@@ -21,11 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parent.parent
-sys.path.insert(0, str(REPOSITORY))
-sys.path.insert(0, str(REPOSITORY / "bench"))
-
-from jobs import FORKED, LAUNCHED, ForkedJob, Job, LaunchedJob  # noqa: E402
+from jobs import FORKED, LAUNCHED, ForkedJob, Job, LaunchedJob
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")

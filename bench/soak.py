@@ -18,17 +18,15 @@ import time
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parent.parent
-sys.path.insert(0, str(REPOSITORY))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYTHONWARNINGS", "ignore:pkg_resources is deprecated")
 
-import psutil  # noqa: E402
-from composer.core import Callback, State  # noqa: E402
-from composer.loggers import Logger  # noqa: E402
+import psutil
+from composer.core import Callback, State
+from composer.loggers import Logger
 
-import train  # noqa: E402
+from dept.training import command as training
 
 SMALL = [
     "train_loader.sources=[en,it]",
@@ -113,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as temporary:
             tempfile.tempdir = os.environ["TMPDIR"] = temporary
-            status = train.main([*command, *SMALL, *overrides])
+            status = training.main([*command, *SMALL, *overrides])
     finally:
         tempfile.tempdir = None
         shutil.rmtree(Path("runs") / name, ignore_errors=True)

@@ -12,13 +12,11 @@
 
 import argparse
 import os
-import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-sys.path.insert(0, str(REPOSITORY))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

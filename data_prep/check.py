@@ -18,14 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
-    sys.path.insert(0, REPOSITORY)
-
 import numpy as np
 from rich.console import Console
 
-from data_prep.files import read_json
-from data_prep.pool import Task, Workers
 from dept.data.corpus import (
     GLOBAL,
     SPLITS,
@@ -39,6 +34,8 @@ from dept.data.corpus import (
 )
 from dept.data.shard_files import SplitIndex, fault, read_index, remake, tokens
 from dept.data.tokenizer_files import tokenizer_fault
+from dept.data_prep.files import read_json
+from dept.data_prep.pool import Task, Workers
 from dept.errors import DataError
 
 

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.corpus import Corpus, Source
-from data_prep.documents import open_source
-from data_prep.files import WORK, TextWriter, read_json, write_json
-from data_prep.pool import Task
-from data_prep.reader import Document, Reader
 from dept.data.corpus import SPLITS
+from dept.data_prep.corpus import Corpus, Source
+from dept.data_prep.documents import open_source
+from dept.data_prep.files import WORK, TextWriter, read_json, write_json
+from dept.data_prep.pool import Task
+from dept.data_prep.reader import Document, Reader
 from dept.errors import DataError
 
 SURVEY_BYTES = 8 * 10**6  # text that decides the share of validation

@@ -177,7 +177,7 @@ def _source(name: Any, content: Any, held_out: bool, split: SplitOptions) -> Sou
     keys: tuple[str, ...] = (*ours, *REMARKS)
     package = None
     if isinstance(content, Mapping) and {"package", "packages", "generate"} & set(content):
-        from data_prep.packages import SOURCE_KEYS
+        from dept.data_prep.packages import SOURCE_KEYS
 
         keys = (*PACKAGE_ONLY_OURS, *sorted(SOURCE_KEYS))
         package = {k: v for k, v in content.items() if k not in PACKAGE_ONLY_OURS + REMARKS}

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.corpus import Source
-from data_prep.local_files import FileReader, find_files
-from data_prep.reader import Reader
+from dept.data_prep.corpus import Source
+from dept.data_prep.local_files import FileReader, find_files
+from dept.data_prep.reader import Reader
 from dept.errors import DataError
 
 
@@ -76,7 +76,7 @@ class PackageReader(Reader):
         return {"documents": self._number}
 
     def _rows(self) -> Iterator[tuple[str, str | None, Any]]:
-        from data_prep.packages import package_documents
+        from dept.data_prep.packages import package_documents
 
         try:
             for text in package_documents(self.source.package, self._cache):

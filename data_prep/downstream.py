@@ -22,11 +22,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
-    sys.path.insert(0, REPOSITORY)
-
-from data_prep.archives import fetch, read_members
 from dept.checkpoint import durable
+from dept.data_prep.archives import fetch, read_members
 
 Row = Mapping[str, str | int]
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.corpus import Source, format_of
-from data_prep.files import open_binary
-from data_prep.reader import BadDocument, Reader
+from dept.data_prep.corpus import Source, format_of
+from dept.data_prep.files import open_binary
+from dept.data_prep.reader import BadDocument, Reader
 from dept.errors import DataError
 
 

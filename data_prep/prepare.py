@@ -19,28 +19,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
-    sys.path.insert(0, REPOSITORY)
-
 from rich.console import Console
 
-from data_prep.collect import collect, part_path
-from data_prep.corpus import Corpus, Source, TokenizerOptions, load_corpus
-from data_prep.documents import open_source
-from data_prep.files import WORK, corpus_lock, read_json, write_json
-from data_prep.pool import Workers
-from data_prep.recipe import check_recipe
-from data_prep.shards import finish, write_part
-from data_prep.summary import summary_table
-from data_prep.train_tokenizer import (
+from dept.data.corpus import GLOBAL, SPLITS, read_corpus, read_source
+from dept.data.shard_files import read_index, refuse_missing
+from dept.data.tokenizer_files import tokenizer_hash
+from dept.data_prep.collect import collect, part_path
+from dept.data_prep.corpus import Corpus, Source, TokenizerOptions, load_corpus
+from dept.data_prep.documents import open_source
+from dept.data_prep.files import WORK, corpus_lock, read_json, write_json
+from dept.data_prep.pool import Workers
+from dept.data_prep.recipe import check_recipe
+from dept.data_prep.shards import finish, write_part
+from dept.data_prep.summary import summary_table
+from dept.data_prep.train_tokenizer import (
     count_words,
     describe_tokenizer,
     train_tokenizer,
     words_path,
 )
-from dept.data.corpus import GLOBAL, SPLITS, read_corpus, read_source
-from dept.data.shard_files import read_index, refuse_missing
-from dept.data.tokenizer_files import tokenizer_hash
 from dept.errors import DataError
 
 

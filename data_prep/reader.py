@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from data_prep.corpus import Source
+from dept.data_prep.corpus import Source
 from dept.errors import DataError
 
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_prep.corpus import Corpus
-from data_prep.files import read_json, write_json
-from data_prep.local_files import find_files
+from dept.data_prep.corpus import Corpus
+from dept.data_prep.files import read_json, write_json
+from dept.data_prep.local_files import find_files
 from dept.errors import DataError
 
 BLOCKS, BLOCK_BYTES = 16, 1 << 16  # of a file that its fingerprint reads: all of it up to 1 MB

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.files import WORK, publish_directory, read_json, read_texts, write_json
-from data_prep.mds import TokenShards, merged_index
-from data_prep.pool import Task
 from dept.checkpoint import durable
 from dept.data.corpus import SPLITS, count_tokens, local_vocabulary, unigram_cross_entropy
+from dept.data_prep.files import WORK, publish_directory, read_json, read_texts, write_json
+from dept.data_prep.mds import TokenShards, merged_index
+from dept.data_prep.pool import Task
 from dept.errors import DataError
 
 BATCH_BYTES = 1 << 20  # text that is tokenized at once

@@ -21,11 +21,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from data_prep.collect import document_draw, part_path
-from data_prep.corpus import TokenizerOptions
-from data_prep.files import WORK, publish_directory, read_json, read_texts
-from data_prep.pool import Task
 from dept.checkpoint import durable
+from dept.data_prep.collect import document_draw, part_path
+from dept.data_prep.corpus import TokenizerOptions
+from dept.data_prep.files import WORK, publish_directory, read_json, read_texts
+from dept.data_prep.pool import Task
 from dept.errors import DataError
 
 WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+"

@@ -19,9 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
-    sys.path.insert(0, REPOSITORY)
-
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see train.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -56,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{arguments[0]}: {error}", file=sys.stderr)
         return 2
     if is_first:
-        from eval.gauntlet import show
+        from dept.evaluation.models.gauntlet import show
 
         durable.write(output, json.dumps(records, indent=1) + "\n")
         show(records)
@@ -113,7 +110,7 @@ def evaluate(config: DictConfig) -> list[dict[str, Any]]:
     warnings.filterwarnings("ignore")
     from contextlib import redirect_stdout
 
-    from eval.source_models import load as load_model
+    from dept.evaluation.models.source_models import load as load_model
 
     for entry in config.models:
         if str(entry.model.name).startswith("hf_"):
@@ -124,7 +121,7 @@ def evaluate(config: DictConfig) -> list[dict[str, Any]]:
             load_model(model["model"]["checkpoint"], model["model"].get("source"))
     from llmfoundry.command_utils import eval as llmfoundry_eval
 
-    from eval import gauntlet
+    from dept.evaluation.models import gauntlet
 
     gauntlet.register()
     with redirect_stdout(sys.stderr):

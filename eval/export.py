@@ -21,13 +21,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
-    sys.path.insert(0, REPOSITORY)
-
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-    from eval.source_models import SourceModel, TrainedRun
+    from dept.evaluation.models.source_models import SourceModel, TrainedRun
 
 
 def export(
@@ -68,7 +65,7 @@ def export(
 
 def write(run: TrainedRun, source: SourceModel, folder: Path) -> None:
     """Write one model, its tokenizer and its card into a new directory."""
-    from eval.model_card import model_card
+    from dept.evaluation.models.model_card import model_card
 
     model, tokenizer = source.model, source.tokenizer
     foreign = type(model).__module__.startswith("llmfoundry.")
@@ -116,8 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from dept.errors import ConfigError, DataError
-    from eval.hub import push
-    from eval.source_models import TrainedRun
+    from dept.evaluation.hub import push
+    from dept.evaluation.models.source_models import TrainedRun
 
     try:
         run = TrainedRun(chosen.checkpoint, chosen.root)
@@ -136,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _repositories(push_to: str | None, parts: Iterable[str]) -> list[str]:
     """The repository of each part, if any is wanted; refused before anything slow."""
-    from eval.hub import check_name
+    from dept.evaluation.hub import check_name
 
     if push_to is None:
         return []

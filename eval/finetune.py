@@ -18,9 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
-    sys.path.insert(0, REPOSITORY)
-
 # As train.py, and before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,10 +30,10 @@ from rich.table import Table
 from dept.checkpoint import durable, run_folder, trust
 from dept.config import extends
 from dept.errors import NotSaved
+from dept.evaluation.finetuning.examples import read_splits
+from dept.evaluation.finetuning.options import FineTuneOptions, read_options
 from dept.training.summary import read_summary
 from dept.transport.launcher import end_with_launcher
-from eval.finetuning.examples import read_splits
-from eval.finetuning.options import FineTuneOptions, read_options
 
 # What a run may be gone on with though it is another.
 _NOT_SHAPING = ("folder", "root", "save_interval", "device_train_microbatch_size")
@@ -109,7 +106,7 @@ def run(options: FineTuneOptions, name: str, folder: Path, is_first: bool) -> di
     if newest.is_file():
         trust.refuse_code(newest.resolve())
     warnings.filterwarnings("ignore")  # what the pinned libraries say of each other
-    from eval.finetuning.training import fine_tune
+    from dept.evaluation.finetuning.training import fine_tune
 
     if is_first:
         durable.write(folder / "config.yaml", OmegaConf.to_yaml(asdict(options)))

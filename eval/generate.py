@@ -16,15 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
-    sys.path.insert(0, REPOSITORY)
-
 from dept.data.corpus import GLOBAL
 from dept.errors import ConfigError
-from eval.routing import RULES, rank, router_of
+from dept.evaluation.scoring.routers import RULES, rank, router_of
 
 if TYPE_CHECKING:
-    from eval.source_models import SourceModel, TrainedRun
+    from dept.evaluation.models.source_models import SourceModel, TrainedRun
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,8 @@ def continuation(source: SourceModel, prompt: str, sampling: Sampling) -> str:
     import torch
     from transformers import GenerationConfig
 
-    from eval.scoring import context_length, first_token
-    from eval.spelling import Speller
+    from dept.evaluation.scoring.scorer import context_length, first_token
+    from dept.evaluation.scoring.spelling import Speller
 
     tokenizer, context = source.tokenizer, context_length(source.model)
     (spelled,) = Speller(tokenizer, source.untrained_ids).spell([prompt])
@@ -174,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _model(options: argparse.Namespace, prompt: str) -> tuple[SourceModel, str]:
-    from eval.source_models import TrainedRun, is_checkpoint, load
+    from dept.evaluation.models.source_models import TrainedRun, is_checkpoint, load
 
     if not is_checkpoint(options.model):
         return load(options.model, options.source), "it has no other"

@@ -13,13 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
-    sys.path.insert(0, REPOSITORY)
-
 from dept.data.corpus import read_corpus
 from dept.errors import DataError
-from eval.continuations import continuations
-from eval.validation_text import documents
+from dept.evaluation.scoring.questions import continuations
+from dept.evaluation.scoring.validation_text import documents
 
 OUT = Path(".lm_eval")
 """Where the tasks look, from the folder that lm_eval is started in."""

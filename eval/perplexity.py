@@ -17,28 +17,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
-    sys.path.insert(0, REPOSITORY)
-
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from data_prep.files import write_json
 from dept.checkpoint import durable
 from dept.costs.__main__ import number
 from dept.data.corpus import GLOBAL, PreparedCorpus, read_corpus
+from dept.data_prep.files import write_json
 from dept.errors import ConfigError
-from eval.output import refuse_to_overwrite
-from eval.validation_text import Document, documents
+from dept.evaluation.output import refuse_to_overwrite
+from dept.evaluation.scoring.validation_text import Document, documents
 
 if TYPE_CHECKING:
-    from eval.compared_models import Compared
+    from dept.evaluation.models.compared_models import Compared
 
 BYTES = 30_000
 
 Matrix = dict[str, dict[str, dict[str, float]]]
-"""By text, then by embedding: what a :class:`eval.scoring.Score` says."""
+"""By text, then by embedding: what a :class:`dept.evaluation.scoring.scorer.Score` says."""
 
 
 def measure(
@@ -59,7 +56,7 @@ def measure(
         ``path``, ``tokens`` (trained on, or ``None``), ``context``, ``parameters`` (by embedding)
         and ``matrix``.
     """
-    from eval.scoring import Scorer
+    from dept.evaluation.scoring.scorer import Scorer
 
     matrix: Matrix = {name: {} for name in texts}
     parameters, length = {}, 0
@@ -221,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], PreparedCorpus, Path]:
-    from eval.compared_models import compared
+    from dept.evaluation.models.compared_models import compared
 
     models = compared(options.models, dict(map(_tokens, options.tokens)), options.root)
     runs = [model.run for model in models if model.run is not None]
@@ -265,7 +262,7 @@ def _show(found: Mapping[str, Mapping[str, Any]], corpus: PreparedCorpus) -> Non
 def _save(
     found: Mapping[str, Mapping[str, Any]], corpus: PreparedCorpus, limit: int, folder: Path
 ) -> None:
-    from eval.heat_map import heat_map
+    from dept.evaluation.report.heat_map import heat_map
 
     written = []
     for name, model in found.items():

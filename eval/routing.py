@@ -12,146 +12,22 @@ byte, so that tokenizers can be compared.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-if (REPOSITORY := str(Path(__file__).resolve().parent.parent)) not in sys.path:
-    sys.path.insert(0, REPOSITORY)
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.files import write_json
-from dept.data.corpus import GLOBAL, PreparedCorpus, PreparedSource, read_corpus
+from dept.data.corpus import GLOBAL, PreparedCorpus, read_corpus
+from dept.data_prep.files import write_json
 from dept.errors import ConfigError
-from eval.validation_text import documents, pieces
-
-if TYPE_CHECKING:
-    from eval.source_models import TrainedRun
-
-RULES = ("unigram", "model")
-
-
-def unigram_log_probabilities(counts: np.ndarray) -> np.ndarray:
-    """Log of ``(count_v + a) / (n + a V)``, where ``a = n_1 / V``, and ``n_1`` tokens occur once.
-
-    What is left for unseen tokens is then ``n_1 / (n + n_1)``, the estimate of Good and Turing
-    (Good 1953). With ``a = 1`` (``dept/data/corpus.py``, for the cross-entropy of one source) a
-    source of little text would leave more of it the larger the vocabulary, and be blind; and be
-    taken for the source of whatever none knows.
-
-    Args:
-        counts: int64[V], of training tokens.
-
-    Returns:
-        float64[V], in nats.
-    """
-    counts = np.asarray(counts, np.float64)
-    once = max(float((counts == 1).sum()), 1.0)
-    return np.log((counts + once / len(counts)) / (counts.sum() + once))
-
-
-def rank(figures: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Sources from the most fitting to the least: by ascending bits per byte, then as they come."""
-    return sorted(figures.items(), key=lambda item: item[1])
-
-
-class Router(Protocol):
-    """One of the rules, ready to judge."""
-
-    names: list[str]
-
-    def bits_per_byte(self, texts: Sequence[str]) -> np.ndarray:
-        """float64[len(names), len(texts)]; the lowest of a column is the one to pick."""
-
-
-class UnigramRouter:
-    """The paper's rule (section 3): the lowest unigram cross-entropy, here per byte.
-
-    Args:
-        corpus: of the sources, for its tokenizers.
-        sources: to choose among, each in the tokens of its tokenizer.
-    """
-
-    def __init__(self, corpus: PreparedCorpus, sources: Sequence[PreparedSource]) -> None:
-        from transformers import AutoTokenizer
-
-        from eval.spelling import Speller
-
-        self.names = [source.name for source in sources]
-        self._tokenizers = [source.tokenizer for source in sources]
-        self._spellers = {
-            name: Speller(
-                AutoTokenizer.from_pretrained(corpus.tokenizers[name].path, trust_remote_code=False)
-            )
-            for name in dict.fromkeys(self._tokenizers)
-        }
-        self._log_p = [unigram_log_probabilities(source.counts()) for source in sources]
-
-    def bits_per_byte(self, texts: Sequence[str]) -> np.ndarray:
-        """See :class:`Router`."""
-        from eval.scoring import UNKNOWN_BYTE
-
-        spelled = {name: speller.spell(texts) for name, speller in self._spellers.items()}
-        return np.array(
-            [
-                [
-                    (s.unknown_bytes * UNKNOWN_BYTE - log_p[s.ids].sum()) / s.bytes / math.log(2)
-                    for s in spelled[tokenizer]
-                ]
-                for log_p, tokenizer in zip(self._log_p, self._tokenizers, strict=True)
-            ]
-        )
-
-
-class ModelRouter:
-    """The lowest bits per byte of the models themselves; one is in memory at a time.
-
-    Args:
-        run: with embeddings of sources.
-        device: of torch.
-    """
-
-    def __init__(self, run: TrainedRun, device: str = "cpu") -> None:
-        self.names = candidates(run)
-        self._run, self._device = run, device
-
-    def bits_per_byte(self, texts: Sequence[str]) -> np.ndarray:
-        """See :class:`Router`."""
-        from eval.scoring import Scorer
-
-        rows = []
-        for name in self.names:
-            source = self._run.model(name)
-            source.model.to(self._device)
-            rows.append([score.bits_per_byte for score in Scorer(source).texts(texts)])
-        return np.array(rows)
-
-
-def candidates(run: TrainedRun) -> list[str]:
-    """The sources that a run has embeddings for; the global embedding is none to choose.
-
-    Raises:
-        ConfigError: it has no other.
-    """
-    names = [name for name in run.names if name != GLOBAL]
-    if not names:
-        raise ConfigError(
-            f"{run.trained.path} has one embedding for all text: there is nothing to choose"
-        )
-    return names
-
-
-def router_of(run: TrainedRun, rule: str, device: str = "cpu") -> Router:
-    """The rule of that name for the sources of a run."""
-    if rule == "model":
-        return ModelRouter(run, device)
-    return UnigramRouter(run.corpus, [run.prepared(name) for name in candidates(run)])
+from dept.evaluation.output import refuse_to_overwrite
+from dept.evaluation.scoring.routers import RULES, Router, UnigramRouter, router_of
+from dept.evaluation.scoring.validation_text import documents, pieces
 
 
 def confusion(router: Router, texts: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
@@ -278,8 +154,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]:
-    from eval.output import refuse_to_overwrite
-
     where = options.out
     if options.corpus:
         corpus = read_corpus(options.root or ".", options.corpus)
@@ -288,7 +162,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]
         refuse_to_overwrite(where, options.force)
         routers: dict[str, Router] = {"unigram": UnigramRouter(corpus, sources)}
     else:
-        from eval.source_models import TrainedRun
+        from dept.evaluation.models.source_models import TrainedRun
 
         run = TrainedRun(options.checkpoint, options.root)
         where = where or run.trained.path.parent.parent / "routing.json"

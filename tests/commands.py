@@ -13,6 +13,7 @@ from pathlib import Path
 from fleet import free_port
 
 REPOSITORY = Path(__file__).parent.parent
+TRAIN = "dept.training.command"
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
 
 
@@ -27,7 +28,7 @@ class Commands:
         self.logs = logs
         os.chdir(REPOSITORY)  # where the server of forks finds the modules to import
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["train", "dept.training.registration"])
+        self._context.set_forkserver_preload([TRAIN, "dept.training.registration"])
         multiprocessing.forkserver.ensure_running()
 
     def run(self, name: str, module: str, arguments: Sequence[str], processes: int = 1) -> None:

@@ -2,7 +2,7 @@
 
 import math
 
-from eval.report.names import METHODS
+from dept.evaluation.report.names import METHODS
 
 BASELINES = tuple(name for name, method in METHODS.items() if method.budget)
 

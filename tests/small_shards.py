@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.mds import TokenShards, write_index
+from dept.data_prep.mds import TokenShards, write_index
 
 LENGTH = 8
 

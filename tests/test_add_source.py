@@ -54,7 +54,7 @@ def same(ours, theirs):
 def loss(root, run_name, name):
     """Mean cross-entropy of the validation text of a source, by the model a checkpoint gives."""
     from dept.data.shards import TokenReader
-    from eval.source_models import TrainedRun
+    from dept.evaluation.models.source_models import TrainedRun
 
     loaded = TrainedRun(checkpoints(root, run_name)).model(name)
     reader = TokenReader(loaded.prepared.val)
@@ -68,7 +68,7 @@ def loss(root, run_name, name):
 
 
 def test_only_its_embedding_is_trained_and_it_is_of_use(prepared, trained, add):
-    from eval.source_models import TrainedRun
+    from dept.evaluation.models.source_models import TrainedRun
 
     before, after = read_trained(trained), add("frozen", "tools", *KEPT)
     assert same(body(before.parameters), body(after.parameters)) == [*body(before.parameters)]

@@ -1,6 +1,6 @@
 import pytest
 
-from data_prep.clean import (
+from dept.data_prep.clean import (
     Rules,
     clean,
     documents,

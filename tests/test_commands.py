@@ -35,7 +35,7 @@ def arguments(root, name, *more):
 
 def start(root, name, *launcher, more=()):
     """Starts a run as it would be from the root of the repository, its files below ``root``."""
-    for entry in ("train.py", "dept", "callbacks", "yamls"):
+    for entry in ("train.py", "yamls"):
         if not (root / entry).exists():
             (root / entry).symlink_to(REPOSITORY / entry)
     return subprocess.Popen(
@@ -45,7 +45,6 @@ def start(root, name, *launcher, more=()):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
 
 

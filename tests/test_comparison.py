@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from run_record import bold, by_title, cells, record
 
-from eval import plan
-from eval.report import names
-from eval.report.compare import AVERAGE, compare, improvements, won
-from eval.report.comparison_tables import comparison_tables, comparisons
-from eval.report.overview import overview
-from eval.report.run_records import arranged
-from eval.report.table import markdown
-from eval.report.tables import tables
-from eval.reproduce import PLAN
+from dept.evaluation.report import names
+from dept.evaluation.report.compare import AVERAGE, compare, improvements, won
+from dept.evaluation.report.comparison_tables import comparison_tables, comparisons
+from dept.evaluation.report.overview import overview
+from dept.evaluation.report.run_records import arranged
+from dept.evaluation.report.table import markdown
+from dept.evaluation.report.tables import tables
+from dept.evaluation.reproduce import plan
+from dept.evaluation.reproduce.plan import PLAN
 
 TWO_SEEDS = [
     record("std_tau0", {"en": 100.0, "it": 50.0}, seed=17),

@@ -10,10 +10,10 @@ import pytest
 from omegaconf import OmegaConf
 from training import REPOSITORY, load, overrides
 
-import train
 from dept.config import complete as configs
 from dept.config import extends
 from dept.errors import ConfigError
+from dept.training import command
 
 SIZES = ["model.d_model=32", "algorithms.dept.local_steps=2", "global_train_batch_size=2"]
 
@@ -69,7 +69,7 @@ def refusal(root, capsys, monkeypatch, experiment, *more):
         monkeypatch.setitem(sys.modules, heavy, None)
     path = str(REPOSITORY / "yamls" / f"{experiment}.yaml")
     small = SIZES if experiment.startswith("dept") else []
-    assert train.main([path, *overrides(root), *small, *more]) == 2
+    assert command.main([path, *overrides(root), *small, *more]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith(path)
     return said

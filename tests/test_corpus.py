@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from data_prep.mds import TokenShards
 from dept.data.corpus import (
     count_tokens,
     local_vocabulary,
@@ -15,6 +14,7 @@ from dept.data.corpus import (
     unigram_cross_entropy,
 )
 from dept.data.tokenizer_files import tokenizer_hash
+from dept.data_prep.mds import TokenShards
 from dept.errors import DataError
 
 

@@ -14,14 +14,14 @@ import pytest
 import zstandard
 from tokenizers import Tokenizer
 
-from data_prep.collect import document_draw
-from data_prep.corpus import TokenizerOptions
-from data_prep.files import read_texts
-from data_prep.mds import TokenShards
-from data_prep.pool import Task
-from data_prep.shards import Packer, bytes_of_tokens, token_dtype
-from data_prep.train_tokenizer import count_words, describe_tokenizer, train_tokenizer
 from dept.data.corpus import read_corpus, unigram_cross_entropy
+from dept.data_prep.collect import document_draw
+from dept.data_prep.corpus import TokenizerOptions
+from dept.data_prep.files import read_texts
+from dept.data_prep.mds import TokenShards
+from dept.data_prep.pool import Task
+from dept.data_prep.shards import Packer, bytes_of_tokens, token_dtype
+from dept.data_prep.train_tokenizer import count_words, describe_tokenizer, train_tokenizer
 from dept.errors import DataError
 
 REPOSITORY = Path(__file__).parent.parent

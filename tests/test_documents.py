@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from data_prep.corpus import load_corpus
-from data_prep.documents import open_source
+from dept.data_prep.corpus import load_corpus
+from dept.data_prep.documents import open_source
 from dept.errors import DataError
 
 TEXTS = ["One sentence.\nAnother.", "Zwei Sätze — 漢字 🎉", "  three </s> <0x41> ▁ "]

@@ -11,8 +11,8 @@ from training import REPOSITORY, dept_of, train
 
 from dept.data.corpus import read_corpus
 from dept.data.loader import ValidationLoader
+from dept.evaluation.export import main
 from dept.method.live_model import transformer_of
-from eval.export import main
 
 pytestmark = pytest.mark.end_to_end
 

@@ -4,8 +4,8 @@ import json
 import os
 import resource
 import signal
-import sys
 
+import kills
 import pytest
 import torch
 from test_continued import parameters
@@ -15,9 +15,6 @@ from dept.checkpoint.run_folder import numbered_checkpoints, recover
 from dept.checkpoint.saver import Checkpoints
 from dept.checkpoint.source_files import SourceFiles
 from dept.errors import NotSaved
-
-sys.path.insert(0, str(REPOSITORY / "bench"))
-import kills
 
 pytestmark = pytest.mark.end_to_end
 
@@ -163,11 +160,10 @@ def test_a_baseline_saves_before_it_ends_too(prepared, monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_killed_again_and_again_learns_the_same_bits(prepared, monkeypatch, workers):
-    for entry in ("train.py", "dept", "callbacks", "yamls"):
+    for entry in ("train.py", "yamls"):
         if not (prepared / entry).exists():
             (prepared / entry).symlink_to(REPOSITORY / entry)
     monkeypatch.chdir(prepared)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     options = [*kills.SMALL, "variables.corpus=tiny", "max_seq_len=32", "variables.local_steps=12"]
     fire = kills.Fire(kills=8, seed=workers)
     outcome = kills.compare("yamls/dept_spec.yaml", options, workers, fire)

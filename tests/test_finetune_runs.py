@@ -13,7 +13,7 @@ import torch
 from training import REPOSITORY
 from transformers import AutoTokenizer, MptConfig, MptForCausalLM
 
-from eval import finetune
+from dept.evaluation import finetune
 
 pytestmark = pytest.mark.end_to_end
 

@@ -10,18 +10,18 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, MptConfig, MptForCausalLM
 
-from data_prep.downstream import main as prepare_downstream
-from data_prep.downstream import rated, sections
 from dept.config import extends
+from dept.data_prep.downstream import main as prepare_downstream
+from dept.data_prep.downstream import rated, sections
 from dept.errors import ConfigError, DataError
-from eval.finetuning.baselines import bag_of_words, majority, word_counts
-from eval.finetuning.batches import Sample, batch
-from eval.finetuning.best_epoch import best
-from eval.finetuning.examples import Example, examples, read_splits, split_of
-from eval.finetuning.layouts import LAYOUTS, Special, cut, lay_out
-from eval.finetuning.model import FineTuned, add_rows, language_model_loss, last_token
-from eval.finetuning.options import TaskOptions, read_options
-from eval.finetuning.training import decayed, sequence_limit
+from dept.evaluation.finetuning.baselines import bag_of_words, majority, word_counts
+from dept.evaluation.finetuning.batches import Sample, batch
+from dept.evaluation.finetuning.best_epoch import best
+from dept.evaluation.finetuning.examples import Example, examples, read_splits, split_of
+from dept.evaluation.finetuning.layouts import LAYOUTS, Special, cut, lay_out
+from dept.evaluation.finetuning.model import FineTuned, add_rows, language_model_loss, last_token
+from dept.evaluation.finetuning.options import TaskOptions, read_options
+from dept.evaluation.finetuning.training import decayed, sequence_limit
 
 S, D, E = SPECIAL = 100, 101, 102
 IDS = Special(*SPECIAL)

@@ -11,7 +11,7 @@ from dept.config import extends
 from dept.config.icl import check_embedding, check_files, is_task
 from dept.config.options import DeptOptions
 from dept.errors import ConfigError
-from eval import eval as command
+from dept.evaluation import eval as command
 
 YAML = str(REPOSITORY / "eval/yamls/gauntlet.yaml")
 SOURCES = ("manual", "code", "mail", "tools")
@@ -121,7 +121,7 @@ def evaluate(folder, *overrides):
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("experiment", VARIANTS)
 def test_training_a_checkpoint_and_the_definition_agree(trained, folder, experiment, capsys):
-    from eval.source_models import TrainedRun
+    from dept.evaluation.models.source_models import TrainedRun
 
     run, source = trained[experiment], "code" if "spec" in experiment else None
     checkpoints = run / "checkpoints"
@@ -148,7 +148,7 @@ def test_training_a_checkpoint_and_the_definition_agree(trained, folder, experim
 @pytest.mark.end_to_end
 def test_a_directory_of_transformers_is_evaluated_as_its_checkpoint(trained, folder, tmp_path):
     """And by llm-foundry's own hf_causal_lm, beside it."""
-    from eval.source_models import load as load_model
+    from dept.evaluation.models.source_models import load as load_model
 
     loaded = load_model(trained["dept_spec"] / "checkpoints", "code")
     exported = tmp_path / "exported"
@@ -176,7 +176,7 @@ def test_a_directory_of_transformers_is_evaluated_as_its_checkpoint(trained, fol
 @pytest.mark.end_to_end
 def test_answers_are_generated_with_the_tokenizer_of_the_source(trained, tmp_path):
     """Two of three answers are what the model says, so two of three are right."""
-    from eval.source_models import load as load_model
+    from dept.evaluation.models.source_models import load as load_model
 
     checkpoints = trained["dept_spec_opt"] / "checkpoints"
     loaded, rows = load_model(checkpoints, "code"), []

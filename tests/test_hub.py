@@ -9,14 +9,14 @@ from fleet import free_port
 from hub import Hub
 from training import REPOSITORY, train
 
-from eval.export import main
+from dept.evaluation.export import main
 
 pytestmark = pytest.mark.end_to_end
 
 PUSH = """
 import sys
 from pathlib import Path
-from eval.hub import NotPushed, push
+from dept.evaluation.hub import NotPushed, push
 try:
     print(push(Path(sys.argv[1]), sys.argv[2]))
 except NotPushed as error:

@@ -10,7 +10,7 @@ import signal
 
 import pytest
 import torch
-from commands import Commands
+from commands import TRAIN, Commands
 from training import MPT, overrides
 
 pytestmark = pytest.mark.end_to_end
@@ -43,7 +43,7 @@ class Runs:
 
     def run(self, yaml, name, *more, processes=1):
         if name not in self.made:
-            self.commands.run(name, "train", self.arguments(yaml, name, *more), processes)
+            self.commands.run(name, TRAIN, self.arguments(yaml, name, *more), processes)
             self.made.add(name)
         return self.root / "runs" / name
 
@@ -130,8 +130,8 @@ def test_a_run_does_not_depend_on_a_kill(runs, yaml, number):
         lines = metrics.read_text().splitlines() if metrics.is_file() else []
         return sum("loss/train/total" in line for line in lines) >= batches + 2
 
-    assert runs.commands.kill(name, "train", arguments, number, in_the_second_round) != 0
-    runs.commands.run(name, "train", arguments)
+    assert runs.commands.kill(name, TRAIN, arguments, number, in_the_second_round) != 0
+    runs.commands.run(name, TRAIN, arguments)
     assert_same(runs.root / "runs" / name, plain)
 
 

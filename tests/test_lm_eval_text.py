@@ -6,9 +6,9 @@ import pytest
 import yaml
 from training import REPOSITORY
 
-from eval import continuations as continuing
-from eval.continuations import CHOICES, continuations
-from eval.lm_eval_text import main
+from dept.evaluation import continuations as continuing
+from dept.evaluation.lm_eval_text import main
+from dept.evaluation.scoring.questions import CHOICES, continuations
 
 
 def test_one_of_the_lines_goes_on_with_the_text():

@@ -12,9 +12,10 @@ from PIL import Image
 from training import train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_prep.files import read_texts
-from eval import generate, perplexity, routing
-from eval.source_models import TrainedRun
+from dept.data_prep.files import read_texts
+from dept.evaluation import generate, perplexity, routing
+from dept.evaluation.models.source_models import TrainedRun
+from dept.evaluation.scoring import routers
 
 pytestmark = pytest.mark.end_to_end
 
@@ -44,13 +45,13 @@ def validation_texts(root, source):
     return list(itertools.chain.from_iterable(map(read_texts, files)))
 
 
-@pytest.mark.parametrize("rule", routing.RULES)
+@pytest.mark.parametrize("rule", routers.RULES)
 def test_generate_picks_the_source_and_goes_on(spec, capsys, rule):
     arguments = [f"{spec}", "--prompt", CODE, "--route", rule, "--max-new-tokens", "80"]
     assert generate.main(arguments) == 0  # 80 tokens are beyond the context of 32
     said = capsys.readouterr().out
     run = TrainedRun(spec)
-    router = routing.router_of(run, rule)
+    router = routers.router_of(run, rule)
     bits = dict(zip(router.names, router.bits_per_byte([CODE])[:, 0].tolist(), strict=True))
     first, second = sorted(bits, key=bits.__getitem__)[:2]
     assert said.startswith(

@@ -12,12 +12,11 @@ from s3 import BUCKET, S3Server
 from test_config import refusal
 from training import BATCH, LOCAL_STEPS, load
 
-import train as command
 from dept.checkpoint.run_folder import folder_of
 from dept.checkpoint.source_files import SourceFiles, states_among
 from dept.errors import ConfigError, NotSaved
 from dept.method.schedule import RoundSchedule
-from dept.training import moves
+from dept.training import command, moves
 from dept.training.run import Held
 
 SOURCES = ("manual", "code", "mail", "tools")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dept.errors import ConfigError
-from eval.architecture import assemble
-from eval.mpt import stand_in
+from dept.evaluation.models.architecture import assemble
+from dept.evaluation.models.mpt import stand_in
 
 PLAIN = {
     "model_type": "mpt",

@@ -11,7 +11,6 @@ import torch
 from test_slots import HOLDS, build, optimizer_of, run_ours
 from training import REPOSITORY, overrides
 
-import train
 from dept.config.options import DeptOptions
 from dept.errors import ConfigError, NumericalFault
 from dept.method import faults
@@ -21,7 +20,7 @@ from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.slot_record import SlotRecord
 from dept.method.source_state import Slots
 from dept.method.variants import VARIANTS
-from dept.training import round_metrics
+from dept.training import command, round_metrics
 
 
 def look_at(**changes):
@@ -198,7 +197,7 @@ def test_a_baseline_stops_at_a_loss_that_is_nan(prepared, capfd, monkeypatch):
     small = ["model.d_model=32", "model.n_heads=2", "model.n_layers=1", "run_name=std-nan"]
     small += ["global_train_batch_size=4", "variables.local_steps=3"]
     small += ["code_paths=[tests/poison.py]"]
-    assert train.main([path, *overrides(prepared), *small, poison]) == 1
+    assert command.main([path, *overrides(prepared), *small, poison]) == 1
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith(path) and "the loss is NaN, and the run stops" in said, said
     lines = (prepared / "runs" / "std-nan" / "metrics.jsonl").read_text().splitlines()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import oracle
 import pytest
 import torch
-from commands import Commands
+from commands import TRAIN, Commands
 from oracle import Trained
 from oracle_data import Source
 from oracle_model import EMBEDDINGS, POSITIONS, TOKENS, Parameters, Recipe
@@ -139,7 +139,7 @@ class Runs:
 
     def run(self, name: str, yaml: str, *more: str) -> str:
         if name not in self.made:
-            self.commands.run(name, "train", self.arguments(name, yaml, *more))
+            self.commands.run(name, TRAIN, self.arguments(name, yaml, *more))
             self.made.add(name)
         return name
 
@@ -496,7 +496,7 @@ def test_an_exported_model_gives_the_logits_of_the_oracle(runs, name, source):
     case, out = CASES[name], runs.root / "exports" / name
     checkpoints = runs.root / "runs" / runs.case(name) / "checkpoints"
     arguments = [str(checkpoints), "--source", source, "--out", str(out)]
-    runs.commands.run(f"export-{name}", "eval.export", arguments)
+    runs.commands.run(f"export-{name}", "dept.evaluation.export", arguments)
     trained = trained_by_oracle(runs, case)
     text = runs.source("mail")
     ids = text.val[:8]

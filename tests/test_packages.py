@@ -11,11 +11,11 @@ import zipfile
 
 import pytest
 
-from data_prep import archives
-from data_prep.archives import fetch, read_members
-from data_prep.extract import READERS
-from data_prep.mathematics import MODULES, mathematics
-from data_prep.packages import package_documents
+from dept.data_prep import archives
+from dept.data_prep.archives import fetch, read_members
+from dept.data_prep.extract import READERS
+from dept.data_prep.mathematics import MODULES, mathematics
+from dept.data_prep.packages import package_documents
 
 
 def make_wheel(path, files):

@@ -9,9 +9,8 @@ from training import REPOSITORY
 
 from dept.config import extends
 from dept.errors import ConfigError
-from eval.plan import Job, jobs, read_plan
-from eval.records import record
-from eval.reproduce import PLAN
+from dept.evaluation.reproduce.plan import PLAN, Job, jobs, read_plan
+from dept.evaluation.reproduce.records import record
 
 SOURCES = {"multilingual": ("en", "it"), "multidomain": ("python", "bible")}
 

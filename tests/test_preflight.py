@@ -9,12 +9,12 @@ from experiments import NAMES, YAMLS, stand_ins
 from omegaconf import OmegaConf
 from training import MPT, overrides
 
-import train
 from dept.checkpoint import run_folder
 from dept.config import complete as configs
 from dept.config import extends
 from dept.costs import machine
 from dept.costs.experiment import costs_of
+from dept.training import command
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def checked(prepared, tmp_path, capsys, monkeypatch):
     def run(name, *more, root=prepared):
         path = str(YAMLS / f"{name}.yaml")
         given = [*stand_ins(name, tmp_path), *(overrides(root) if root else []), *more]
-        status = train.main(["--check", path, *given])
+        status = command.main(["--check", path, *given])
         return status, " ".join(capsys.readouterr().out.replace("│", " ").split())
 
     return run

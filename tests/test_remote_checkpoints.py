@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 from s3 import BUCKET, S3Server
 from training import LOCAL_STEPS, load, tensors_of, train
 
-import train as command
 from dept.checkpoint import remote_folder
 from dept.checkpoint.run_folder import folder_of, numbered_checkpoints
 from dept.checkpoint.saver import Checkpoints
 from dept.checkpoint.sigterm import StopOnSigterm
 from dept.errors import ConfigError, NotSaved
+from dept.training import command
 
 pytestmark = pytest.mark.end_to_end
 

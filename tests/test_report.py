@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from run_record import everything
 
-from eval.report import writing
+from dept.evaluation.report import writing
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -49,7 +49,7 @@ def test_the_same_records_give_the_same_bytes_in_any_order_without_torch(tmp_pat
     (two / "plots").mkdir()
     (two / "plots" / "of-a-method-no-longer-run.png").touch()
     command = (
-        "import runpy, sys; runpy.run_module('eval.report', None, '__main__', alter_sys=False);"
+        "import runpy, sys; runpy.run_module('dept.evaluation.report', run_name='__main__');"
         "assert not sys.modules.keys() & {'torch', 'composer', 'llmfoundry'}"
     )
     program = [sys.executable, "-c", command, two]

@@ -5,9 +5,9 @@ import math
 import numpy as np
 from run_record import bold, by_title, cells, fine_tuned, record
 
-from eval.report import curves
-from eval.report.run_records import arranged
-from eval.report.tables import tables
+from dept.evaluation.report import curves
+from dept.evaluation.report.run_records import arranged
+from dept.evaluation.report.tables import tables
 
 
 def test_plasticity_is_a_table_of_what_the_last_step_gave_by_unseen_source():

@@ -53,7 +53,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def root(prepared):
-    for entry in ("train.py", "eval", "dept", "callbacks", "yamls"):
+    for entry in ("eval", "yamls"):
         if not (prepared / entry).exists():
             (prepared / entry).symlink_to(REPOSITORY / entry)
     (prepared / "plan.yaml").write_text(PLAN)
@@ -70,14 +70,14 @@ def root(prepared):
 
 
 def start(root, *more):
-    command = [sys.executable, "-m", "eval.reproduce", "--plan", "plan.yaml", "--jobs", "2", *more]
+    module = [sys.executable, "-m", "dept.evaluation.reproduce"]
     return subprocess.Popen(
-        command,
+        [*module, "--plan", "plan.yaml", "--jobs", "2", *more],
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(root), "RANK": "0", "LOCAL_RANK": "0"},
+        env={**os.environ, "RANK": "0", "LOCAL_RANK": "0"},
     )
 
 

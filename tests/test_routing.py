@@ -7,17 +7,18 @@ import pytest
 
 from dept.data.corpus import GLOBAL, read_corpus
 from dept.errors import DataError
-from eval import routing
-from eval.validation_text import documents, pieces
+from dept.evaluation import routing
+from dept.evaluation.scoring import routers
+from dept.evaluation.scoring.validation_text import documents, pieces
 
 
 def test_unseen_tokens_have_the_share_of_those_seen_once():
     counts = np.array([5, 1, 1, 3, 0, 0, 0, 0])
-    p = np.exp(routing.unigram_log_probabilities(counts))
+    p = np.exp(routers.unigram_log_probabilities(counts))
     assert p.sum() == pytest.approx(1)
     a = 2 / 8
     assert p == pytest.approx((counts + a) / (10 + 8 * a))
-    assert np.isfinite(routing.unigram_log_probabilities(np.array([4, 4, 0]))).all()
+    assert np.isfinite(routers.unigram_log_probabilities(np.array([4, 4, 0]))).all()
 
 
 def test_a_source_of_little_text_is_not_taken_for_what_none_knows():
@@ -27,13 +28,13 @@ def test_a_source_of_little_text_is_not_taken_for_what_none_knows():
     few[0], many[100] = 1, 1
     text = [*range(200, 260), *range(5000, 5040)]  # of the large one, some of it unseen
     add_one = [np.log((c + 1) / (c.sum() + 8000))[text].sum() for c in (few, many)]
-    ours = [routing.unigram_log_probabilities(c)[text].sum() for c in (few, many)]
+    ours = [routers.unigram_log_probabilities(c)[text].sum() for c in (few, many)]
     assert ours[1] > ours[0]
     assert ours[1] - ours[0] > add_one[1] - add_one[0]
 
 
 def test_rank_is_by_bits_and_then_by_order():
-    assert routing.rank({"b": 2.0, "a": 1.0, "c": 1.0}) == [("a", 1.0), ("c", 1.0), ("b", 2.0)]
+    assert routers.rank({"b": 2.0, "a": 1.0, "c": 1.0}) == [("a", 1.0), ("c", 1.0), ("b", 2.0)]
 
 
 def test_pieces_are_whole_characters_and_do_not_overlap():
@@ -93,7 +94,7 @@ def test_the_unigram_rule_needs_no_model(prepared, tmp_path, capsys, own):
         p = (counts + once / len(counts)) / (counts.sum() + once)
         bits.append(-np.log2(p[ids.input_ids]).sum() / len(text.encode()))
     sources = [corpus.source(n, n if own else GLOBAL) for n in corpus.sources]
-    router = routing.UnigramRouter(corpus, sources)
+    router = routers.UnigramRouter(corpus, sources)
     assert router.bits_per_byte([text])[:, 0] == pytest.approx(bits)
 
     assert routing.main(arguments) == 2

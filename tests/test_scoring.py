@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from dept.errors import ConfigError
-from eval.scoring import Scorer
-from eval.source_models import SourceModel, load
-from eval.spelling import Speller
+from dept.evaluation.models.source_models import SourceModel, load
+from dept.evaluation.scoring.scorer import Scorer
+from dept.evaluation.scoring.spelling import Speller
 
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 DOCUMENTS = [TEXT[:700], "short", "Grüße, 漢字 and </s> too", TEXT[5000:5400]]

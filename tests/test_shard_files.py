@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from training import load
 
-from data_prep.check import main as check_data
-from data_prep.mds import TokenShards
-from data_prep.prepare import main as prepare
 from dept.data.corpus import read_corpus, read_source
 from dept.data.shard_files import fault, is_name, read_index, tokens
+from dept.data_prep.check import main as check_data
+from dept.data_prep.mds import TokenShards
+from dept.data_prep.prepare import main as prepare
 from dept.errors import DataError
 
 

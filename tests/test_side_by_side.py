@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from s3 import BUCKET, S3Server
 from training import BATCH, LOCAL_STEPS, ROUNDS, load
 
-import train as command
 from dept.checkpoint.run_folder import folder_of
 from dept.checkpoint.source_files import SourceFiles
 from dept.costs.transport import outer_step_bytes
 from dept.data.corpus import read_corpus
 from dept.method.schedule import RoundSchedule
+from dept.training import command
 
 pytestmark = pytest.mark.end_to_end
 

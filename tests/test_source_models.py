@@ -11,7 +11,7 @@ from training import train
 from dept.data.corpus import read_corpus
 from dept.data.loader import ValidationLoader
 from dept.errors import ConfigError, DataError
-from eval.source_models import TrainedRun, load
+from dept.evaluation.models.source_models import TrainedRun, load
 
 pytestmark = pytest.mark.end_to_end
 SOURCES = ["manual", "code", "mail", "tools"]

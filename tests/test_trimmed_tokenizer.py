@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dept.data.corpus import GLOBAL, read_corpus
-from eval.source_models import trimmed
-from eval.trimmed_tokenizer import trim
+from dept.evaluation.models.source_models import trimmed
+from dept.evaluation.models.trimmed_tokenizer import trim
 
 STRANGE = [
     "",

@@ -121,8 +121,8 @@ def test_a_hostile_tokenizer_is_copied_without_its_code(prepared, tmp_path, monk
     """Data preparation takes a tokenizer that somebody else made; so does training."""
     import shutil
 
-    from data_prep.corpus import TokenizerOptions
-    from data_prep.train_tokenizer import train_tokenizer
+    from dept.data_prep.corpus import TokenizerOptions
+    from dept.data_prep.train_tokenizer import train_tokenizer
     from dept.errors import DataError
 
     class Quiet:

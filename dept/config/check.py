@@ -42,11 +42,12 @@ SHARED_FOLDER = (
 )
 
 
-def check(config: Mapping[str, Any]) -> list[str]:
+def check(config: Mapping[str, Any], *, any_name: bool = False) -> list[str]:
     """Refuse what cannot run, before the libraries that take half a minute to import.
 
     Args:
         config: a resolved yaml, as plain containers.
+        any_name: whether names may be of registries that a program has added to by itself.
 
     Returns:
         What can run and is still worth saying, in sentences.
@@ -56,16 +57,16 @@ def check(config: Mapping[str, Any]) -> list[str]:
         DataError: the corpus is missing, half-written or of another tokenizer.
     """
     try:
-        return _check(config)
+        return _check(config, any_name)
     except OSError as error:  # a name too long for a file, a folder that may not be read
         raise ConfigError(
             f"{shown(error.filename)} cannot be read ({error.strerror}): name another path"
         ) from None
 
 
-def _check(config: Mapping[str, Any]) -> list[str]:
+def _check(config: Mapping[str, Any], any_name: bool) -> list[str]:
     dept, loader = options_of(config)
-    yaml_keys.check(config, whole=loader is not None)
+    yaml_keys.check(config, whole=loader is not None, any_name=any_name)
     for path in config.get("code_paths") or ():
         if not Path(path).is_file():
             raise ConfigError(f"code_paths names {path}, which does not exist: name a file")

@@ -16,7 +16,7 @@ __all__ = ["check", "complete", "options_of"]
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
-    """What DEPT adds to an llm-foundry config; registered as a config transform.
+    """What DEPT adds to an llm-foundry config; see ``dept/training/transform.py``.
 
     * schedulers run on sequential steps (``dept/training/learning_rate.py``);
     * a model of transformers runs no code of its repository, unless the yaml says so;

@@ -120,12 +120,13 @@ TRANSFORMERS = {
 }
 
 
-def check(config: Mapping[str, Any], *, whole: bool) -> None:
+def check(config: Mapping[str, Any], *, whole: bool, any_name: bool = False) -> None:
     """Refuse keys and names that nothing knows, and values that they cannot have.
 
     Args:
         config: a resolved yaml, as plain containers.
         whole: whether it is an experiment on a prepared corpus, which must have all sections.
+        any_name: whether names may be of registries that a program has added to by itself.
 
     Raises:
         ConfigError: one sentence that names the key and the fix.
@@ -136,7 +137,8 @@ def check(config: Mapping[str, Any], *, whole: bool) -> None:
             raise ConfigError(f"the yaml lacks {key}: add it")
     _check_values("", config, KEYS | VALUES)
     schema.refuse_unknown("tokenizer", config.get("tokenizer", {}), ("name", "kwargs"))
-    registries.check(config)
+    if not any_name:
+        registries.check(config)
     model = config.get("model", {})
     if model.get("name") == "hf_causal_lm":
         _check_values("model.", model, TRANSFORMERS)

@@ -1,4 +1,9 @@
-"""Names in yamls: what this repository adds to llm-foundry's registries."""
+"""Names in yamls: what this repository adds to llm-foundry's registries.
+
+Those that a yaml without DEPT may use, too, are also entry points (pyproject.toml), which
+llm-foundry prefers. The others are registered here alone: their names are common, and an entry
+point would win over a callback of the same name that a user registers.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +18,10 @@ from llmfoundry.data.utils import get_tokens_per_batch_func
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from callbacks.norms import Norms
+from dept.callbacks.norms import Norms
 from dept.checkpoint.saver import Checkpoints
 from dept.checkpoint.sigterm import StopOnSigterm
-from dept.config import complete, icl
+from dept.config import icl
 from dept.config.options import (
     CorpusOptions,
     MixtureOptions,
@@ -41,6 +46,7 @@ from dept.training.run_files import RunFiles
 from dept.training.source_checkpoints import SourceCheckpoints
 from dept.training.source_metrics import SourceMetrics
 from dept.training.start_from import StartFrom
+from dept.training.transform import transform
 from dept.training.wandb_logger import WandB
 from dept.transport import process_group
 
@@ -180,7 +186,7 @@ def register() -> None:
     registry.callbacks_with_config.register("run_files", func=RunFiles)
     registry.callbacks_with_config.register("start_from", func=StartFrom)
     registry.config_transforms.register("registered", func=registered.check)
-    registry.config_transforms.register("dept", func=complete.complete)
+    registry.config_transforms.register("dept", func=transform)
     icl.register()
     finishing.register()
     for name, optimizer in TORCH_OPTIMIZERS.items():

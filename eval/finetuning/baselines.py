@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from eval.finetuning.examples import Example
+from dept.evaluation.finetuning.examples import Example
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Inverse strengths of the L2 penalty that are tried; the best one on ``val`` is taken."""

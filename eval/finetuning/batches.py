@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from eval.finetuning.examples import Example
-from eval.finetuning.layouts import LAYOUTS, Special
+from dept.evaluation.finetuning.examples import Example
+from dept.evaluation.finetuning.layouts import LAYOUTS, Special
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dept.errors import DataError
-from eval.finetuning.layouts import LAYOUTS
-from eval.finetuning.options import DataOptions, TaskOptions
+from dept.evaluation.finetuning.layouts import LAYOUTS
+from dept.evaluation.finetuning.options import DataOptions, TaskOptions
 
 # How `datasets` reads a file, by the end of its name.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {

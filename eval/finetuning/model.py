@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 from transformers import PreTrainedModel
 
-from eval.finetuning.layouts import Special
+from dept.evaluation.finetuning.layouts import Special
 
 Batch = Mapping[str, Tensor]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dept.config.options import parse
 from dept.errors import ConfigError
-from eval.finetuning.layouts import LAYOUTS
+from dept.evaluation.finetuning.layouts import LAYOUTS
 
 
 @dataclass(frozen=True)

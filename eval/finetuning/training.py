@@ -19,14 +19,14 @@ from transformers import PreTrainedModel
 from dept.checkpoint.saver import Checkpoints
 from dept.checkpoint.sigterm import StopOnSigterm
 from dept.errors import ConfigError
+from dept.evaluation.finetuning.baselines import bag_of_words, majority, token_counts, word_counts
+from dept.evaluation.finetuning.batches import loader, samples
+from dept.evaluation.finetuning.best_epoch import BestEpoch, best
+from dept.evaluation.finetuning.examples import Example
+from dept.evaluation.finetuning.model import FineTuned, add_rows
+from dept.evaluation.finetuning.options import FineTuneOptions
+from dept.evaluation.models.source_models import SourceModel, load
 from dept.training.jsonl_logger import JsonlLogger
-from eval.finetuning.baselines import bag_of_words, majority, token_counts, word_counts
-from eval.finetuning.batches import loader, samples
-from eval.finetuning.best_epoch import BestEpoch, best
-from eval.finetuning.examples import Example
-from eval.finetuning.model import FineTuned, add_rows
-from eval.finetuning.options import FineTuneOptions
-from eval.source_models import SourceModel, load
 
 EVAL_BATCH = 64
 

@@ -1,11 +1,11 @@
-"""Rebuilds the report: `python -m eval.report results`."""
+"""Rebuilds the report: `python -m dept.evaluation.report results`."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from eval.report import writing
-from eval.report.run_records import read
+from dept.evaluation.report import writing
+from dept.evaluation.report.run_records import read
 
 
 def main() -> None:

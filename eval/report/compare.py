@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from eval.report.measured import Measured, average, measured
-from eval.report.names import METHODS, PLASTICITY, metric_of
-from eval.report.run_records import (
+from dept.evaluation.report.measured import Measured, average, measured
+from dept.evaluation.report.names import METHODS, PLASTICITY, metric_of
+from dept.evaluation.report.run_records import (
     Record,
     by_method,
     names,

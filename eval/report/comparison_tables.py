@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from eval.report.compare import AVERAGE, Comparison, compare, improvements
-from eval.report.measured import SPREAD, is_best, lowest
-from eval.report.names import BUDGETS, COMPARED, METHODS, METRICS, PLASTICITY, label
-from eval.report.run_records import Record, corpora, select
-from eval.report.table import Cell, Table
+from dept.evaluation.report.compare import AVERAGE, Comparison, compare, improvements
+from dept.evaluation.report.measured import SPREAD, is_best, lowest
+from dept.evaluation.report.names import BUDGETS, COMPARED, METHODS, METRICS, PLASTICITY, label
+from dept.evaluation.report.run_records import Record, corpora, select
+from dept.evaluation.report.table import Cell, Table
 
 _KINDS = {"sources": "sources", "held_out": "held-out sources"}
 

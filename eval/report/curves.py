@@ -8,8 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from eval.report.names import metric_of
-from eval.report.run_records import Record, Run, by_method, number, run_of, select, unseen
+from dept.evaluation.report.names import metric_of
+from dept.evaluation.report.run_records import (
+    Record,
+    Run,
+    by_method,
+    number,
+    run_of,
+    select,
+    unseen,
+)
 
 Curve = tuple[np.ndarray, np.ndarray]  # float[points] each: where, and what
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from eval.report.measured import SPREAD, Measured
-from eval.report.names import label
-from eval.report.run_records import Record, Run, by_method, number, run_of, select
-from eval.report.table import Cell, Table
+from dept.evaluation.report.measured import SPREAD, Measured
+from dept.evaluation.report.names import label
+from dept.evaluation.report.run_records import Record, Run, by_method, number, run_of, select
+from dept.evaluation.report.table import Cell, Table
 
 # Keys of a record's ``baselines``.
 WITHOUT = {

@@ -17,8 +17,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-from eval.report.curves import Line
-from eval.report.names import METHODS
+from dept.evaluation.report.curves import Line
+from dept.evaluation.report.names import METHODS
 
 _STYLE = {
     "font.family": "DejaVu Sans",  # matplotlib brings it

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from eval.report.run_records import Record, Run, number, run_of
+from dept.evaluation.report.run_records import Record, Run, number, run_of
 
 SPREAD = "mean over runs ± their sample standard deviation (n - 1), nothing of a single run"
 """What captions say of ``Measured.text``."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from eval.report.compare import AVERAGE, Comparison, won
-from eval.report.comparison_tables import digits_of, percent, text_of
-from eval.report.measured import Measured, Paired, paired
-from eval.report.names import BUDGETS, METHODS, METRICS, label
-from eval.report.run_records import Record, by_method
-from eval.report.table import Cell, Table
+from dept.evaluation.report.compare import AVERAGE, Comparison, won
+from dept.evaluation.report.comparison_tables import digits_of, percent, text_of
+from dept.evaluation.report.measured import Measured, Paired, paired
+from dept.evaluation.report.names import BUDGETS, METHODS, METRICS, label
+from dept.evaluation.report.run_records import Record, by_method
+from dept.evaluation.report.table import Cell, Table
 
 
 def methods(records: list[Record]) -> list[Table]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 from html import escape
 
-from eval.report.names import TOPICS
-from eval.report.plots import Plot
-from eval.report.table import Cell, Table
+from dept.evaluation.report.names import TOPICS
+from dept.evaluation.report.plots import Plot
+from dept.evaluation.report.table import Cell, Table
 
 # Plots are drawn on white, so they keep a white ground where the page is dark.
 _STYLE = """
@@ -45,9 +45,9 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border-ra
 _LEAD = (
     "Each value is computed from the records beside this page, <code>runs/*.json</code>, one a "
     "finished run, and the page can be made again from them alone: "
-    "<code>python -m eval.report results</code>. What each run was given stands at the end of its "
-    "corpus, under &ldquo;Setting&rdquo;; times and memory, which are the machine's, are in the "
-    "records only."
+    "<code>python -m dept.evaluation.report results</code>. What each run was given stands at the "
+    "end of its corpus, under &ldquo;Setting&rdquo;; times and memory, which are the machine's, "
+    "are in the records only."
 )
 
 

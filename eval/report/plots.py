@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from eval.report import curves, drawing
-from eval.report.compare import AVERAGE, Comparison
-from eval.report.comparison_tables import comparisons
-from eval.report.curves import Line
-from eval.report.names import COMPARED, METHODS, METRICS, PLASTICITY, metric_of
-from eval.report.run_records import Record, corpora, stage_name
-from eval.report.sent import sent
+from dept.evaluation.report import curves, drawing
+from dept.evaluation.report.compare import AVERAGE, Comparison
+from dept.evaluation.report.comparison_tables import comparisons
+from dept.evaluation.report.curves import Line
+from dept.evaluation.report.names import COMPARED, METHODS, METRICS, PLASTICITY, metric_of
+from dept.evaluation.report.run_records import Record, corpora, stage_name
+from dept.evaluation.report.sent import sent
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.report.names import COMPARED, METHODS, PLASTICITY, STAGES, STARTS, order
+from dept.evaluation.report.names import COMPARED, METHODS, PLASTICITY, STAGES, STARTS, order
 
 Record = Mapping[str, Any]
 Run = tuple[int, int | None]

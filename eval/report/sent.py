@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from eval.report.run_records import Record, by_method, number, select, sequential_steps
+from dept.evaluation.report.run_records import Record, by_method, number, select, sequential_steps
 
 BYTES_PER_PARAMETER = 4  # averages are taken in float32
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from eval.report.names import TOPICS
+from dept.evaluation.report.names import TOPICS
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from eval.report.comparison_tables import comparison_tables, comparisons
-from eval.report.downstream import downstream
-from eval.report.measured import SPREAD, averaged
-from eval.report.names import METRICS, STAGES, label
-from eval.report.overview import methods, overview
-from eval.report.run_records import Record, by_method, corpora, select, sequential_steps
-from eval.report.sent import sent
-from eval.report.table import Cell, Table, plain
-from eval.report.tuning import tuning, tuning_cpt
+from dept.evaluation.report.comparison_tables import comparison_tables, comparisons
+from dept.evaluation.report.downstream import downstream
+from dept.evaluation.report.measured import SPREAD, averaged
+from dept.evaluation.report.names import METRICS, STAGES, label
+from dept.evaluation.report.overview import methods, overview
+from dept.evaluation.report.run_records import Record, by_method, corpora, select, sequential_steps
+from dept.evaluation.report.sent import sent
+from dept.evaluation.report.table import Cell, Table, plain
+from dept.evaluation.report.tuning import tuning, tuning_cpt
 
 
 def tables(records: list[Record]) -> list[Table]:

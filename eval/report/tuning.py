@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from eval.report.measured import SPREAD, Measured, averaged, is_best, lowest
-from eval.report.names import METRICS, STARTS, label, metric_of
-from eval.report.run_records import Record, by_method, select, start_of
-from eval.report.table import Cell, Table, plain
+from dept.evaluation.report.measured import SPREAD, Measured, averaged, is_best, lowest
+from dept.evaluation.report.names import METRICS, STARTS, label, metric_of
+from dept.evaluation.report.run_records import Record, by_method, select, start_of
+from dept.evaluation.report.table import Cell, Table, plain
 
 
 def tuning(records: list[Record], corpus: str) -> list[Table]:

@@ -1,6 +1,6 @@
 """Makes the report of a comparison from the records of its runs.
 
-    python -m eval.report results
+    python -m dept.evaluation.report results
 
 reads ``results/runs/*.json`` and writes ``results/tables.md``, ``results/plots/*.png`` and
 ``results/index.html``, which needs neither of the others. It needs matplotlib, but no torch and no
@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dept.checkpoint import durable
-from eval.report.page import html
-from eval.report.plots import plots
-from eval.report.run_records import Record, arranged
-from eval.report.table import document
-from eval.report.tables import tables
+from dept.evaluation.report.page import html
+from dept.evaluation.report.plots import plots
+from dept.evaluation.report.run_records import Record, arranged
+from dept.evaluation.report.table import document
+from dept.evaluation.report.tables import tables
 
 TABLES, PLOTS, PAGE = "tables.md", "plots", "index.html"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dept.errors import ConfigError
+from dept.evaluation.models.source_models import SourceModel, TrainedRun, is_checkpoint, load
 from dept.training.summary import read_summary
-from eval.source_models import SourceModel, TrainedRun, is_checkpoint, load
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ STAGES = (
     "downstream",
 )
 
+PLAN = Path(__file__).parent.parent / "reproduce.yaml"
+
 
 @dataclass(frozen=True)
 class Method:

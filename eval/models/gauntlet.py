@@ -17,13 +17,13 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from dept.config import icl
-from eval.source_models import load
+from dept.evaluation.models.source_models import load
 
 load_once = lru_cache(maxsize=1)(load)  # llm-foundry asks for model and tokenizer apart
 
 
 class SourceCausalLM(HuggingFaceModel):
-    """``model: {name: source_model}``: what :func:`eval.source_models.load` loads.
+    """``model: {name: source_model}``: what ``source_models.load`` gives.
 
     Args:
         tokenizer: of the yaml, ``source_model`` too.

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dept.errors import ConfigError
+from dept.evaluation.models import mpt
 from dept.method.live_model import parameter_roles
 from dept.method.variants import Role
-from eval import mpt
 
 # Of a machine, or of a model on the hub that the run began with; a class named in `auto_map` is
 # code of others, which whoever loads an export with remote code would run.

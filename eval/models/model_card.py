@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dept.data.corpus import GLOBAL
 
 if TYPE_CHECKING:
-    from eval.source_models import SourceModel, TrainedRun
+    from dept.evaluation.models.source_models import SourceModel, TrainedRun
 
 _SHOWN = {
     "loss": "nats per token",

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from eval.report import drawing
+from dept.evaluation.report import drawing
 
 _CELL = (0.78, 0.42)  # inches
 _LABELS = (2.2, 1.9)  # inches for names, title and scale

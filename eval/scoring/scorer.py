@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dept.errors import ConfigError
-from eval.source_models import SourceModel
-from eval.spelling import Speller
+from dept.evaluation.models.source_models import SourceModel
+from dept.evaluation.scoring.spelling import Speller
 
 UNKNOWN_BYTE = 8 * math.log(2)
 """Nats for a byte that the vocabulary cannot tell, on top of its unknown token: one in 256."""

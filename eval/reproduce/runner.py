@@ -1,16 +1,9 @@
-"""The paper's comparison on the embedded corpora: `python -m eval.reproduce [--list]`.
+"""Runs of a plan, several at a time, each an ordinary run of `train.py` or `eval/finetune.py`."""
 
-Runs what `eval/reproduce.yaml` plans, several runs at a time, each an ordinary run of `train.py`
-with its files in `runs/`; then writes `results/`. Killed at any moment, the same command goes on
-where it was. Finished runs are not run again.
-"""
-
-import argparse
 import atexit
 import json
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
@@ -18,59 +11,18 @@ import time
 from multiprocessing.connection import wait
 from pathlib import Path
 
-# As train.py, and before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("PYTHONWARNINGS", "ignore:pkg_resources is deprecated")  # by llm-foundry
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dept.checkpoint import durable
 from dept.config import extends
-from dept.data.corpus import read_corpus
+from dept.evaluation import finetune
+from dept.evaluation.finetuning.options import read_options
+from dept.evaluation.report import run_records, writing
+from dept.evaluation.reproduce.plan import Job
+from dept.evaluation.reproduce.records import record
+from dept.training import command as training
 from dept.training.summary import read_summary
-from eval import finetune
-from eval.finetuning.options import read_options
-from eval.plan import Job, jobs, read_plan
-from eval.records import record
-from eval.report import run_records, writing
-from train import look_into
-
-PLAN = Path(__file__).with_name("reproduce.yaml")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the comparison; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plan", type=Path, default=PLAN, help="yaml of what to run")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--only", default="", help="the runs that this regular expression finds")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where to write")
-    parser.add_argument("--list", action="store_true", help="name the runs, and end")
-    options = parser.parse_args(arguments)
-    try:
-        plan = read_plan(options.plan)
-        sources = {corpus: read_corpus(Path("."), corpus).sources for corpus in plan.corpora}
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    wanted = [job for job in jobs(plan, sources) if re.search(options.only, job.name)]
-    try:
-        done = {job.name for job in wanted if is_finished(job)}
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if options.list:
-        for job in wanted:
-            print(job.name, "finished" if job.name in done else "")
-        return 0
-    failed = run(wanted, done, options.jobs)
-    write(wanted, options.results)
-    for job in failed:
-        print(f"{job.name} failed: see {log_of(job)}", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def is_finished(job: Job) -> bool:
@@ -85,7 +37,7 @@ def is_finished(job: Job) -> bool:
     if job.stage == "downstream":
         options = read_options(config)
         return finetune.look_into(Path("runs") / job.name, options) is not None
-    return look_into(Path("runs") / job.name, config, is_first=False) is not None
+    return training.look_into(Path("runs") / job.name, config, is_first=False) is not None
 
 
 def summary_of(job: Job) -> dict | None:
@@ -111,7 +63,7 @@ def run(wanted: list[Job], done: set[str], at_a_time: int) -> list[Job]:
     """
     context = multiprocessing.get_context("forkserver")
     # Imports take as long as a short run; a fork has them for nothing.
-    context.set_forkserver_preload(["train", "dept.training.registration"])
+    context.set_forkserver_preload(["dept.training.command", "dept.training.registration"])
     waiting, failed = [job for job in wanted if job.name not in done], []
     running: dict[int, tuple[Job, multiprocessing.Process]] = {}
     console = Console(stderr=True)
@@ -183,10 +135,8 @@ def _train(job: Job) -> None:
         os.dup2(log.fileno(), sys.stderr.fileno())
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK"):
         os.environ.pop(name, None)  # a run is a job by itself, whoever started the comparison
-    import train
-
     try:
-        command = finetune.main if job.stage == "downstream" else train.main
+        command = finetune.main if job.stage == "downstream" else training.main
         sys.exit(command([job.yaml, *job.overrides]))
     finally:
         atexit._run_exitfuncs()  # a forked process ends without; Composer and Streaming clean up so
@@ -197,7 +147,3 @@ def _end_with_parent(grace: float = 30.0) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace)
     os._exit(128 + signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

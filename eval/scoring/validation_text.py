@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_prep.files import read_texts
 from dept.data.corpus import PreparedCorpus
+from dept.data_prep.files import read_texts
 from dept.errors import DataError
 
 

@@ -28,9 +28,9 @@ from transformers import (
 from dept.checkpoint.reader import Trained, read_trained
 from dept.data.corpus import GLOBAL, PreparedCorpus, PreparedSource, read_corpus
 from dept.errors import ConfigError
+from dept.evaluation.models.architecture import assemble, token_matrices
+from dept.evaluation.models.trimmed_tokenizer import trim
 from dept.method.variants import VARIANTS, Vocabulary
-from eval.architecture import assemble, token_matrices
-from eval.trimmed_tokenizer import trim
 
 _INPUTS = ["input_ids", "attention_mask"]  # no token types: our models refuse them in `generate`
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from eval.plan import Job
+from dept.evaluation.reproduce.plan import Job
 
 FIGURES = ("loss", "perplexity", "bits_per_byte")
 FINE_TUNED = ("task", "metric", "init", "learning_rate", "examples", "baselines", "best", "test")

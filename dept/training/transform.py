@@ -1,0 +1,59 @@
+"""The config transform: what llm-foundry calls for every train yaml once this package is installed.
+
+llm-foundry finds it by its entry point (pyproject.toml). So ``algorithms: {dept: ...}`` works with
+llm-foundry's own train command, in a yaml that builds on none of ours. A yaml without DEPT and
+without a loader of ours is returned as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from llmfoundry import registry
+
+
+def transform(config: dict[str, Any]) -> dict[str, Any]:
+    """Complete a yaml of ours; with llm-foundry's own command, do first what train.py would.
+
+    Raises:
+        ConfigError: the yaml cannot run.
+        DataError: its corpus cannot be read.
+    """
+    is_prepared = "checkpoints" in registry.callbacks
+    if not is_prepared and not is_ours(config):
+        return config
+    # Only here: a yaml that is not ours must not pay for these imports, nor fail with them.
+    from dept.config import complete
+
+    if not is_prepared:
+        _prepare(config)
+    return complete.complete(config)
+
+
+def is_ours(config: Mapping[str, Any]) -> bool:
+    """Whether a yaml names DEPT or a loader over a prepared corpus."""
+    loader = config.get("train_loader") or {}
+    return "dept" in (config.get("algorithms") or {}) or loader.get("name") in (
+        "sources",
+        "mixture",
+    )
+
+
+def _prepare(config: Mapping[str, Any]) -> None:
+    """Check the yaml, let workers meet, and register what has no entry point."""
+    from dept.checkpoint import trust
+    from dept.config.check import check
+    from dept.config.options import options_of
+    from dept.training import registration
+    from dept.transport import process_group
+    from dept.transport.topology import Place
+
+    trust.guard()
+    trust.check(config)
+    check(config, any_name=True)
+    dept, _ = options_of(config)
+    if dept is not None:
+        process_group.join(Place.of(os.environ, dept.ranks_per_worker), dept.worker_timeout)
+    registration.register()

@@ -1,0 +1,1 @@
+"""Text under models: bits per byte, spelling, validation text, routing, questions made of text."""
