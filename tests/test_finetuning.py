@@ -249,8 +249,8 @@ def test_answers_are_a_list_or_columns_of_their_own():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": 1}, "the yaml has no option 'lr'"),
-        ({"data": {"trian": "x"}}, "data has no option 'trian': did you mean train"),
+        ({"lr": 1}, "the yaml has no key 'lr'"),
+        ({"data": {"trian": "x"}}, "data has no key 'trian': did you mean train"),
         ({"task": REVIEWS | {"kind": "span"}}, "task.kind is 'span': set it to one of"),
         ({"task": REVIEWS | {"columns": {"text": "x"}}}, "task.columns lacks label"),
         ({"task": REVIEWS | {"columns": {"premise": "x"}}}, "task.columns has 'premise'"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import catalogue
 import pytest
 import yaml
+from composer.core import Callback
 from llmfoundry import registry
 from llmfoundry.utils.config_utils import apply_transforms_to_config
 
@@ -78,6 +79,7 @@ def test_a_yaml_without_dept_is_left_as_it_is(unprepared):
 def test_a_yaml_of_dept_is_checked_and_may_name_what_others_register(
     unprepared, prepared, tmp_path
 ):
+    registry.callbacks.register("of_another_package", func=Callback)
     config = own_yaml(prepared, tmp_path) | {"callbacks": {"of_another_package": {}}}
     with pytest.raises(ConfigError, match="max_duration is '9ba': give DEPT a whole number"):
         transform(config | {"max_duration": "9ba"})

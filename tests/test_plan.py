@@ -169,10 +169,10 @@ def test_what_is_fine_tuned_is_the_first_draw(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("corpora: {}\nsedes: [1]", "no option 'sedes': did you mean seeds"),
+        ("corpora: {}\nsedes: [1]", "no key 'sedes': did you mean seeds"),
         ("methods: {std: {yaml std: x: y}}", "cannot be read: while parsing a flow mapping"),
         ("- std", "is not a mapping of keys"),
-        ("methods: {std: {yml: std}}", "methods.std has no option 'yml'"),
+        ("methods: {std: {yml: std}}", "methods.std has no key 'yml'"),
         (
             "{corpora: {a: {unseen: []}}, seeds: [], continued: {}, variations: {}, "
             "methods: {std: {yaml: std, learning_rate: 1.0, corpora: [b]}}}",
