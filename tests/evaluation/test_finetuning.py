@@ -357,7 +357,7 @@ def test_labelled_text_of_packages_is_rows_and_what_is_there_stays(tmp_path, cap
 
 def test_the_yamls_of_the_repository_are_understood():
     tasks = {}
-    for path in sorted(Path(__file__).parent.parent.joinpath("eval/yamls/finetune").glob("*.yaml")):
+    for path in sorted(Path(__file__).parents[2].joinpath("eval/yamls/finetune").glob("*.yaml")):
         if path.stem in ("base", "small"):
             continue
         options = read_options(extends.resolve(extends.load(path, ["checkpoint=x"])))

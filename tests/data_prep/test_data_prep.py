@@ -24,7 +24,7 @@ from dept.data_prep.shards import Packer, bytes_of_tokens, token_dtype
 from dept.data_prep.train_tokenizer import count_words, describe_tokenizer, train_tokenizer
 from dept.errors import DataError
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 NASTY = "</s><s> <0x41>\t▁▁ \u2028 é e\u0301 漢字🎉\r\n  \n x  y \ue00a \u0663\u0664 \u017f"
 
 

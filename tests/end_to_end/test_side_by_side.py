@@ -246,7 +246,11 @@ def test_workers_go_on_from_a_bucket_that_each_has_sent_its_sources_to(
             sent = [key.removeprefix("shared/") for _, key in server.requests]
 
 
-POISON = ["code_paths=[tests/poison.py]", "save_interval=1ba", "save_num_checkpoints_to_keep=-1"]
+POISON = [
+    "code_paths=[tests/helpers/poison.py]",
+    "save_interval=1ba",
+    "save_num_checkpoints_to_keep=-1",
+]
 NAN = "callbacks.poison={what: loss, by: nan, source: code, round: 1, step: 1}"
 
 

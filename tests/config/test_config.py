@@ -3,19 +3,16 @@
 import json
 import re
 import shutil
-import sys
 
 import experiments
 import pytest
 from omegaconf import OmegaConf
-from training import REPOSITORY, load, overrides
+from refusals import refusal
+from training import load, overrides
 
 from dept.config import complete as configs
 from dept.config import extends
 from dept.errors import ConfigError
-from dept.training import command
-
-SIZES = ["model.d_model=32", "algorithms.dept.local_steps=2", "global_train_batch_size=2"]
 
 
 def write(folder, **files):
@@ -60,19 +57,6 @@ def test_a_yaml_that_cannot_be_read_is_refused(tmp_path, start, overrides, messa
     )
     with pytest.raises(ConfigError, match=message):
         extends.load(tmp_path / start, overrides)
-
-
-def refusal(root, capsys, monkeypatch, experiment, *more):
-    """What `train.py` says, which must be one line, said before llm-foundry is imported."""
-    monkeypatch.chdir(root)
-    for heavy in ("llmfoundry", "composer"):
-        monkeypatch.setitem(sys.modules, heavy, None)
-    path = str(REPOSITORY / "yamls" / f"{experiment}.yaml")
-    small = SIZES if experiment.startswith("dept") else []
-    assert command.main([path, *overrides(root), *small, *more]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and said.startswith(path)
-    return said
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_a_baseline_stops_at_a_loss_that_is_nan(prepared, capfd, monkeypatch):
     path = str(REPOSITORY / "yamls" / "std.yaml")
     small = ["model.d_model=32", "model.n_heads=2", "model.n_layers=1", "run_name=std-nan"]
     small += ["global_train_batch_size=4", "variables.local_steps=3"]
-    small += ["code_paths=[tests/poison.py]"]
+    small += ["code_paths=[tests/helpers/poison.py]"]
     assert command.main([path, *overrides(prepared), *small, poison]) == 1
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith(path) and "the loss is NaN, and the run stops" in said, said

@@ -8,8 +8,8 @@ import icl_tasks
 import pytest
 from fleet import Fleet, assert_same, learned, summary
 from omegaconf import OmegaConf
+from refusals import refusal
 from s3 import BUCKET, S3Server
-from test_config import refusal
 from training import BATCH, LOCAL_STEPS, load
 
 from dept.checkpoint.run_folder import folder_of

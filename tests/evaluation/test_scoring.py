@@ -14,7 +14,7 @@ from dept.evaluation.models.source_models import SourceModel, load
 from dept.evaluation.scoring.scorer import Scorer
 from dept.evaluation.scoring.spelling import Speller
 
-TEXT = (Path(__file__).parent.parent / "README.md").read_text()
+TEXT = (Path(__file__).parents[2] / "README.md").read_text()
 DOCUMENTS = [TEXT[:700], "short", "Grüße, 漢字 and </s> too", TEXT[5000:5400]]
 
 

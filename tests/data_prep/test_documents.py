@@ -196,7 +196,7 @@ def test_mistakes_in_a_corpus_are_named(tmp_path, content, message):
 
 
 def test_the_corpora_of_this_repository_are_valid():
-    folder = Path(__file__).parent.parent / "data_prep/corpora"
+    folder = Path(__file__).parents[2] / "data_prep/corpora"
     shapes = {p.stem: load_corpus(p) for p in folder.glob("*.yaml")}
     counts = {name: (len(c.sources), len(c.held_out)) for name, c in shapes.items()}
     assert counts["pile"] == (16, 1) and counts["mc4"] == (8, 3)

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from dept.config import complete as configs
 from dept.config import extends
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 LOCAL_STEPS, BATCH, ROUNDS = 3, 4, 3
 
 
@@ -56,6 +56,11 @@ def train(root: Path, experiment: str, *more: str, checked: bool = False):
 def dept_of(trainer):
     """The algorithm of a run."""
     return next(a for a in trainer.state.algorithms if hasattr(a, "run"))
+
+
+def parameters(model) -> dict:
+    """Copies of the parameters of a model, by name."""
+    return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
 def tensors_of(trainer) -> dict:

@@ -8,8 +8,7 @@ import signal
 import kills
 import pytest
 import torch
-from test_continued import parameters
-from training import LOCAL_STEPS, REPOSITORY, tensors_of, train
+from training import LOCAL_STEPS, REPOSITORY, parameters, tensors_of, train
 
 from dept.checkpoint.run_folder import numbered_checkpoints, recover
 from dept.checkpoint.saver import Checkpoints

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from training import train
+from training import parameters, train
 
 from dept.checkpoint.reader import read_trained
 from dept.errors import ConfigError
@@ -18,10 +18,6 @@ WTE = "model.transformer.wte.weight"
 
 def run(root, experiment, name, *more):
     return train(root, experiment, f"run_name={name}", *SMALL, *more)
-
-
-def parameters(model):
-    return {name: value.detach().clone() for name, value in model.named_parameters()}
 
 
 def lines_of(root, name):

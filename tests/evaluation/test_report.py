@@ -13,7 +13,7 @@ from run_record import everything
 
 from dept.evaluation.report import writing
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_no_run_is_no_report(tmp_path):
