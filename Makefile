@@ -10,6 +10,7 @@ TASKS ?= prepared_text,prepared_continuation
 
 BIN := .venv/bin
 READY := .venv/.ready
+TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 tests
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
 
 .DEFAULT_GOAL := help
@@ -51,11 +52,11 @@ demo: data  ## pre-train SPEC on eight languages; YAML=... for another experimen
 check: $(READY)  ## whether YAML=... can start here, with WORKERS and ARGS, and why not; in seconds
 	$(BIN)/python train.py --check $(YAML) --workers $(WORKERS) $(ARGS)
 
-test: $(READY)  ## every test
-	$(BIN)/python -m pytest -q tests
+test: $(READY)  ## every test, in two processes: a line a file with its time, and the slowest at the end
+	$(TEST)
 
 unit: $(READY)  ## the tests that launch nothing
-	$(BIN)/python -m pytest -q tests -m 'not end_to_end'
+	$(TEST) -m 'not end_to_end'
 
 reproduce: $(READY)  ## the paper's comparison on both corpora, into results/; goes on where it was
 	$(MAKE) data CORPUS=multilingual

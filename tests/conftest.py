@@ -1,5 +1,6 @@
 """What several test files need: a small corpus of real text, prepared by the real command."""
 
+import logging
 import os
 import pydoc_data.topics
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from progress import Progress
 
 REPOSITORY = Path(__file__).parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +18,44 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SEQUENCE_LENGTH = 32
+
+
+@pytest.hookimpl(trylast=True)  # after the plugin that makes the reporter
+def pytest_configure(config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    is_worker = hasattr(config, "workerinput")  # of xdist, and prints nothing
+    if terminal and config.get_verbosity() <= 0 and not is_worker:
+        config.pluginmanager.register(Progress(terminal))
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Files that take minutes come first, or the last one would keep one process of two waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Take back what llm-foundry and Composer set where a yaml has a ``python_log_level``.
+
+    They send all records, down to those of debugging, to the standard error of that test, which is
+    closed after it; a trainer that is collected later would log to it.
+    """
+    loggers = [logging.getLogger(name) for name in (None, "composer", "llmfoundry", "streaming")]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    try:
+        return (yield)
+    finally:
+        for logger, level, handlers in before:
+            logger.setLevel(level)
+            logger.handlers[:] = handlers
+
+
+@pytest.fixture
+def registries(monkeypatch) -> None:
+    """Forgets after the test what it registers with llm-foundry."""
+    import catalogue
+
+    monkeypatch.setattr(catalogue, "REGISTRY", dict(catalogue.REGISTRY))
 
 
 @pytest.fixture(scope="session")

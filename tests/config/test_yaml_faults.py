@@ -164,7 +164,7 @@ def those_let_through(base):
 
 
 @pytest.mark.end_to_end
-def test_what_is_let_through_starts(prepared, tmp_path, monkeypatch):
+def test_what_is_let_through_starts(prepared, tmp_path, monkeypatch, registries):
     """A sample of it with the real trainer, up to the second step."""
     from composer.core import Callback
     from llmfoundry import registry

@@ -214,6 +214,7 @@ def test_a_process_killed_while_it_fetches_leaves_no_torn_shard(s3, bucket, stor
         env={**os.environ, **s3.environment},
     )
     while not s3.fetched(".mds"):
+        assert process.poll() is None
         time.sleep(0.01)
     work = tmp_path / split / ".fetch-00000"
     assert work.exists()

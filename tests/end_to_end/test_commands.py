@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import TRAIN, Commands
 from fleet import free_port
 from training import DEPT, MPT, REPOSITORY, overrides
 
@@ -59,9 +60,13 @@ def summary_of(root, name):
     return {k: v for k, v in summary.items() if k not in outside}
 
 
+def left_alone(root, name, *more):
+    """A run that nothing happens to, forked: what processes that import everything must come to."""
+    Commands(root).run(name, TRAIN, arguments(root, name, *more)[1:])
+
+
 def test_a_killed_run_goes_on_with_the_same_command_to_the_same_numbers(prepared):
-    unbroken = start(prepared, "unbroken", str(COMPOSER))
-    killed = start(prepared, "killed", sys.executable)
+    killed = start(prepared, "killed", str(COMPOSER))
     while killed.poll() is None and len(lines_of(prepared, "killed")) < 14:
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
@@ -74,9 +79,7 @@ def test_a_killed_run_goes_on_with_the_same_command_to_the_same_numbers(prepared
     output, _ = resumed.communicate()
     assert resumed.returncode == 0, output
     assert "bits per byte" in output
-    output, _ = unbroken.communicate()
-    assert unbroken.returncode == 0, output
-
+    left_alone(prepared, "unbroken")
     assert summary_of(prepared, "killed") == summary_of(prepared, "unbroken")
     assert lines_of(prepared, "killed") == lines_of(prepared, "unbroken")
 
@@ -94,24 +97,20 @@ def ranks_of(launcher):
     return psutil.Process(launcher.pid).children()
 
 
-def kill_in_mid_round(root, name, victim, after):
+def kill_in_mid_round(root, name, launcher, victim, after):
     """Kills ``victim()`` once ``after`` more lines of metrics are there."""
     lines = len(lines_of(root, name)) + after
     while len(lines_of(root, name)) < lines:
+        assert launcher.poll() is None, launcher.communicate()[0]
         time.sleep(0.01)
-    victim = victim()
-    os.kill(victim.pid, signal.SIGKILL)
+    os.kill(victim().pid, signal.SIGKILL)
 
 
 def test_workers_that_die_in_mid_round_end_the_job_which_goes_on_to_the_same_numbers(prepared):
-    alone = start(prepared, "alone", sys.executable, more=LONG)
-    output, _ = alone.communicate()
-    assert alone.returncode == 0, output
-
     # One of four workers on this machine
     job = start(prepared, "two", str(COMPOSER), "-n", "4", more=LONG)
-    kill_in_mid_round(prepared, "two", lambda: ranks_of(job)[1], after=40)
-    output, _ = job.communicate(timeout=60)
+    kill_in_mid_round(prepared, "two", job, lambda: ranks_of(job)[1], after=40)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode != 0
     assert "Rank 1 crashed with exit code -9" in output
     assert "the same command goes on from the last checkpoint" in output
@@ -119,13 +118,9 @@ def test_workers_that_die_in_mid_round_end_the_job_which_goes_on_to_the_same_num
 
     # One of two workers on two "machines", whose launcher is killed: its rank ends with it
     first, second = start_two_machines(prepared, "two")
-    ranks = []
-    while not ranks:
-        ranks = ranks_of(second)
-        time.sleep(0.01)
-    kill_in_mid_round(prepared, "two", lambda: second, after=30)
-    second.communicate(timeout=60)
-    output, _ = first.communicate(timeout=60)
+    kill_in_mid_round(prepared, "two", first, lambda: second, after=30)
+    second.communicate(timeout=600)
+    output, _ = first.communicate(timeout=600)
     assert first.returncode != 0
     assert "worker 1 did not come to the outer step of round" in output
     assert_nothing_left(prepared)
@@ -136,6 +131,7 @@ def test_workers_that_die_in_mid_round_end_the_job_which_goes_on_to_the_same_num
     assert first.returncode == second.returncode == 0, outputs
     assert "bits per byte" in outputs[0] and "bits per byte" not in outputs[1]
     assert "round 2/2" in outputs[0] and "round 2/2" not in outputs[1]
+    left_alone(prepared, "alone", *LONG)
     assert summary_of(prepared, "two") == summary_of(prepared, "alone")
     folder = prepared / "runs" / "two" / "checkpoints"
     assert not list(folder.rglob(".*")), "beginnings of files are left"

@@ -8,6 +8,7 @@ import signal
 import kills
 import pytest
 import torch
+from forks import forks
 from training import LOCAL_STEPS, REPOSITORY, parameters, tensors_of, train
 
 from dept.checkpoint.run_folder import numbered_checkpoints, recover
@@ -162,6 +163,7 @@ def test_a_run_killed_again_and_again_learns_the_same_bits(prepared, monkeypatch
     for entry in ("train.py", "yamls"):
         if not (prepared / entry).exists():
             (prepared / entry).symlink_to(REPOSITORY / entry)
+    forks()  # the same server for all files
     monkeypatch.chdir(prepared)
     options = [*kills.SMALL, "variables.corpus=tiny", "max_seq_len=32", "variables.local_steps=12"]
     fire = kills.Fire(kills=8, seed=workers)

@@ -96,7 +96,7 @@ def test_a_killed_comparison_goes_on_where_it_was(root):
     first.communicate()
     done = finished(root)
     assert done and done < RUNS
-    psutil.wait_procs(left, timeout=60)
+    psutil.wait_procs(left, timeout=600)
     assert not any(process.is_running() for process in left), "runs go on without their parent"
     written = {name: (root / "runs" / name / "summary.json").stat().st_mtime_ns for name in done}
 

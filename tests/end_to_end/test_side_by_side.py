@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from s3 import BUCKET, S3Server
 from training import BATCH, LOCAL_STEPS, ROUNDS, load
 
-from dept.checkpoint.run_folder import folder_of
+from dept.checkpoint.run_folder import folder_of, numbered_checkpoints
 from dept.checkpoint.source_files import SourceFiles
 from dept.costs.transport import outer_step_bytes
 from dept.data.corpus import read_corpus
@@ -161,7 +161,7 @@ def test_ranks_of_a_worker_share_its_batch_and_average_gradients(prepared, fleet
     assert found["average"]["loss"] == pytest.approx(expected["average"]["loss"], abs=1e-4)
 
     folder = prepared / "runs" / "ranks-2" / "checkpoints"
-    newest = max(folder.glob("ep2-ba*.pt"), key=lambda path: path.stat().st_mtime)
+    *_, newest = (path for epoch, _, path in numbered_checkpoints(folder) if epoch == 2)
     load = ["autoresume=false", f"load_path={newest}", "run_name=ranks-2-again"]
     resumed = fleet.train(prepared, "dept_spec", *options, *load, processes=4)
     assert_same(learned(resumed), ours)

@@ -152,7 +152,7 @@ def test_a_run_is_algorithm_1(prepared, monkeypatch, experiment, inner_state, mo
             torch.testing.assert_close(value, private[source][parameter], atol=1e-6, rtol=0)
 
 
-def test_one_source_is_plain_training_bit_for_bit(prepared):
+def test_one_source_is_plain_training_bit_for_bit(prepared, registries):
     """GLOB with K = 1, fedavg and kept state against Composer without DEPT."""
     from composer.core import DataSpec
     from llmfoundry import registry

@@ -2,7 +2,6 @@
 
 import atexit
 import importlib
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fleet import free_port
+from forks import forks
 
 REPOSITORY = Path(__file__).parents[2]
 TRAIN = "dept.training.command"
@@ -26,10 +26,7 @@ class Commands:
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
-        os.chdir(REPOSITORY)  # where the server of forks finds the modules to import
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([TRAIN, "dept.training.registration"])
-        multiprocessing.forkserver.ensure_running()
+        self._context = forks()
 
     def run(self, name: str, module: str, arguments: Sequence[str], processes: int = 1) -> None:
         """Run one command; what it printed is in the error if it fails.

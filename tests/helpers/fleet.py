@@ -4,10 +4,10 @@ import json
 import os
 import socket
 import traceback
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from forks import forks
 
 
 def free_port() -> int:
@@ -21,7 +21,7 @@ class Fleet:
     """``size`` processes, of which a run takes the first ones as its job."""
 
     def __init__(self, size: int) -> None:
-        context = get_context("spawn")
+        context = forks()
         self.members = []
         for _ in range(size):
             here, there = context.Pipe()

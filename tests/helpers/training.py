@@ -43,6 +43,7 @@ def load(root: Path, experiment: str, *more: str, checked: bool = False) -> dict
 
 def train(root: Path, experiment: str, *more: str, checked: bool = False):
     """Train, as train.py does after its checks; returns Composer's trainer."""
+    import run_imports  # noqa: F401
     from llmfoundry.command_utils import train as llmfoundry_train
 
     from dept.training import registration

@@ -189,7 +189,7 @@ def test_a_slot_that_is_left_out_counts_and_leaves_no_reach():
 
 
 @pytest.mark.end_to_end
-def test_a_baseline_stops_at_a_loss_that_is_nan(prepared, capfd, monkeypatch):
+def test_a_baseline_stops_at_a_loss_that_is_nan(prepared, capfd, monkeypatch, registries):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("TMPDIR", str(prepared))
     poison = "callbacks.poison={what: loss, by: nan, round: 1, step: 1}"

@@ -5,12 +5,12 @@ import signal
 import socket
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from forks import forks
 
 from dept.costs.transport import every_step_bytes, outer_step_bytes
 from dept.errors import WorkerLost
@@ -31,7 +31,7 @@ def port():
 
 def in_workers(function, count):
     """Runs ``function(workers)`` in ``count`` processes; what each returned."""
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(count, mp_context=forks()) as pool:
         at = port()
         return list(pool.map(_in_worker, [(function, w, count, at) for w in range(count)]))
 
@@ -40,7 +40,7 @@ def _in_worker(given):
     function, worker, count, at = given
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(at))
     place = Place(worker=worker, workers=count, local_rank=worker, local_world=count)
-    return function(join(place, timeout=60))
+    return function(join(place, timeout=600))
 
 
 def local_models(by_row):
@@ -176,7 +176,7 @@ def die(workers):
 
 
 def test_a_lost_worker_is_named():
-    context = get_context("spawn")
+    context = forks()
     answers, at = context.Queue(), port()
     processes = [context.Process(target=_report, args=(w, at, answers)) for w in range(3)]
     for process in processes:
@@ -203,7 +203,7 @@ def _waits_for_nobody(at, began):
 
 
 def test_a_worker_that_waits_for_a_dead_one_can_be_ended():
-    context = get_context("spawn")
+    context = forks()
     began = context.Event()
     process = context.Process(target=_waits_for_nobody, args=(port(), began))
     process.start()
