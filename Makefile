@@ -55,7 +55,7 @@ check: $(READY)  ## whether YAML=... can start here, with WORKERS and ARGS, and 
 test: $(READY)  ## every test, in two processes: a line a file with its time, and the slowest at the end
 	$(TEST)
 
-unit: $(READY)  ## the tests that launch nothing
+unit: $(READY)  ## the tests that train nothing
 	$(TEST) -m 'not end_to_end'
 
 reproduce: $(READY)  ## the paper's comparison on both corpora, into results/; goes on where it was

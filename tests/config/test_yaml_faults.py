@@ -1,45 +1,18 @@
 """Any mistake in a yaml is success, or one sentence of ours before anything slow is imported."""
 
-import copy
 import sys
 
 import pytest
 from experiments import YAMLS
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import ValidationError
 from training import overrides
-from yaml_mutations import EXPERIMENTS, mutations, plain
+from yaml_mutations import EXPERIMENTS, FAST, assert_is_a_sentence, mutations, outcome, plain
 
-from dept.config import complete as configs
 from dept.config import extends
-from dept.costs import machine
-from dept.errors import ConfigError, DataError
+from dept.errors import ConfigError
 from dept.training import build_errors
-
-FAST = settings(
-    derandomize=True,
-    max_examples=120,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
-
-
-def outcome(config):
-    """The sentence that `train.py` refuses a yaml with; ``None`` if it does not."""
-    try:
-        configs.check(config)
-        machine.check(config)
-        configs.complete(copy.deepcopy(config))
-    except (ConfigError, DataError) as error:
-        return str(error)
-    return None
-
-
-def assert_is_a_sentence(said):
-    assert said.count("\n") == 0 and 10 < len(said) < 1000, said
-    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -147,59 +120,3 @@ def test_an_error_of_a_builder_is_one_sentence_with_its_section():
     error = ValidationError("not a bool")
     error.full_key = "eval_first"
     assert build_errors.sentence(error, {}).startswith("eval_first cannot be built: not a bool")
-
-
-def those_let_through(base):
-    """Yamls with mistakes that nothing refuses, the same ones each time."""
-    found = []
-
-    @settings(FAST, max_examples=40)
-    @given(mutations(base))
-    def every(mutated):
-        if outcome(mutated[0]) is None:
-            found.append(mutated)
-
-    every()
-    return found
-
-
-@pytest.mark.end_to_end
-def test_what_is_let_through_starts(prepared, tmp_path, monkeypatch, registries):
-    """A sample of it with the real trainer, up to the second step."""
-    from composer.core import Callback
-    from llmfoundry import registry
-    from llmfoundry.command_utils import train
-    from omegaconf import OmegaConf
-
-    from dept.training import registration
-
-    class StartedError(Exception):
-        """The run has come to its second step."""
-
-    class Enough(Callback):
-        def batch_end(self, state, logger):
-            if state.timestamp.batch.value == 2:
-                raise StartedError
-
-    registry.callbacks.register("enough", func=Enough)
-    registration.register()
-    (tmp_path / "yamls").symlink_to(YAMLS)  # the llama's config is named from there
-    monkeypatch.chdir(tmp_path)  # paths are values, too
-    started, refused = [], []
-    for experiment in EXPERIMENTS:
-        let_through = those_let_through(plain(prepared, tmp_path, experiment))
-        for config, done in let_through[:: max(1, len(let_through) // 2)][:2]:
-            config = copy.deepcopy(config) | {"autoresume": False}
-            config["callbacks"] = {**(config.get("callbacks") or {}), "enough": {}}
-            try:
-                train(OmegaConf.create(config))
-            except StartedError:
-                started.append(done)
-            except (ConfigError, DataError) as error:
-                refused.append((done, str(error)))
-            except Exception as error:
-                refused.append((done, build_errors.sentence(error, config)))
-    assert len(started) > 4, refused
-    for done, said in refused:  # by llm-foundry, or by what its registries have
-        assert_is_a_sentence(said)
-        assert any(path.split(".")[0] in said for _, path, _ in done), (done, said)

@@ -152,7 +152,7 @@ def wait_for_read_ahead(cache: ShardCache) -> None:
     """What a consumer slower than the server has at every batch: all that is wanted is here."""
     with cache._changed:
         assert cache._changed.wait_for(
-            lambda: not (cache._under_way or any(map(cache._is_missing, cache._plan))), timeout=60
+            lambda: not (cache._under_way or any(map(cache._is_missing, cache._plan))), timeout=600
         )
 
 

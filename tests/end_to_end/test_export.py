@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from hostile import Hostile
 from training import REPOSITORY, dept_of, train
 
 from dept.data.corpus import read_corpus
@@ -185,16 +186,6 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(exported, prepared, tm
     refuse("'held' is none of them", runs / "dept_trim/checkpoints", "--source", "held")
     refuse("is no MPT: leave --remote-code", runs / "dept_spec_llama/checkpoints", "--remote-code")
     refuse("is not a checkpoint, nor a folder of them", tmp_path / "none")
-
-
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
 
 
 @pytest.mark.parametrize("where", ["checkpoint", "source"])

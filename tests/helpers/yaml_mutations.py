@@ -4,11 +4,22 @@ import copy
 import math
 
 from experiments import resolved
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from training import MPT, overrides
 
+from dept.config import complete as configs
 from dept.config import extends
+from dept.costs import machine
+from dept.errors import ConfigError, DataError
 
+FAST = settings(
+    derandomize=True,
+    max_examples=120,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 EXPERIMENTS = ("dept_spec", "dept_trim", "dept_spec_opt", "dept_spec_llama", "std", "act")
 # What is mistyped most, huge, negative, of another type.
 VALUES = st.one_of(
@@ -83,3 +94,19 @@ def mutations(draw, config):
             parent[path[-1]] = copy.deepcopy(draw(VALUES))
         done.append((kind, ".".join(map(str, path)), parent.get(path[-1])))
     return config, done
+
+
+def outcome(config):
+    """The sentence that `train.py` refuses a yaml with; ``None`` if it does not."""
+    try:
+        configs.check(config)
+        machine.check(config)
+        configs.complete(copy.deepcopy(config))
+    except (ConfigError, DataError) as error:
+        return str(error)
+    return None
+
+
+def assert_is_a_sentence(said):
+    assert said.count("\n") == 0 and 10 < len(said) < 1000, said
+    assert "Traceback" not in said

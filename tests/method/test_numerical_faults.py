@@ -2,14 +2,12 @@
 source's own state."""
 
 import copy
-import json
 import math
 import statistics
 
 import pytest
 import torch
 from test_slots import HOLDS, build, optimizer_of, run_ours
-from training import REPOSITORY, overrides
 
 from dept.config.options import DeptOptions
 from dept.errors import ConfigError, NumericalFault
@@ -20,7 +18,7 @@ from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.slot_record import SlotRecord
 from dept.method.source_state import Slots
 from dept.method.variants import VARIANTS
-from dept.training import command, round_metrics
+from dept.training import round_metrics
 
 
 def look_at(**changes):
@@ -186,19 +184,3 @@ def test_a_slot_that_is_left_out_counts_and_leaves_no_reach():
     metrics = round_metrics.metrics(records, {})
     assert metrics["dept/en/train_loss"] == 2.0 and metrics["dept/it/left_out/position"] == 4
     assert SlotRecord.of(bad.state_dict()) == bad
-
-
-@pytest.mark.end_to_end
-def test_a_baseline_stops_at_a_loss_that_is_nan(prepared, capfd, monkeypatch, registries):
-    monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setenv("TMPDIR", str(prepared))
-    poison = "callbacks.poison={what: loss, by: nan, round: 1, step: 1}"
-    path = str(REPOSITORY / "yamls" / "std.yaml")
-    small = ["model.d_model=32", "model.n_heads=2", "model.n_layers=1", "run_name=std-nan"]
-    small += ["global_train_batch_size=4", "variables.local_steps=3"]
-    small += ["code_paths=[tests/helpers/poison.py]"]
-    assert command.main([path, *overrides(prepared), *small, poison]) == 1
-    said = capfd.readouterr().err.splitlines()[-1]
-    assert said.startswith(path) and "the loss is NaN, and the run stops" in said, said
-    lines = (prepared / "runs" / "std-nan" / "metrics.jsonl").read_text().splitlines()
-    assert max(json.loads(line)["batch"] for line in lines) < 6

@@ -59,13 +59,16 @@ def test_shared_memory_goes_with_its_locks_unless_a_process_has_it(tmp_path):
 
 def test_a_process_ends_with_its_launcher():
     """In order if it can, and where it stands if not."""
-    for handler, code in (("lambda *_: sys.exit(7)", b"in order"), ("signal.SIG_IGN", b"")):
+    for handler, grace, code in (
+        ("lambda *_: sys.exit(7)", 600, b"in order"),
+        ("signal.SIG_IGN", 0.1, b""),
+    ):
         child = (
             "import atexit, os, signal, sys, time; "
             "from dept.transport.launcher import end_with_launcher; "
             f"signal.signal(signal.SIGTERM, {handler}); "
             "atexit.register(lambda: print('in order', end='', flush=True)); "
-            "os.environ['LOCAL_RANK'] = '0'; end_with_launcher(poll=0.01, grace=0.1); "
+            f"os.environ['LOCAL_RANK'] = '0'; end_with_launcher(poll=0.01, grace={grace}); "
             "print('ready', flush=True); time.sleep(60)"
         )
         launcher = (

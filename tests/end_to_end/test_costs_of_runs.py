@@ -1,0 +1,26 @@
+"""What runs send, against the cost model."""
+
+import json
+
+import pytest
+from training import load, train
+
+from dept.config import extends
+from dept.costs.experiment import costs_of
+
+pytestmark = pytest.mark.end_to_end
+
+
+@pytest.mark.parametrize("experiment", ["std", "dept_glob", "dept_trim", "dept_spec_opt"])
+def test_a_run_hands_over_what_the_cost_model_says(prepared, experiment):
+    more = [f"run_name=costs-{experiment}", "max_duration=1ep"]
+    more += ["train_loader.epoch_batches=3", "global_train_batch_size=8"] * (experiment == "std")
+    trainer = train(prepared, experiment, *more)
+    path = prepared / "runs" / f"costs-{experiment}" / "summary.json"
+    counted = json.loads(path.read_text())["communication"]
+    expected = costs_of(extends.resolve(load(prepared, experiment, *more)))
+    assert counted["parameters_per_step"] == pytest.approx(expected.per_step)
+    if experiment == "std":
+        assert sum(p.numel() for p in trainer.state.model.parameters()) == expected.total
+    else:
+        assert counted["reduction"] == pytest.approx(expected.reduction)
