@@ -54,6 +54,7 @@ class Dept(Algorithm):
         sources_per_round: int | None = None,
         sampling: str = "uniform",
         outer_optimizer: Mapping[str, Any] = MappingProxyType({"name": "fedavg"}),
+        compression: Mapping[str, Any] = MappingProxyType({"name": "none"}),
         inner_state: str = "reset",
         weighting: str = "uniform",
         ranks_per_worker: int = 1,
