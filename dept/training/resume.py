@@ -36,7 +36,7 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
         return
     loaded, round_index = first["loaded"], first["round"]
     run.outer_optimizer.load_state_dict(loaded["outer_optimizer"], device=state.device._device)
-    run.reductions.returned_error = loaded["coding_error"]
+    run.reductions.returned_error |= loaded["coding_error"]
     run.totals |= loaded["totals"]
     run.totals["wait_seconds"] = [0.0] * workers.count
     files = SourceFiles(Path(first["from"]).parent / FOLDER)

@@ -53,4 +53,4 @@ class Reductions:
         """After the outer step: what was left of this round is for the next one."""
         if isinstance(reduction, CodedReduction):
             self.errors |= reduction.pending
-            self.returned_error = reduction.returned_pending
+            self.returned_error |= reduction.returned_pending
