@@ -124,6 +124,11 @@ class Compression:
             update |= {n: part.view(like[n].shape) for n, part in zip(names, parts, strict=True)}
         return update
 
+    def bytes_of(self, numbers: int, rows: float, width: int) -> float:
+        """Bytes of a message of so many numbers and rows of a width; a mean need not be whole."""
+        whole = -(-numbers // self.codec.block) * self.codec.width
+        return whole + (rows * of_rows(self.codec, width).width if rows else 0) + CHECKSUM
+
     def size(self, like: Mapping[str, Tensor], by_row: Collection[str]) -> int:
         """Bytes of a message, exactly, from the shapes of what is sent."""
         blocks = [count * codec.width for _, codec, (count, _) in self._layout(like, by_row)]

@@ -165,6 +165,10 @@ class Run:
         weight = 1.0 if self.options.weighting == "uniform" else float(train.tokens)
         return Share(weight, self.slots.rows(source))
 
+    def message_bytes(self, source: str) -> int:
+        """Bytes of what a source gives to the average."""
+        return self.reductions.message_bytes(self.slots.start, self.share(source))
+
     def outer_step(self, left_out: Collection[str], *, stage: str) -> dict[str, Tensor]:
         """theta[t] = OuterOpt(theta[t-1], theta[t-1] - mean of theta_k[t] over k in S_t).
 

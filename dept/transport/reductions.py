@@ -49,6 +49,18 @@ class Reductions:
             return ExactReduction(start)
         return CodedReduction(start, self.compression, self.errors, self.returned_error, self.order)
 
+    def message_bytes(self, start: Mapping[str, Tensor], share: Share) -> int:
+        """Bytes of what a source with that share gives to the average."""
+        like = {
+            name: value.new_empty((len(share.rows[name]), *value.shape[1:]), device="meta")
+            if name in share.rows
+            else value
+            for name, value in start.items()
+        }
+        if self.compression is None:
+            return sum(value.numel() * value.element_size() for value in like.values())
+        return self.compression.size(like, share.rows)
+
     def close(self, reduction: Reduction) -> None:
         """After the outer step: what was left of this round is for the next one."""
         if isinstance(reduction, CodedReduction):
