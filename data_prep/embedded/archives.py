@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dept.data_prep.unpack import (
+from dept.data_prep.embedded.unpack import (
     ARCHIVE_LIMIT,
     CHUNK,
     ENTRY_LIMIT,
