@@ -1,22 +1,18 @@
-"""Files that are either whole or not there: atomic writes, the lock of a corpus, compressed text
-parts."""
+"""Files that are either whole or not there: atomic writes, compressed parts of text."""
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import zstandard
 
 from dept.checkpoint import durable
-from dept.errors import DataError
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes one for each call
 
@@ -50,25 +46,6 @@ def publish_directory(temporary: Path, final: Path) -> None:
         shutil.rmtree(temporary)
     else:
         os.replace(temporary, final)
-
-
-@contextmanager
-def corpus_lock(path: Path) -> Iterator[None]:
-    """Holds a corpus for one preparation; the operating system releases it when the process dies.
-
-    Raises:
-        DataError: another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"Another preparation of {path.parent} is running (it holds {path}): "
-                "wait for it, or stop it and run this again."
-            ) from None
-        yield
 
 
 class TextWriter:

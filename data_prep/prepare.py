@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from rich.console import Console
 
 from dept.data.corpus import GLOBAL, SPLITS, read_corpus, read_source
@@ -27,7 +28,7 @@ from dept.data.tokenizer_files import tokenizer_hash
 from dept.data_prep.collect import collect, part_path
 from dept.data_prep.corpus import Corpus, Source, TokenizerOptions, load_corpus
 from dept.data_prep.documents import open_source
-from dept.data_prep.files import WORK, corpus_lock, read_json, write_json
+from dept.data_prep.files import WORK, read_json, write_json
 from dept.data_prep.pool import Workers
 from dept.data_prep.recipe import check_recipe
 from dept.data_prep.shards import finish, write_part
@@ -73,7 +74,7 @@ class Preparation:
         Raises:
             DataError: another preparation runs, the yaml has changed, or a source cannot be used.
         """
-        with corpus_lock(self.data / ".lock"):
+        with self._lock():
             check_recipe(self.data, self.tokenizers, self.corpus, self.folders)
             if self._finished():
                 return False
@@ -97,6 +98,18 @@ class Preparation:
             )
             self._sweep()
         return True
+
+    def _lock(self) -> AcquireReturnProxy[FileLock]:
+        """Holds the corpus for this preparation."""
+        path = self.data / ".lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(path).acquire(blocking=False)
+        except Timeout:
+            raise DataError(
+                f"Another preparation of {self.data} is running (it holds {path}): "
+                "wait for it, or stop it and run this again."
+            ) from None
 
     def tokenizers_of(self, source: Source) -> list[str]:
         """Names of the tokenizers that a source is tokenized with."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from filelock import FileLock
 from tokenizers import Tokenizer
 
 from dept.data.corpus import read_corpus, unigram_cross_entropy
@@ -298,8 +299,6 @@ def test_a_finished_corpus_is_left_alone_and_a_changed_one_refused(whole):
 
 @pytest.mark.end_to_end
 def test_what_cannot_be_prepared_is_said_in_one_sentence(tmp_path):
-    import fcntl
-
     root = tmp_path
     (root / "few.txt").write_text("\n\n".join(sentences(6, 1)))
     (root / "one.txt").write_text("one paragraph")
@@ -315,8 +314,7 @@ def test_what_cannot_be_prepared_is_said_in_one_sentence(tmp_path):
         done = prepare(root, workers=1)
         assert done.returncode == 1 and message in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
-    with (root / "data/mine/.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(root / "data/mine/.lock"):
         assert "Another preparation of" in prepare(root).stderr
 
 
