@@ -316,7 +316,7 @@ def damage(options: argparse.Namespace, overrides: list[str]) -> int:
     draw, corpus, rows = random.Random(options.seed), options.corpus, []
     with (
         tempfile.TemporaryDirectory() as folder,
-        Workers(len(os.sched_getaffinity(0)), Console(stderr=True, quiet=True)) as pool,
+        Workers(0, Console(stderr=True, quiet=True)) as pool,
     ):
         root = Path(folder)
         for kind in ("data", "tokenizers"):
@@ -423,6 +423,7 @@ def soak(options: argparse.Namespace, overrides: list[str]) -> int:
     name = f"tmp-soak-{os.getpid()}"
     command = [options.yaml, f"run_name={name}", f"max_duration={options.rounds}ep"]
     command += [f"eval_interval={options.every}ep", f"callbacks.soak.every={options.every}"]
+    command.append(f"code_paths=[{__file__}]")  # a name of one's own needs the file it is from
     try:
         with tempfile.TemporaryDirectory() as temporary:
             tempfile.tempdir = os.environ["TMPDIR"] = temporary

@@ -10,7 +10,6 @@ are held against the hashes that the corpus was made with. Exit status 1 if anyt
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -203,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
     options = parser.parse_args(arguments)
     start, console = time.monotonic(), Console(stderr=True)
-    with Workers(options.workers or len(os.sched_getaffinity(0)), console) as pool:
+    with Workers(options.workers, console) as pool:
         faults, notes = check_corpus(options.root, options.corpus, pool)
     for line in faults:
         print(line)

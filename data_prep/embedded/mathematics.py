@@ -1,10 +1,10 @@
 """School mathematics as text: questions and their answers, made from a seed; stands for The Pile's
 DM Mathematics.
 
-The archive of DeepMind's generator needs old versions of sympy and numpy and is slow; these
-questions cover the same kinds of reasoning with the standard library only, and are the same on
-every machine: only `random.Random(text)` methods whose sequence Python keeps between versions
-(`random`, and what is built on it here) are used.
+DeepMind's generator, `mathematics_dataset` 1.0.1 of 2019, cannot be a dependency: it imports names
+that left sympy in version 1.6, and torch needs 1.13. These questions cover the same kinds of
+reasoning with the standard library, and are the same on every machine: of `random.Random`, only
+`random`, whose sequence Python keeps between versions, is called.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from random import Random
+from typing import Any
 
-Pair = tuple[str, str]
-Module = Callable[["Dice"], Pair]
+Pair = tuple[str, Any]
+"""A question, and its answer as something to print."""
 
 
 class Dice:
-    """Draws from a seed.  Only `Random.random`, the method that Python promises to keep, is
-    called."""
+    """Draws from a seed."""
 
     def __init__(self, seed: str) -> None:
         self._random = Random(seed).random
@@ -33,10 +33,18 @@ class Dice:
         """One of the options."""
         return options[self.between(0, len(options) - 1)]
 
+    def is_heads(self) -> bool:
+        """True half of the time."""
+        return bool(self.between(0, 1))
+
     def number(self, digits: int = 4) -> int:
         """A whole number of any sign with 1 to `digits` digits, small ones as likely as large ones;
         never 0."""
         return self.of(1, -1) * self.between(1, 10 ** self.between(1, digits) - 1)
+
+    def numbers(self, count: int, digits: int) -> list[int]:
+        """So many of them."""
+        return [self.number(digits) for _ in range(count)]
 
     def name(self) -> str:
         """A letter for an unknown."""
@@ -51,34 +59,34 @@ def term(coefficient: int, power: int, x: str) -> str:
     return {1: letters, -1: f"-{letters}"}.get(coefficient, f"{coefficient}*{letters}")
 
 
+def added(terms: list[str]) -> str:
+    """Their sum as one writes it."""
+    return " + ".join(terms).replace("+ -", "- ") or "0"
+
+
 def polynomial(coefficients: list[int], x: str) -> str:
     """Highest power first; `coefficients[i]` belongs to x**i."""
-    terms = [term(c, i, x) for i, c in enumerate(coefficients) if c]
-    return " + ".join(reversed(terms)).replace("+ -", "- ") or "0"
+    return added([term(c, i, x) for i, c in enumerate(coefficients) if c][::-1])
 
 
 def arithmetic(dice: Dice) -> Pair:
-    a, b = dice.number(6), dice.number(6)
+    a, b = dice.numbers(2, 6)
     kind = dice.of("add", "subtract", "multiply", "divide")
     if kind == "add":
-        return dice.of(f"What is {a} + {b}?", f"Calculate {a} + {b}.", f"Add {a} and {b}."), str(
-            a + b
-        )
+        return dice.of(f"What is {a} + {b}?", f"Calculate {a} + {b}.", f"Add {a} and {b}."), a + b
     if kind == "subtract":
-        return dice.of(
-            f"What is {a} - {b}?", f"Work out {a} - {b}.", f"Subtract {b} from {a}."
-        ), str(a - b)
+        texts = f"What is {a} - {b}?", f"Work out {a} - {b}.", f"Subtract {b} from {a}."
+        return dice.of(*texts), a - b
     if kind == "multiply":
-        return dice.of(
-            f"What is {a} * {b}?", f"Multiply {a} and {b}.", f"What is the product of {a} and {b}?"
-        ), str(a * b)
+        product = f"What is the product of {a} and {b}?"
+        return dice.of(f"What is {a} * {b}?", f"Multiply {a} and {b}.", product), a * b
     b = dice.number(3)
-    a = b * dice.number(3) if dice.between(0, 1) else a
-    return dice.of(f"Divide {a} by {b}.", f"What is {a} divided by {b}?"), str(Fraction(a, b))
+    a = b * dice.number(3) if dice.is_heads() else a
+    return dice.of(f"Divide {a} by {b}.", f"What is {a} divided by {b}?"), Fraction(a, b)
 
 
 def mixed(dice: Dice) -> Pair:
-    a, b, c, d = (dice.number(2) for _ in range(4))
+    a, b, c, d = dice.numbers(4, 2)
     text, value = dice.of(
         (f"{a} + {b}*({c} - {d})", a + b * (c - d)),
         (f"({a} - {b}) - ({c} + {d})", a - b - c - d),
@@ -87,88 +95,71 @@ def mixed(dice: Dice) -> Pair:
         (f"{a} - ({b} - ({c} - {d}))", a - b + c - d),
         (f"({a}*{b})/({c}*{d})", Fraction(a * b, c * d)),
     )
-    return dice.of(f"Evaluate {text}.", f"What is the value of {text}?", f"Calculate {text}."), str(
-        value
-    )
+    question = dice.of(f"Evaluate {text}.", f"What is the value of {text}?", f"Calculate {text}.")
+    return question, value
 
 
 def linear(dice: Dice) -> Pair:
     x, root, a, c = dice.name(), dice.number(2), dice.number(2), dice.number(3)
     k = dice.number(1)
     left, right = polynomial([c, a], x), polynomial([c + (a - k) * root, k], x)
-    return dice.of(f"Solve {left} = {right} for {x}.", f"Let {left} = {right}. What is {x}?"), str(
-        root
-    ) if a != k else "any"
+    question = dice.of(f"Solve {left} = {right} for {x}.", f"Let {left} = {right}. What is {x}?")
+    return question, root if a != k else "any"
 
 
 def pair_of_equations(dice: Dice) -> Pair:
     x, y = dice.name(), dice.name()
     while y == x:
         y = dice.name()
-    u, v = dice.number(2), dice.number(2)
-    rows = [(dice.number(1), dice.number(1)) for _ in range(2)]
+    u, v = dice.numbers(2, 2)
+    rows = [dice.numbers(2, 1) for _ in range(2)]
     while rows[0][0] * rows[1][1] == rows[0][1] * rows[1][0]:
-        rows[1] = (dice.number(1), dice.number(1))
-    texts = [
-        f"{term(a, 1, x)} + {term(b, 1, y)} = {a * u + b * v}".replace("+ -", "- ") for a, b in rows
-    ]
-    return f"Solve {texts[0]}, {texts[1]} for {x}.", str(u)
+        rows[1] = dice.numbers(2, 1)
+    texts = [f"{added([term(a, 1, x), term(b, 1, y)])} = {a * u + b * v}" for a, b in rows]
+    return f"Solve {texts[0]}, {texts[1]} for {x}.", u
 
 
 def derivative(dice: Dice) -> Pair:
-    x, c = dice.name(), [dice.number(2) for _ in range(dice.between(3, 5))]
+    x, c = dice.name(), dice.numbers(dice.between(3, 5), 2)
     once = [i * v for i, v in enumerate(c)][1:]
-    if dice.between(0, 1):
-        return dice.of(
-            f"Find the first derivative of {polynomial(c, x)} with respect to {x}.",
-            f"Differentiate {polynomial(c, x)} with respect to {x}.",
-        ), polynomial(once, x)
+    of = f"{polynomial(c, x)} with respect to {x}"
+    if dice.is_heads():
+        question = dice.of(f"Find the first derivative of {of}.", f"Differentiate {of}.")
+        return question, polynomial(once, x)
     twice = [i * v for i, v in enumerate(once)][1:]
-    return f"What is the second derivative of {polynomial(c, x)} with respect to {x}?", polynomial(
-        twice, x
-    )
+    return f"What is the second derivative of {of}?", polynomial(twice, x)
 
 
 def expand(dice: Dice) -> Pair:
-    x, a, b, c, d = dice.name(), *(dice.number(1) for _ in range(4))
-    return f"Expand ({polynomial([a, b], x)})*({polynomial([c, d], x)}).", polynomial(
-        [a * c, a * d + b * c, b * d], x
-    )
+    x, (a, b, c, d) = dice.name(), dice.numbers(4, 1)
+    question = f"Expand ({polynomial([a, b], x)})*({polynomial([c, d], x)})."
+    return question, polynomial([a * c, a * d + b * c, b * d], x)
 
 
 def collect(dice: Dice) -> Pair:
     x, powers = dice.name(), [dice.between(0, 2) for _ in range(4)]
-    numbers = [dice.number(2) for _ in powers]
-    text = " + ".join(term(n, p, x) for n, p in zip(numbers, powers, strict=True)).replace(
-        "+ -", "- "
-    )
-    sums = [
-        sum(n for n, p in zip(numbers, powers, strict=True) if p == power) for power in range(3)
-    ]
-    return f"Collect the terms in {text}.", polynomial(sums, x)
+    parts = list(zip(dice.numbers(4, 2), powers, strict=True))
+    sums = [sum(n for n, p in parts if p == power) for power in range(3)]
+    return f"Collect the terms in {added([term(n, p, x) for n, p in parts])}.", polynomial(sums, x)
 
 
 def evaluate(dice: Dice) -> Pair:
-    x, f, at, c = (
-        dice.name(),
-        dice.of(*"fghrs"),
-        dice.number(1),
-        [dice.number(1) for _ in range(dice.between(2, 4))],
-    )
-    return f"Let {f}({x}) = {polynomial(c, x)}. Determine {f}({at}).", str(
-        sum(v * at**i for i, v in enumerate(c))
-    )
+    x, f, at = dice.name(), dice.of(*"fghrs"), dice.number(1)
+    c = dice.numbers(dice.between(2, 4), 1)
+    question = f"Let {f}({x}) = {polynomial(c, x)}. Determine {f}({at})."
+    return question, sum(v * at**i for i, v in enumerate(c))
 
 
 def divisors(dice: Dice) -> Pair:
     common = dice.between(1, 60)
     a, b = common * dice.between(1, 80), common * dice.between(1, 80)
-    if dice.between(0, 1):
-        return dice.of(
+    if dice.is_heads():
+        question = dice.of(
             f"What is the greatest common divisor of {a} and {b}?",
             f"Calculate the highest common factor of {a} and {b}.",
-        ), str(math.gcd(a, b))
-    return f"Calculate the least common multiple of {a} and {b}.", str(a * b // math.gcd(a, b))
+        )
+        return question, math.gcd(a, b)
+    return f"Calculate the least common multiple of {a} and {b}.", math.lcm(a, b)
 
 
 def factors_of(n: int) -> list[int]:
@@ -184,12 +175,11 @@ def factors_of(n: int) -> list[int]:
 
 def primes(dice: Dice) -> Pair:
     n = dice.between(2, 10 ** dice.between(2, 5))
-    if dice.between(0, 1):
-        return f"List the prime factors of {n}.", ", ".join(
-            str(p) for p in sorted(set(factors_of(n)))
-        )
+    if dice.is_heads():
+        found = sorted(set(factors_of(n)))
+        return f"List the prime factors of {n}.", ", ".join(map(str, found))
     n |= 1
-    return dice.of(f"Is {n} a prime number?", f"Is {n} prime?"), str(len(factors_of(n)) == 1)
+    return dice.of(f"Is {n} a prime number?", f"Is {n} prime?"), len(factors_of(n)) == 1
 
 
 def remainder(dice: Dice) -> Pair:
@@ -197,27 +187,22 @@ def remainder(dice: Dice) -> Pair:
     if dice.between(0, 3):
         return dice.of(
             f"Calculate the remainder when {a} is divided by {b}.", f"What is {a} modulo {b}?"
-        ), str(a % b)
+        ), a % b
     a -= (a % b) * dice.between(0, 1)
-    return dice.of(f"Is {a} a multiple of {b}?", f"Does {b} divide {a}?"), str(a % b == 0)
+    return dice.of(f"Is {a} a multiple of {b}?", f"Does {b} divide {a}?"), a % b == 0
+
+
+PLACES = ("units", "tens", "hundreds", "thousands")
+PLACES += ("ten thousands", "hundred thousands", "millions")
 
 
 def digits(dice: Dice) -> Pair:
     n = dice.between(1000, 9999999)
     place = dice.between(0, len(str(n)) - 1)
-    units = (
-        "units",
-        "tens",
-        "hundreds",
-        "thousands",
-        "ten thousands",
-        "hundred thousands",
-        "millions",
-    )[place]
-    if dice.between(0, 1):
-        return f"What is the {units} digit of {n}?", str(n // 10**place % 10)
+    if dice.is_heads():
+        return f"What is the {PLACES[place]} digit of {n}?", n // 10**place % 10
     size = 10 ** dice.between(1, 4)
-    return f"Round {n} to the nearest {size}.", str((n + size // 2) // size * size)
+    return f"Round {n} to the nearest {size}.", (n + size // 2) // size * size
 
 
 def base(dice: Dice) -> Pair:
@@ -226,36 +211,28 @@ def base(dice: Dice) -> Pair:
     while left:
         left, digit = divmod(left, b)
         text = str(digit) + text
-    if dice.between(0, 1):
+    if dice.is_heads():
         return f"What is {n} (base 10) in base {b}?", text
-    return f"Convert {text} (base {b}) to base 10.", str(n)
+    return f"Convert {text} (base {b}) to base 10.", n
 
 
 def order(dice: Dice) -> Pair:
-    numbers = [dice.number(3) for _ in range(dice.between(4, 7))]
+    numbers = dice.numbers(dice.between(4, 7), 3)
     listed = ", ".join(map(str, numbers))
-    if dice.between(0, 1):
-        down = dice.between(0, 1)
-        return (
-            f"Put {listed} in {'descending' if down else 'ascending'} order.",
-            ", ".join(map(str, sorted(numbers, reverse=bool(down)))),
-        )
-    nth = dice.between(2, 4)
-    return f"What is the {('second', 'third', 'fourth')[nth - 2]} biggest value in {listed}?", str(
-        sorted(numbers)[-nth]
-    )
+    if dice.is_heads():
+        down = dice.is_heads()
+        answer = ", ".join(map(str, sorted(numbers, reverse=down)))
+        return f"Put {listed} in {'descending' if down else 'ascending'} order.", answer
+    nth, which = dice.of((2, "second"), (3, "third"), (4, "fourth"))
+    return f"What is the {which} biggest value in {listed}?", sorted(numbers)[-nth]
 
 
 def comparison(dice: Dice) -> Pair:
-    a, b = (
-        Fraction(dice.number(2), dice.between(1, 40)),
-        Fraction(dice.number(2), dice.between(1, 40)),
-    )
-    if dice.between(0, 1):
-        return dice.of(
-            f"Which is smaller: {a} or {b}?", f"Which is the smaller number: {a} or {b}?"
-        ), str(min(a, b))
-    return f"Is {a} greater than {b}?", str(a > b)
+    a, b = (Fraction(dice.number(2), dice.between(1, 40)) for _ in range(2))
+    if dice.is_heads():
+        texts = f"Which is smaller: {a} or {b}?", f"Which is the smaller number: {a} or {b}?"
+        return dice.of(*texts), min(a, b)
+    return f"Is {a} greater than {b}?", a > b
 
 
 def sequence(dice: Dice) -> Pair:
@@ -263,25 +240,21 @@ def sequence(dice: Dice) -> Pair:
     values = [a + b * n + c * n * n for n in range(7)]
     count, n = dice.between(4, 6), polynomial([a - b + c, b - 2 * c, c], "n")
     listed = ", ".join(map(str, values[:count]))
-    if dice.between(0, 1):
-        return f"What is the next term in {listed}?", str(values[count])
+    if dice.is_heads():
+        return f"What is the next term in {listed}?", values[count]
     return f"What is the n'th term of {listed}?", n
 
 
 def probability(dice: Dice) -> Pair:
     letters = [dice.of(*"abcdefghij") for _ in range(dice.between(4, 12))]
     bag, picked = "".join(letters), dice.of(*letters)
-    share = Fraction(bag.count(picked), len(bag))
-    if dice.between(0, 1):
-        return (
-            f"Calculate the probability of picking {picked} when one letter is picked from {bag}.",
-            str(share),
-        )
-    twice = share * Fraction(bag.count(picked) - 1, len(bag) - 1)
+    one, share = f"picking {picked} when one letter is picked from {bag}", bag.count(picked)
+    if dice.is_heads():
+        return f"Calculate the probability of {one}.", Fraction(share, len(bag))
     return (
         f"Two letters are picked without replacement from {bag}. "
         f"What is the probability of picking 2 {picked}?",
-        str(twice),
+        Fraction(share * (share - 1), len(bag) * (len(bag) - 1)),
     )
 
 
@@ -298,39 +271,21 @@ def measurement(dice: Dice) -> Pair:
         ("centimeters", "meters", 100),
     )
     n = dice.between(2, 2000)
-    if dice.between(0, 1):
-        return f"How many {small} are there in {n} {large}?", str(n * size)
+    if dice.is_heads():
+        return f"How many {small} are there in {n} {large}?", n * size
     start, length = dice.between(0, 1439), dice.between(10, 700)
     clock = [
         f"{(t // 60 - 1) % 12 + 1}:{t % 60:02d} {'AM' if t // 60 % 24 < 12 else 'PM'}"
         for t in (start, start + length)
     ]
-    return f"How many minutes are there between {clock[0]} and {clock[1]}?", str(length)
+    return f"How many minutes are there between {clock[0]} and {clock[1]}?", length
 
 
-MODULES: dict[str, Module] = {
-    f.__name__: f
-    for f in (
-        arithmetic,
-        mixed,
-        linear,
-        pair_of_equations,
-        derivative,
-        expand,
-        collect,
-        evaluate,
-        divisors,
-        primes,
-        remainder,
-        digits,
-        base,
-        order,
-        comparison,
-        sequence,
-        probability,
-        measurement,
-    )
-}
+MODULES: tuple[Callable[[Dice], Pair], ...] = (
+    *(arithmetic, mixed, linear, pair_of_equations, derivative, expand, collect, evaluate),
+    *(divisors, primes, remainder, digits, base, order, comparison, sequence, probability),
+    measurement,
+)
 
 
 def mathematics(documents: int, seed: int = 0, pairs: int = 20) -> Iterator[list[str]]:
@@ -345,8 +300,6 @@ def mathematics(documents: int, seed: int = 0, pairs: int = 20) -> Iterator[list
         Passages `question\\nanswer` of one document.  The text depends on nothing but the
         arguments.
     """
-    names = list(MODULES)
     for number in range(documents):
-        module = MODULES[names[number % len(names)]]
-        dice = Dice(f"{seed} {number}")
-        yield ["\n".join(module(dice)) for _ in range(pairs)]
+        module, dice = MODULES[number % len(MODULES)], Dice(f"{seed} {number}")
+        yield ["{}\n{}".format(*module(dice)) for _ in range(pairs)]
