@@ -371,27 +371,12 @@ def is_refused(root: Path, corpus: str, path: Path) -> bool:
 # Many rounds
 
 
-def held() -> dict[str, float]:
-    """What this process holds: MiB of memory, and numbers of other things."""
-    import psutil
-
-    here = psutil.Process()
-    return {
-        "memory": here.memory_info().rss / 2**20,
-        "files": here.num_fds(),
-        "shared": sum(m.path.startswith("/dev/shm/") for m in here.memory_maps(grouped=False)),
-        "threads": here.num_threads(),
-        "children": len(here.children(recursive=True)),
-        "temporary": sum(1 for _ in Path(tempfile.gettempdir()).rglob("*")),
-    }
-
-
 def growth(samples: list[dict[str, float]]) -> dict[str, float]:
     """How much more of each there is in the second half, the first tenth of the rounds apart."""
     settled = [sample for sample in samples if sample["round"] >= samples[-1]["round"] / 10]
     half = max(len(settled) // 2, 1)
     found = {}
-    for name in held():
+    for name in list(samples[0])[2:]:
         of = min if name == "memory" else max
         first, second = (of(s[name] for s in part) for part in (settled[:half], settled[-half:]))
         found[name] = second - first
@@ -400,30 +385,14 @@ def growth(samples: list[dict[str, float]]) -> dict[str, float]:
 
 def soak(options: argparse.Namespace, overrides: list[str]) -> int:
     """Train many short rounds; returns the exit status."""
-    from composer.core import Callback
     from llmfoundry import registry
 
     from dept.training import command as training
 
-    samples: list[dict[str, float]] = []
-    began = time.monotonic()
-
-    class Soak(Callback):
-        """Takes a sample every few rounds, after the checkpoint."""
-
-        def __init__(self, every: int) -> None:
-            self.every = every
-
-        def epoch_checkpoint(self, state, logger) -> None:
-            rounds = state.timestamp.epoch.value
-            if rounds % self.every == 0:
-                samples.append({"round": rounds, "seconds": time.monotonic() - began} | held())
-
-    registry.callbacks.register("soak", func=Soak)
     name = f"tmp-soak-{os.getpid()}"
     command = [options.yaml, f"run_name={name}", f"max_duration={options.rounds}ep"]
     command += [f"eval_interval={options.every}ep", f"callbacks.soak.every={options.every}"]
-    command.append(f"code_paths=[{__file__}]")  # a name of one's own needs the file it is from
+    command.append(f"code_paths=[{Path(__file__).with_name('soak.py')}]")
     try:
         with tempfile.TemporaryDirectory() as temporary:
             tempfile.tempdir = os.environ["TMPDIR"] = temporary
@@ -433,6 +402,7 @@ def soak(options: argparse.Namespace, overrides: list[str]) -> int:
         shutil.rmtree(Path("runs") / name, ignore_errors=True)
     if status != 0:
         return status
+    samples = registry.callbacks.get("soak").samples
     print(table(tuple(samples[0]), *([f"{v:.0f}" for v in s.values()] for s in samples)))
     grown = growth(samples)
     print("growth: " + ", ".join(f"{value:+.1f} {name}" for name, value in grown.items()))

@@ -326,7 +326,7 @@ def test_an_existing_tokenizer_is_copied_and_padded(tokenizer, tmp_path):
     assert token_dtype(facts["vocab_size"]) == "uint32"
     copy = Tokenizer.from_file(str(tmp_path / "t" / "global" / "tokenizer.json"))
     assert copy.decode(copy.encode(NASTY).ids, skip_special_tokens=False) == NASTY
-    with pytest.raises(DataError, match="has 700 ids and vocab_size says 600: raise it"):
+    with pytest.raises(DataError, match="has 700 ids and vocab_size is 600: raise it"):
         describe_tokenizer(tmp_path / "t" / "global", TokenizerOptions(600, path="t"))
     with pytest.raises(DataError, match="Tokenizer directory nowhere does not exist"):
         train_tokenizer(Quiet(), tmp_path / "t" / "b", TokenizerOptions(path="nowhere"), {})

@@ -1,0 +1,45 @@
+"""The callback of `bench/faults.py soak`, which names this file in `code_paths`."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from composer.core import Callback, State
+from composer.loggers import Logger
+from llmfoundry import registry
+
+
+class Soak(Callback):
+    """Notes what the process holds, every few rounds, after the checkpoint.
+
+    Attributes:
+        samples: of each, the round, the seconds since the first one, MiB of memory, and numbers.
+    """
+
+    samples: list[dict[str, float]]
+
+    def __init__(self, every: int) -> None:
+        self.every, self.began = every, time.monotonic()
+        Soak.samples = []
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        if state.timestamp.epoch.value % self.every:
+            return
+        here = psutil.Process()
+        shared = (m.path.startswith("/dev/shm/") for m in here.memory_maps(grouped=False))
+        Soak.samples.append(
+            {
+                "round": state.timestamp.epoch.value,
+                "seconds": time.monotonic() - self.began,
+                "memory": here.memory_info().rss / 2**20,
+                "files": here.num_fds(),
+                "shared": sum(shared),
+                "threads": here.num_threads(),
+                "children": len(here.children(recursive=True)),
+                "temporary": sum(1 for _ in Path(tempfile.gettempdir()).rglob("*")),
+            }
+        )
+
+
+registry.callbacks.register("soak", func=Soak)
