@@ -127,7 +127,6 @@ def refusal(root, capsys, monkeypatch, experiment, *more):
             "variables={checkpoint: x, embedding: own}",
             "is 'own': .* random, pretrained",
         ),
-        ("continued", "variables={checkpoint: x, embedding: mapping}", "mapping needs a file"),
         ("isolated", "variables.source=latin", "names 'latin', .* tools, held"),
     ],
 )

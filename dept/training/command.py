@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         if lock is not None:
-            lock.close()
+            lock.lock.release()
     return 0
 
 
