@@ -68,13 +68,13 @@ bench: data  ## what a slow worker costs another, and what an outer step sends
 	$(BIN)/python bench/workers.py
 
 faults: data  ## runs killed again and again, against one that is not; a corpus that is damaged
-	$(BIN)/python bench/kills.py --workers 1 $(ARGS)
-	$(BIN)/python bench/kills.py --workers 2 $(ARGS)
-	$(BIN)/python bench/kills.py --workers 2 --launcher --window 2 $(ARGS)
-	$(BIN)/python bench/damage.py
+	$(BIN)/python bench/faults.py kills --workers 1 $(ARGS)
+	$(BIN)/python bench/faults.py kills --workers 2 $(ARGS)
+	$(BIN)/python bench/faults.py kills --workers 2 --launcher --window 2 $(ARGS)
+	$(BIN)/python bench/faults.py damage
 
 soak: data  ## a thousand short rounds: memory, open files, shared memory, threads
-	$(BIN)/python bench/soak.py $(ARGS)
+	$(BIN)/python bench/faults.py soak $(ARGS)
 
 costs: $(READY)  ## the paper's table of costs beside ours
 	$(BIN)/python -m dept.costs --paper

@@ -1,8 +1,10 @@
-"""Jobs of `train.py` that can be killed: by the real launcher, or forked, which start at once.
+"""Jobs of `train.py` that can be killed: by composer's launcher, or forked, which start at once.
 
 A forked job is of processes whose imports are done, in place of composer's launcher; they die as
 any other.
 """
+
+from __future__ import annotations
 
 import atexit
 import contextlib
@@ -14,42 +16,51 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import psutil
 
-FORKED = (
-    "SIGKILL to a rank",
-    "SIGKILL to the launcher",
-    "SIGTERM to all",
-    "SIGKILL in a save",
-)
-LAUNCHED = (*FORKED, "SIGTERM to the launcher")
-IMPORTS = [
-    "dept.training.command",
-    "dept.training.registration",
-    "llmfoundry.command_utils",
-]
+IMPORTS = ["dept.training.command", "dept.training.registration", "llmfoundry.command_utils"]
 
 
 class Job:
-    """A launcher and its ranks."""
+    """A launcher and its ranks.
 
-    def __init__(self, command: list[str], workers: int) -> None:
-        self.command, self.workers = command, workers
+    Args:
+        command: arguments of `train.py`.
+        workers: number of ranks.
+        launcher: whether by `composer -n W train.py`, not forked.
+    """
+
+    def __init__(self, command: list[str], workers: int, launcher: bool = False) -> None:
         name = next(part for part in command if part.startswith("run_name="))[9:]
         self.log = Path("runs") / f"{name}.log"
         self.log.parent.mkdir(exist_ok=True)
+        self._launched = launcher
+        if launcher:
+            composer = Path(sys.executable).with_name("composer")
+            with open(self.log, "a") as log:
+                self._process = subprocess.Popen(
+                    [composer, "-n", str(workers), "train.py", *command], stdout=log, stderr=log
+                )
+        else:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(IMPORTS)
+            arguments = (command, workers, str(self.log))
+            self._process = context.Process(target=_launch, args=arguments)
+            self._process.start()
 
-    pid: int
-    """Of the launcher."""
+    @property
+    def status(self) -> int | None:
+        """That the launcher ended with, or ``None``."""
+        return self._process.poll() if self._launched else self._process.exitcode
 
-    status: int | None
-    """That it ended with, or ``None``."""
-
-    def ranks(self) -> list[int]:
-        """Processes that train, as far as they are there."""
-        raise NotImplementedError
+    def ranks(self) -> list[psutil.Process]:
+        """Processes that train, as far as they are there, the first of them first."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return sorted(psutil.Process(self._process.pid).children(), key=lambda rank: rank.pid)
+        return []
 
     def wait_until_training(self, folder: Path) -> None:
         """Until the first rank of this start has written a metric, or its end."""
@@ -63,132 +74,65 @@ class Job:
             if next((folder / "checkpoints").rglob(".writing-*"), None) is not None:
                 return
 
-    def wait(self) -> int:
-        """Let it come to its end; the exit status."""
-        while self.status is None:
-            time.sleep(0.02)
+    def wait(self, seconds: float = float("inf")) -> int | None:
+        """Until its end, but no longer than that; the exit status."""
+        until = time.monotonic() + seconds
+        while self.status is None and time.monotonic() < until:
+            time.sleep(0.005)
         return self.status
 
     def die(self, death: str, draw: random.Random) -> None:
         """Kill it, and wait until nothing is left of it."""
-        ranks = self.ranks()
+        ranks, launcher = [rank.pid for rank in self.ranks()], self._process.pid
         if death == "SIGTERM to all":
-            for pid in [*ranks, *([self.pid] if isinstance(self, LaunchedJob) else [])]:
-                _signal(pid, signal.SIGTERM)
-        elif death == "SIGTERM to the launcher":
-            _signal(self.pid, signal.SIGTERM)
-        elif death == "SIGKILL to the launcher" or not ranks:
-            _signal(self.pid, signal.SIGKILL)
-        elif death == "SIGKILL in a save":
-            _signal(ranks[0], signal.SIGKILL)
+            killed = [*ranks, launcher] if self._launched else ranks
+        elif "launcher" in death or not ranks:
+            killed = [launcher]
         else:
-            _signal(draw.choice(ranks), signal.SIGKILL)
+            killed = [ranks[0] if death == "SIGKILL in a save" else draw.choice(ranks)]
+        for pid in killed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.Signals[death.split()[0]])
         self.wait()
         while any(map(_runs, ranks)):
             time.sleep(0.02)
 
 
-class LaunchedJob(Job):
-    """``composer -n W train.py ...``."""
-
-    def __init__(self, command: list[str], workers: int) -> None:
-        super().__init__(command, workers)
-        composer = Path(sys.executable).with_name("composer")
-        with open(self.log, "a") as log:
-            self._process = subprocess.Popen(
-                [composer, "-n", str(workers), "train.py", *command], stdout=log, stderr=log
-            )
-        self.pid = self._process.pid
-
-    @property
-    def status(self) -> int | None:
-        return self._process.poll()
-
-    def ranks(self) -> list[int]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return [child.pid for child in psutil.Process(self.pid).children()]
-        return []
-
-
-class ForkedJob(Job):
-    """The same, from a process that has imported everything."""
-
-    def __init__(self, command: list[str], workers: int) -> None:
-        super().__init__(command, workers)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTS)
-        self._pids = context.Array("i", workers)
-        self._process = context.Process(target=_launch, args=(command, self._pids, str(self.log)))
-        self._process.start()
-        self.pid = self._process.pid
-
-    @property
-    def status(self) -> int | None:
-        return self._process.exitcode
-
-    def ranks(self) -> list[int]:
-        return [pid for pid in self._pids if pid]
-
-
-def _launch(command: list[str], pids, log: str) -> None:
+def _launch(command: list[str], workers: int, log: str) -> None:
     """As composer's launcher: starts ranks, ends all when one dies."""
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    workers = len(pids)
-    for rank in range(workers):
-        pid = os.fork()
-        if pid == 0:
-            place = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0}
-            place |= {"WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            os.environ.update({key: str(value) for key, value in place.items()})
-            _rank(command)
-        pids[rank] = pid
-    left, status = set(pids), 0
-    while left:
-        pid, ended = os.wait()
-        left.discard(pid)
-        code = os.waitstatus_to_exitcode(ended)
-        if code != 0 and status == 0:
-            status = abs(code)
-            for other in left:
-                _signal(other, signal.SIGTERM)
-    os._exit(status)
+    context = multiprocessing.get_context("fork")
+    ranks = [
+        context.Process(target=_rank, args=(command, n, workers, port)) for n in range(workers)
+    ]
+    for rank in ranks:
+        rank.start()
+    status = 0
+    while left := [rank for rank in ranks if rank.exitcode is None]:
+        wait([rank.sentinel for rank in left])
+        failed = next((rank.exitcode for rank in ranks if rank.exitcode), 0)
+        if failed and not status:
+            status = abs(failed)
+            for rank in ranks:
+                rank.terminate()
+    sys.exit(status or max(abs(rank.exitcode) for rank in ranks))
 
 
-def _rank(command: list[str]) -> None:
-    code = 1
+def _rank(command: list[str], rank: int, workers: int, port: int) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0}
+    place |= {"WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in place.items()})
     try:
         from dept.training.command import main
 
-        code = main(command)
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
+        sys.exit(main(command))
     finally:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _changed(folder: Path) -> int:
-    try:
-        return (folder / "metrics.jsonl").stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
+        atexit._run_exitfuncs()  # multiprocessing leaves them out
 
 
 def _runs(pid: int) -> bool:
@@ -197,3 +141,10 @@ def _runs(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _changed(folder: Path) -> int:
+    try:
+        return (folder / "metrics.jsonl").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

@@ -3,14 +3,13 @@
     python data_prep/check.py multilingual [--root .] [--workers N]
 
 Every shard is read: its size and hashes against the index, its layout, its tokens against the
-vocabulary. What follows from the tokens (counts.npy, stats.json) is computed anew, and tokenizers
+vocabulary. What follows from the tokens (counts.npy, stats.json) is computed again, and tokenizers
 are held against the hashes that the corpus was made with. Exit status 1 if anything is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -76,32 +75,27 @@ def check_split(task: Task, index: SplitIndex, vocab_size: int) -> SplitReport:
 
 
 def statistics_faults(source: PreparedSource, reports: dict[str, SplitReport]) -> Iterator[str]:
-    """What counts.npy and stats.json of a source say otherwise than its shards."""
+    """Where counts.npy and stats.json of a source differ from its shards."""
     stats, corpus = source.directory / "stats.json", source.directory.parent.parent.name
-    counts = {split: report.counts for split, report in reports.items()}
-    found = {
-        "splits.train.tokens": int(counts["train"].sum()),
-        "splits.val.tokens": int(counts["val"].sum()),
-        "local_vocab_size": len(local_vocabulary(counts["train"], source.special_ids)),
-        "unigram_ce": unigram_cross_entropy(counts["val"], counts["train"]),
-    }
-    said = {
-        "splits.train.tokens": source.splits["train"].tokens,
-        "splits.val.tokens": source.splits["val"].tokens,
-        "local_vocab_size": source.local_vocab_size,
-        "unigram_ce": source.unigram_ce,
-    }
-    for split in SPLITS:
+    train, val = reports["train"].counts, reports["val"].counts
+    size = len(local_vocabulary(train, source.special_ids))
+    facts = [
+        ("local_vocab_size", source.local_vocab_size, size),
+        ("unigram_ce", source.unigram_ce, unigram_cross_entropy(val, train)),
+    ]
+    for split, report in reports.items():
+        written, where = source.splits[split], f"splits.{split}"
+        facts.append((f"{where}.tokens", written.tokens, int(report.counts.sum())))
         parts = [read_json(p) for p in source.directory.glob(f"{split}/*/part.json")]
         if len(parts) == len({s.path.parent for s in source.indexes[split].shards}):
             for key in ("documents", "bytes", "dropped_tokens"):
-                found[f"splits.{split}.{key}"] = sum(part[key] for part in parts)
-                said[f"splits.{split}.{key}"] = getattr(source.splits[split], key)
-    for key, value in found.items():
-        if abs(value - said[key]) > 1e-9 * abs(value):
-            yield f"{stats} says {key} = {said[key]}, its shards {value}: {make_again(corpus)}"
+                total = sum(part[key] for part in parts)
+                facts.append((f"{where}.{key}", getattr(written, key), total))
+    for key, here, value in facts:
+        if abs(value - here) > 1e-9 * abs(value):
+            yield f"{stats} says {key} = {here}, its shards {value}: {make_again(corpus)}"
     try:
-        if not np.array_equal(source.counts(), counts["train"]):
+        if not np.array_equal(source.counts(), train):
             yield (
                 f"{source.directory / 'counts.npy'} does not count the tokens of its shards: "
                 f"{make_again(corpus)}"
@@ -171,7 +165,7 @@ def check_corpus(root: Path, name: str, pool: Workers) -> tuple[list[str], list[
     if unhashed:
         notes.append(
             f"{unhashed} shards have no hash in their index, so that a change within a token's "
-            "range shows in counts alone: prepare the corpus anew to have one"
+            "range shows in counts alone: prepare the corpus again to have one"
         )
     return faults, notes
 
@@ -203,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
     options = parser.parse_args(arguments)
     start, console = time.monotonic(), Console(stderr=True)
-    with Workers(options.workers or len(os.sched_getaffinity(0)), console) as pool:
+    with Workers(options.workers, console) as pool:
         faults, notes = check_corpus(options.root, options.corpus, pool)
     for line in faults:
         print(line)

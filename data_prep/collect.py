@@ -2,8 +2,8 @@
 
 A part is a pair of files, `text/train/00007.jsonl.zst` and `text/val/00007.jsonl.zst` (absent when
 empty), closed together once they hold `part_bytes`; `text/parts/00007.json`, written after both,
-says how much is in them and where the reader was. A killed run goes on behind the last such record.
-`text/collected.json`, written last, sums up.
+says how much is in them and where the reader was. A killed run continues behind the last such
+record. `text/collected.json`, written last, sums up.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import collections
 import hashlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from dept.data.corpus import SPLITS
 from dept.data_prep.corpus import Corpus, Source
 from dept.data_prep.documents import open_source
-from dept.data_prep.files import WORK, TextWriter, read_json, write_json
+from dept.data_prep.files import read_json, text_part, write_json
 from dept.data_prep.pool import Task
 from dept.data_prep.reader import Document, Reader
 from dept.errors import DataError
@@ -85,71 +86,72 @@ def _survey(
     return documents
 
 
-def collect(task: Task, corpus: Corpus, source: Source, paths: dict[str, Any]) -> dict[str, Any]:
-    """Writes the text parts of a source, going on where an earlier run stopped.
+def collect(
+    task: Task,
+    corpus: Corpus,
+    source: Source,
+    directory: Path,
+    folders: tuple[Path, ...],
+    cache: Path,
+) -> dict[str, Any]:
+    """Writes the text parts of a source, from where an earlier run stopped.
 
     Args:
         task: reports progress, in bytes read.
         corpus: the corpus.
         source: the source.
-        paths: `source` (its directory), `folders` (for relative paths), `cache` (of packages).
+        directory: of the source.
+        folders: where relative paths are looked for.
+        cache: folder of packages.
 
     Returns:
         The content of collected.json, which is written last: per split `documents`, `bytes` and
         `parts` (numbers), and `val_fraction`, `skipped` (bad documents), `unused` (beyond the size
         limits).
     """
-    folder = paths["source"] / "text"
-    records = []
-    while record := read_json(folder / "parts" / f"{len(records):05}.json"):
+    records: list[dict[str, Any]] = []
+    while record := read_json(directory / f"text/parts/{len(records):05}.json"):
         records.append(record)
     last = records[-1] if records else {"position": None, "skipped": 0, "unused": 0, "ended": False}
-    reader = open_source(source, paths["folders"], paths["cache"], last["position"])
+    reader = open_source(source, folders, cache, last["position"])
     stream = iter(reader)
     survey = collections.deque([] if records else _survey(source, reader, stream))
-    draws = [(document_draw(d.data)[0], len(d.data)) for d, _, _ in survey]
-    share = (
-        records[0]["val_fraction"]
-        if records
-        else validation_share(source, draws, corpus.sequence_length)
-    )
+    if records:
+        share = records[0]["val_fraction"]
+    else:
+        draws = [(document_draw(d.data)[0], len(d.data)) for d, _, _ in survey]
+        share = validation_share(source, draws, corpus.sequence_length)
     limits = {"train": source.split.train_bytes, "val": source.split.val_bytes}
     taken = {s: sum(r[s]["bytes"] for r in records) for s in SPLITS}
-    unused = last["unused"]
-    ended = last["ended"]
+    unused, ended = last["unused"], last["ended"]
     while not ended:
         number = len(records)
-        writers = {
-            s: TextWriter(part_path(paths["source"], s, number), paths["source"].parent / WORK)
-            for s in SPLITS
-        }
-        while True:
-            if survey:
-                document, position, skipped = survey.popleft()
-            else:
-                document, position = next(stream, None), None
-                skipped = reader.skipped
-            if document is None:
-                ended = True
-                break
-            size = len(document.data)
-            split = document.split
-            if split is None:
-                split = "val" if document_draw(document.data)[0] < share else "train"
-            if limits[split] is not None and taken[split] + size > limits[split]:
-                unused += 1
-                if split == "train":
+        with ExitStack() as open_parts:
+            parts = {
+                s: open_parts.enter_context(text_part(part_path(directory, s, number)))
+                for s in SPLITS
+            }
+            while sum(part.bytes for part in parts.values()) < corpus.part_bytes:
+                if survey:
+                    document, position, skipped = survey.popleft()
+                else:
+                    document, position, skipped = next(stream, None), None, reader.skipped
+                if document is None:
                     ended = True
                     break
-                continue
-            writers[split].write(document.text, size)
-            taken[split] += size
-            task.advance(reader.consumed())
-            if sum(w.bytes for w in writers.values()) >= corpus.part_bytes:
-                break
-        for writer in writers.values():
-            writer.commit()
-        record = {s: {"documents": w.documents, "bytes": w.bytes} for s, w in writers.items()}
+                size = len(document.data)
+                is_val = document_draw(document.data)[0] < share
+                split = document.split or ("val" if is_val else "train")
+                if limits[split] is not None and taken[split] + size > limits[split]:
+                    unused += 1
+                    if split == "train":
+                        ended = True
+                        break
+                    continue
+                parts[split].write(document.text, size)
+                taken[split] += size
+                task.advance(reader.consumed())
+        record = {s: {"documents": p.documents, "bytes": p.bytes} for s, p in parts.items()}
         record |= {
             "val_fraction": share,
             "position": position or reader.position(),
@@ -157,22 +159,23 @@ def collect(task: Task, corpus: Corpus, source: Source, paths: dict[str, Any]) -
             "unused": unused,
             "ended": ended,
         }
-        write_json(folder / "parts" / f"{number:05}.json", record)
+        write_json(directory / f"text/parts/{number:05}.json", record)
         records.append(record)
     summary: dict[str, Any] = {}
     for split in SPLITS:
-        summary[split] = {
-            "documents": sum(r[split]["documents"] for r in records),
-            "bytes": sum(r[split]["bytes"] for r in records),
-            "parts": [n for n, r in enumerate(records) if r[split]["documents"]],
-        }
-        if not summary[split]["documents"]:
+        found = [(number, r[split]) for number, r in enumerate(records) if r[split]["documents"]]
+        if not found:
             raise DataError(
                 f"Source {source.name} has no text for {split}: bring more documents, "
                 "or correct its split."
             )
+        summary[split] = {
+            "documents": sum(part["documents"] for _, part in found),
+            "bytes": sum(part["bytes"] for _, part in found),
+            "parts": [number for number, _ in found],
+        }
     summary |= {k: records[-1][k] for k in ("val_fraction", "skipped", "unused")}
-    write_json(folder / "collected.json", summary)
+    write_json(directory / "text" / "collected.json", summary)
     task.advance(reader.total() or reader.consumed(), last=True)
     return summary
 

@@ -28,6 +28,7 @@ from dept.errors import DataError
 FORMATS = (".txt", ".jsonl", ".parquet")  # .txt and .jsonl also with .gz or .zst after it
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 REMARKS = ("licence", "about", "text_bytes", "documents")  # for readers of the yaml, not for us
+CHOICES = {"document": ("paragraph", "line", "file"), "bad_documents": ("refuse", "skip")}
 PACKAGE_ONLY_OURS = ("split", "tokenizer", "bad_documents", "max_document_bytes")
 
 
@@ -72,7 +73,7 @@ class Source:
     held_out: bool
     files: tuple[str, ...] = ()  # a path or glob, or a list: .txt .jsonl (.gz .zst) .parquet
     hub: HubOptions | None = None
-    package: Mapping[str, Any] | None = None  # keys of data_prep/packages.py, beside the ones here
+    package: Mapping[str, Any] | None = None  # keys of embedded/packages.py, beside the ones here
     document: str = "paragraph"  # what one document of a .txt is: paragraph, line or file
     column: str = "text"  # where .jsonl, .parquet and hub rows have their text; a.b for nested
     filter: Mapping[str, Any] = field(default_factory=dict)  # column: value or list of values
@@ -136,58 +137,51 @@ def _corpus(content: Any) -> Corpus:
     tokenizers = _mapping(
         content.get("tokenizers"), "tokenizers", ("global", "own", "sample_bytes")
     )
-    values: dict[str, Any] = {}
-    for key, container in (
-        ("sequence_length", content),
-        ("part_bytes", content),
-        ("sample_bytes", tokenizers),
-    ):
-        if key in container:
-            values[key] = _size(container[key], key)
-    if values.get("sequence_length", 2) < 2:
+    sizes = {k: content[k] for k in ("sequence_length", "part_bytes") if k in content}
+    sizes |= {k: tokenizers[k] for k in ("sample_bytes",) if k in tokenizers}
+    sizes = {key: _size(value, key) for key, value in sizes.items()}
+    if sizes.get("sequence_length", 2) < 2:
         raise DataError("sequence_length is 1: a sample needs at least 2 tokens.")
-    sources = {
-        held_out: tuple(
-            _source(key, value, held_out, split)
+    sources, held_out = (
+        tuple(
+            _source(key, value, where == "held_out", split)
             for key, value in _mapping(content.get(where), where, None).items()
         )
-        for where, held_out in (("sources", False), ("held_out", True))
-    }
-    if not sources[False]:
+        for where in ("sources", "held_out")
+    )
+    if not sources:
         raise DataError("sources is empty: name at least one, as in `en: {files: texts/en.txt}`.")
-    twice = {s.name for s in sources[False]} & {s.name for s in sources[True]}
+    twice = {s.name for s in sources} & {s.name for s in held_out}
     if twice:
         raise DataError(f"{twice.pop()} is both in sources and in held_out: rename one of them.")
+    own = tokenizers.get("own")
     return Corpus(
         corpus=name,
-        sources=sources[False],
-        held_out=sources[True],
+        sources=sources,
+        held_out=held_out,
         split=split,
-        global_tokenizer=_tokenizer(tokenizers.get("global") or {}, "tokenizers.global"),
-        own_tokenizer=None
-        if tokenizers.get("own") is None
-        else _tokenizer(tokenizers["own"], "tokenizers.own"),
-        **values,
+        global_tokenizer=_tokenizer(tokenizers.get("global"), "tokenizers.global"),
+        own_tokenizer=None if own is None else _tokenizer(own, "tokenizers.own"),
+        **sizes,
     )
 
 
 def _source(name: Any, content: Any, held_out: bool, split: SplitOptions) -> Source:
     name = _name(name, "the name of a source", reserved=(GLOBAL, "text"))
-    ours = [f.name for f in dataclasses.fields(Source) if f.name not in ("name", "held_out")]
-    keys: tuple[str, ...] = (*ours, *REMARKS)
-    package = None
     if isinstance(content, Mapping) and {"package", "packages", "generate"} & set(content):
-        from dept.data_prep.packages import SOURCE_KEYS
+        from dept.data_prep.embedded.packages import SOURCE_KEYS
 
-        keys = (*PACKAGE_ONLY_OURS, *sorted(SOURCE_KEYS))
-        package = {k: v for k, v in content.items() if k not in PACKAGE_ONLY_OURS + REMARKS}
-        package = _with_sizes(package)
-    content = _mapping(content, f"source {name}", keys)
-    values = {k: v for k, v in content.items() if k in ours and package is None}
-    values |= {k: v for k, v in content.items() if k in PACKAGE_ONLY_OURS}
-    files = values.pop("files", ())
-    values["files"] = (files,) if isinstance(files, str) else tuple(files or ())
-    values["package"] = package
+        ours = PACKAGE_ONLY_OURS
+        content = _mapping(content, f"source {name}", (*ours, *sorted(SOURCE_KEYS)))
+        package = {k: v for k, v in content.items() if k not in ours + REMARKS}
+        content = {k: v for k, v in content.items() if k in ours} | {"package": _sized(package)}
+    else:
+        ours = [f.name for f in dataclasses.fields(Source) if f.name not in ("name", "held_out")]
+        content = _mapping(content, f"source {name}", (*ours, *REMARKS))
+        content = {k: v for k, v in content.items() if k in ours}
+    values = _values(Source, content, name)
+    files = values.get("files") or ()
+    values["files"] = (files,) if isinstance(files, str) else tuple(files)
     if values.get("hub") is not None:
         values["hub"] = _options(HubOptions, values["hub"], f"{name}.hub")
         if not values["hub"].name:
@@ -201,16 +195,10 @@ def _source(name: Any, content: Any, held_out: bool, split: SplitOptions) -> Sou
     formats = {format_of(Path(str(pattern)), name) for pattern in values["files"]}
     if ".txt" in formats and values.get("filter"):
         raise DataError(f"{name}.filter: a .txt has no columns to filter by; leave the filter out.")
-    for key, choices in (
-        ("document", ("paragraph", "line", "file")),
-        ("bad_documents", ("refuse", "skip")),
-    ):
+    for key, choices in CHOICES.items():
         if values.get(key, choices[0]) not in choices:
             raise DataError(f"{name}.{key} is {values[key]!r}: write one of {', '.join(choices)}.")
     values["filter"] = dict(_mapping(values.get("filter"), f"{name}.filter", None))
-    for key in ("max_document_bytes", "max_unpacked_bytes"):
-        if key in values:
-            values[key] = _size(values[key], f"{name}.{key}")
     values["split"] = _options(SplitOptions, values.get("split"), f"{name}.split", split)
     if values.get("tokenizer") is not None:
         if held_out:
@@ -219,15 +207,13 @@ def _source(name: Any, content: Any, held_out: bool, split: SplitOptions) -> Sou
     return Source(name=name, held_out=held_out, **values)
 
 
-def _with_sizes(package: Mapping[str, Any]) -> dict[str, Any]:
+def _sized(package: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a source from packages, its limits in bytes."""
-    content = dict(package)
-    for key in ("max_member_bytes", "max_archive_bytes"):
-        if key in content:
-            content[key] = _size(content[key], key)
+    sizes = ("max_member_bytes", "max_archive_bytes")
+    content = {k: _size(v, k) if k in sizes else v for k, v in package.items()}
     if isinstance(content.get("packages"), list):
         content["packages"] = [
-            _with_sizes(part) if isinstance(part, Mapping) else part for part in content["packages"]
+            _sized(part) if isinstance(part, Mapping) else part for part in content["packages"]
         ]
     return content
 
@@ -238,17 +224,14 @@ def format_of(path: Path, source: str) -> str:
     Raises:
         DataError: another one.
     """
-    suffixes = path.suffixes
-    if suffixes and suffixes[-1] in (".gz", ".zst"):
-        suffixes = suffixes[:-1]
-        if suffixes and suffixes[-1] == ".parquet":
-            suffixes = []
-    if not suffixes or suffixes[-1] not in FORMATS:
+    packed = path.suffix in (".gz", ".zst")
+    kind = Path(path.stem).suffix if packed else path.suffix
+    if kind not in FORMATS or (packed and kind == ".parquet"):
         raise DataError(
             f"{source}.files: {path} has an unknown format: "
             "it must end in .txt or .jsonl (also with .gz or .zst), or .parquet."
         )
-    return suffixes[-1]
+    return kind
 
 
 def _tokenizer(content: Any, where: str) -> TokenizerOptions:
@@ -257,24 +240,29 @@ def _tokenizer(content: Any, where: str) -> TokenizerOptions:
         raise DataError(f"{where} has both path and hub: keep one.")
     if options.path or options.hub:
         return options
-    if options.vocab_size is None:
-        return dataclasses.replace(options, vocab_size=8192)
-    if options.vocab_size < 512:
+    size = 8192 if options.vocab_size is None else options.vocab_size
+    if size < 512:
         raise DataError(
-            f"{where}.vocab_size is {options.vocab_size}: it must be at least 512, "
+            f"{where}.vocab_size is {size}: it must be at least 512, "
             "for 256 bytes, 4 special tokens and some pieces."
         )
-    return options
+    return dataclasses.replace(options, vocab_size=size)
 
 
 def _options(cls: type, content: Any, where: str, defaults: Any = None) -> Any:
-    """Builds an options dataclass from a mapping; types follow from the annotations."""
-    fields = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    """Builds an options dataclass from a mapping."""
+    content = _mapping(content, where, tuple(f.name for f in dataclasses.fields(cls)))
+    return dataclasses.replace(defaults or cls(), **_values(cls, content, where))
+
+
+def _values(cls: type, content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of a mapping with the types that the annotations of a dataclass ask for."""
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
     values = {}
-    for key, value in _mapping(content, where, tuple(fields)).items():
-        kind, place = fields[key], f"{where}.{key}"
+    for key, value in content.items():
+        kind, place = kinds[key], f"{where}.{key}"
         if value is None:
-            if "None" not in kind and kind != "Any":
+            if kind in ("int", "float", "str"):
                 raise DataError(f"{place} has no value: give it one or leave it out.")
         elif kind.startswith("int"):
             value = _size(value, place)
@@ -289,7 +277,7 @@ def _options(cls: type, content: Any, where: str, defaults: Any = None) -> Any:
         elif kind.startswith("str") and not isinstance(value, str):
             raise DataError(f"{place} is {value!r}: write a string, in quotes.")
         values[key] = value
-    return dataclasses.replace(defaults or cls(), **values)
+    return values
 
 
 def _mapping(content: Any, where: str, keys: tuple[str, ...] | None) -> Mapping[Any, Any]:

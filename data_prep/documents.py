@@ -64,7 +64,7 @@ class HubReader(Reader):
 
 
 class PackageReader(Reader):
-    """Documents of Python packages (data_prep/packages.py); position is their number."""
+    """Documents of Python packages (data_prep/embedded/packages.py); position is their number."""
 
     def __init__(self, source: Source, cache: Path, position: Any = None):
         super().__init__(source)
@@ -76,7 +76,7 @@ class PackageReader(Reader):
         return {"documents": self._number}
 
     def _rows(self) -> Iterator[tuple[str, str | None, Any]]:
-        from dept.data_prep.packages import package_documents
+        from dept.data_prep.embedded.packages import package_documents
 
         try:
             for text in package_documents(self.source.package, self._cache):

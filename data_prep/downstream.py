@@ -19,11 +19,11 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from dept.checkpoint import durable
-from dept.data_prep.archives import fetch, read_members
+from dept.data_prep.embedded.archives import fetch, read_members
 
 Row = Mapping[str, str | int]
 
@@ -72,9 +72,6 @@ def sections(files: Iterable[tuple[str, bytes]]) -> Iterator[Row]:
             yield {"text": text, "label": name.split("/")[-2]}
 
 
-TASKS: dict[str, Callable[[Path], Iterable[Row]]] = {"movies": movies, "news": news}
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Write the files; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -82,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--root", type=Path, default=Path("."), help="folder that holds data/")
     root = parser.parse_args(arguments).root
-    for name, rows in TASKS.items():
+    for name, rows in {"movies": movies, "news": news}.items():
         path = root / "data" / "downstream" / f"{name}.jsonl"
         if path.exists():
             print(f"{path}: there already")

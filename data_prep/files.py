@@ -1,12 +1,10 @@
-"""Files that are either whole or not there: atomic writes, the lock of a corpus, compressed text
-parts."""
+"""Files that are either whole or not there: JSON, folders, compressed parts of text."""
 
 from __future__ import annotations
 
-import fcntl
+import gzip
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +14,6 @@ from typing import Any, BinaryIO
 import zstandard
 
 from dept.checkpoint import durable
-from dept.errors import DataError
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes one for each call
 
@@ -25,15 +22,12 @@ WORK = ".work"  # directory of unfinished files beside finished ones; emptied wh
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON atomically, in the order of its keys."""
-    durable.write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    durable.write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any | None:
     """Content of a JSON file, or None when there is none (a file of ours that exists is whole)."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
+    return json.loads(path.read_bytes()) if path.exists() else None
 
 
 def publish_directory(temporary: Path, final: Path) -> None:
@@ -41,47 +35,21 @@ def publish_directory(temporary: Path, final: Path) -> None:
 
     What is there already is kept: content is a function of the inputs, so it is the same.
     """
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():
         shutil.rmtree(temporary)
-    else:
-        os.replace(temporary, final)
+        return
+    for path in filter(Path.is_file, temporary.rglob("*")):
+        durable.sync(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary.replace(final)
 
 
-@contextmanager
-def corpus_lock(path: Path) -> Iterator[None]:
-    """Holds a corpus for one preparation; the operating system releases it when the process dies.
+class TextPart:
+    """A `.jsonl.zst` part that is being written, with its documents and their UTF-8 bytes."""
 
-    Raises:
-        DataError: another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"Another preparation of {path.parent} is running (it holds {path}): "
-                "wait for it, or stop it and run this again."
-            ) from None
-        yield
-
-
-class TextWriter:
-    """Writes documents to a `.jsonl.zst` part; the file appears under its name on `commit`."""
-
-    def __init__(self, path: Path, work: Path):
-        self.path = path
-        self.documents = 0
-        self.bytes = 0  # UTF-8 bytes of the documents
-        work.mkdir(parents=True, exist_ok=True)
-        self._temporary = work / f"{'-'.join(path.parts[-4:])}.{os.getpid()}"
-        self._file = self._temporary.open("wb")
-        self._stream = zstandard.ZstdCompressor(level=3).stream_writer(self._file, closefd=False)
+    def __init__(self, stream: BinaryIO) -> None:
+        self.documents = self.bytes = 0
+        self._stream = stream
 
     def write(self, text: str, size: int) -> None:
         """Appends a document of `size` UTF-8 bytes."""
@@ -89,29 +57,30 @@ class TextWriter:
         self.documents += 1
         self.bytes += size
 
-    def commit(self) -> None:
-        """Makes the part visible; a part without documents leaves no file."""
-        self._stream.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if self.documents:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self._temporary, self.path)
-        else:
-            self._temporary.unlink()
+
+@contextmanager
+def text_part(path: Path) -> Iterator[TextPart]:
+    """Writes a part, which appears under its name at the end; without documents it leaves no
+    file."""
+    compressor = zstandard.ZstdCompressor(level=3)
+    with (
+        durable.replacing(path) as temporary,
+        zstandard.open(temporary, "wb", compressor) as stream,
+    ):
+        part = TextPart(stream)
+        yield part
+    if not part.documents:
+        path.unlink()
 
 
 def open_binary(path: Path) -> tuple[BinaryIO, BinaryIO]:
     """Opens a file, decompressing by its suffix (.gz, .zst).
 
     Returns:
-        The stream of its content, and the raw file, whose position tells how much has been read.
+        The stream of its content, and the raw file, whose position is how much has been read.
     """
     raw = path.open("rb")
     if path.suffix == ".gz":
-        import gzip
-
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20), raw
     if path.suffix == ".zst":
         reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
@@ -120,7 +89,7 @@ def open_binary(path: Path) -> tuple[BinaryIO, BinaryIO]:
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """Documents of a part that TextWriter wrote."""
+    """Documents of a part."""
     stream, raw = open_binary(path)
     with raw, stream:
         for line in stream:

@@ -64,18 +64,12 @@ class FileReader(Reader):
         return sum(f.stat().st_size for f in self._files)
 
     def _rows(self) -> Iterator[tuple[str, str | None, Any]]:
-        for index in range(self._file, len(self._files)):
-            path = self._files[index]
+        read = {".txt": self._txt, ".jsonl": self._jsonl, ".parquet": self._parquet}
+        for index, path in enumerate(self._files[self._file :], self._file):
             skip, self._start = self._start, 0
             self._file, self._row = index, 0
-            kind = format_of(path, self.source.name)
             try:
-                rows = {
-                    ".txt": self._txt,
-                    ".jsonl": self._jsonl,
-                    ".parquet": self._parquet,
-                }[kind](path)
-                for where, content in rows:
+                for where, content in read[format_of(path, self.source.name)](path):
                     self._row += 1
                     if self._row > skip:
                         yield where, None, content
@@ -128,32 +122,23 @@ class FileReader(Reader):
     def _txt(self, path: Path) -> Iterator[tuple[str, Any]]:
         """Documents; one that is too long is cut just beyond the limit, so that it is refused."""
         limit = self.source.max_document_bytes
-        lines: list[bytes] = []
-        size = first = 0
-        is_cut = False
-
-        def document() -> tuple[str, bytes]:
-            text = b"".join(lines).replace(b"\r\n", b"\n").strip(b"\n")
-            return f"{path} line {first}", text
-
-        for number, line in self._lines(path, limit):
-            blank = not line.strip()
-            between = blank and self.source.document == "paragraph"
-            if between or self.source.document == "line":
-                if lines:
-                    yield document()
-                lines, size, is_cut = [], 0, False
-            if between or is_cut or (not lines and blank):
-                continue
-            first = first if lines else number
-            if size <= limit or not blank:  # of blank lines beyond it, none need be kept
+        groups = {"paragraph": lambda line: bool(line[1].strip()), "line": lambda line: line[0]}
+        group_of = groups.get(self.source.document)  # all of a file is one group
+        for _, group in itertools.groupby(self._lines(path, limit), group_of or (lambda line: 0)):
+            lines: list[bytes] = []
+            size = first = 0
+            for number, line in group:
+                blank = not line.strip()
+                if blank and (not lines or size > limit):  # of those beyond it, none need be kept
+                    continue
+                first = first or number
                 lines.append(line)
                 size += len(line) - line.endswith(b"\r\n")
-            if size - (len(line) - len(line.rstrip(b"\r\n"))) > limit and not blank:
-                yield document()  # which is refused, before all the rest is read
-                lines, size, is_cut = [], 0, True
-        if lines:
-            yield document()
+                if size - len(line) + len(line.rstrip(b"\r\n")) > limit and not blank:
+                    break  # it is refused before all the rest is read
+            if lines:
+                text = b"".join(lines).replace(b"\r\n", b"\n").strip(b"\n")
+                yield f"{path} line {first}", text
 
     def _jsonl(self, path: Path) -> Iterator[tuple[str, Any]]:
         limit = 6 * self.source.max_document_bytes + (1 << 16)  # \uXXXX takes six bytes
@@ -171,7 +156,7 @@ class FileReader(Reader):
                 continue
             except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"Source {self.source.name}: {where} is not JSON ({error}): mend the line."
+                    f"Source {self.source.name}: {where} is not JSON ({error}): correct the line."
                 ) from None
             if not isinstance(row, Mapping):
                 raise DataError(
@@ -189,11 +174,10 @@ class FileReader(Reader):
             columns |= {c for c in (self.source.column, *self.source.filter) if c in names}
             # A column that is missing is reported by _text, with the names there are.
             wanted = [n for n in names if n in columns] if columns & set(names) else names
-            row = 0
-            for batch in file.iter_batches(batch_size=256, columns=wanted):
-                for content in batch.to_pylist():
-                    row += 1
-                    yield f"{path} row {row}", content
+            batches = file.iter_batches(batch_size=256, columns=wanted)
+            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            for number, content in enumerate(rows, 1):
+                yield f"{path} row {number}", content
 
     def _text(self, content: Any, where: str) -> str | None:
         if isinstance(content, BadDocument):

@@ -62,7 +62,7 @@ class TokenShards:
         """Writes what is pending, then the index."""
         if self._pending_samples:
             self._flush(self._pending_samples)
-        write_index(self.directory, self._shards)
+        durable.write(self.directory / "index.json", index_of(self._shards))
 
     def _flush(self, count: int) -> None:
         samples = np.concatenate(self._pending)
@@ -70,17 +70,13 @@ class TokenShards:
         offsets = np.arange(count + 1, dtype=np.int64) * self._sample_bytes
         offsets += 4 + 4 * (count + 1) + len(self._header)
         number = np.array([count], "<u4")
-        data = number.tobytes() + offsets.astype("<u4").tobytes() + self._header
-        data += samples[:count].tobytes()
+        parts = (number.tobytes(), offsets.astype("<u4").tobytes(), self._header)
+        data = b"".join((*parts, samples[:count].tobytes()))
         name = f"shard.{len(self._shards):05}.mds"
         (self.directory / name).write_bytes(data)
-        raw = {"basename": name, "bytes": len(data), "hashes": {HASH: _digest(data)}}
+        hashes = {HASH: xxhash.xxh64(data).hexdigest()}
+        raw = {"basename": name, "bytes": len(data), "hashes": hashes}
         self._shards.append({**self._config, "raw_data": raw, "samples": count, "zip_data": None})
-
-
-def write_index(directory: Path, shards: list[dict[str, Any]]) -> None:
-    """Writes `index.json`, which makes a directory of shards a data set, atomically."""
-    durable.write(directory / "index.json", index_of(shards))
 
 
 def merged_index(directory: Path, parts: list[str]) -> bytes:
@@ -99,7 +95,3 @@ def merged_index(directory: Path, parts: list[str]) -> bytes:
 def index_of(shards: list[dict[str, Any]]) -> bytes:
     """The content of an `index.json`."""
     return json.dumps({"shards": shards, "version": 2}, sort_keys=True).encode()
-
-
-def _digest(data: bytes) -> str:
-    return xxhash.xxh64(data).hexdigest()

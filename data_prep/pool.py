@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -29,7 +29,7 @@ _counter: Any = None  # shared bytes-done counter of a worker process, set by _s
 
 
 class Task:
-    """What a task says about itself while it runs."""
+    """What a task reports while it runs."""
 
     def __init__(self) -> None:
         self._at = 0
@@ -52,24 +52,28 @@ class Workers:
 
     Processes are spawned, not forked: the progress bar has a thread, and a fork would share its
     locks.
+
+    Args:
+        count: processes, which start when they are first needed; 0 for one a core.
+        console: for progress.
     """
 
     def __init__(self, count: int, console: Console):
-        self._count = count
+        can_bind = hasattr(os, "sched_getaffinity")
+        count = count or (len(os.sched_getaffinity(0)) if can_bind else os.cpu_count() or 1)
+        context = multiprocessing.get_context("spawn")
         self._console = console
-        self._context = multiprocessing.get_context("spawn")
-        self._done = self._context.Value("q", 0)
-        self._pool: ProcessPoolExecutor | None = None
+        self._done = context.Value("q", 0)
+        self._pool = ProcessPoolExecutor(count, context, _start, (os.getpid(), self._done))
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._pool:
-            processes = list(self._pool._processes.values())
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
 
     def run(
         self, title: str, function: Callable, arguments: Sequence[tuple], total: int | None
@@ -90,10 +94,6 @@ class Workers:
         """
         if not arguments:
             return []
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self._count, self._context, _start, (os.getpid(), self._done)
-            )
         self._done.value = 0
         start = time.monotonic()
         columns = (
@@ -107,24 +107,24 @@ class Workers:
         with Progress(*columns, console=self._console, transient=True, disable=quiet) as progress:
             bar = progress.add_task(title, total=total)
             futures = [self._pool.submit(_call, function, a) for a in arguments]
-            pending: set[Future] = set(futures)
-            while pending:
+            failed, pending = False, set(futures)
+            while pending and not failed:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
                 progress.update(bar, completed=self._done.value)
-                for future in done:
-                    try:
-                        future.result()
-                    except BrokenProcessPool:
-                        raise DataError(
-                            "A worker process was killed, perhaps for lack of memory: "
-                            "run the same command again with --workers 1; it goes on from here."
-                        ) from None
+                failed = any(future.exception() for future in done)
+        try:
+            results = [future.result() for future in futures if not failed or future.done()]
+        except BrokenProcessPool:
+            raise DataError(
+                "A worker process was killed, perhaps for lack of memory: "
+                "run the same command again with --workers 1; it continues from here."
+            ) from None
         size, seconds = self._done.value, time.monotonic() - start
         self._console.print(
             f"{title}: {size / 1e6:.1f} MB in {seconds:.1f} s, {size / 1e6 / seconds:.2f} MB/s",
             highlight=False,
         )
-        return [future.result() for future in futures]
+        return results
 
 
 def _start(parent: int, counter: Any) -> None:

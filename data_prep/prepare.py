@@ -12,22 +12,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from rich.console import Console
 
-from dept.data.corpus import GLOBAL, SPLITS, read_corpus, read_source
+from dept.data.corpus import GLOBAL, SPLITS, PreparedSource, read_corpus, read_source
 from dept.data.shard_files import read_index, refuse_missing
 from dept.data.tokenizer_files import tokenizer_hash
 from dept.data_prep.collect import collect, part_path
 from dept.data_prep.corpus import Corpus, Source, TokenizerOptions, load_corpus
 from dept.data_prep.documents import open_source
-from dept.data_prep.files import WORK, corpus_lock, read_json, write_json
+from dept.data_prep.files import WORK, read_json, write_json
 from dept.data_prep.pool import Workers
 from dept.data_prep.recipe import check_recipe
 from dept.data_prep.shards import finish, write_part
@@ -48,7 +49,7 @@ class Preparation:
         corpus: what to prepare.
         folders: where relative paths of the yaml are looked for.
         root: directory of `data/` and `tokenizers/`.
-        workers: processes.
+        workers: processes; 0 for one a core.
         console: for progress and the summary.
     """
 
@@ -73,7 +74,7 @@ class Preparation:
         Raises:
             DataError: another preparation runs, the yaml has changed, or a source cannot be used.
         """
-        with corpus_lock(self.data / ".lock"):
+        with self._lock():
             check_recipe(self.data, self.tokenizers, self.corpus, self.folders)
             if self._finished():
                 return False
@@ -98,6 +99,18 @@ class Preparation:
             self._sweep()
         return True
 
+    def _lock(self) -> AcquireReturnProxy[FileLock]:
+        """Holds the corpus for this preparation."""
+        path = self.data / ".lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(path).acquire(blocking=False)
+        except Timeout:
+            raise DataError(
+                f"Another preparation of {self.data} is running (it holds {path}): "
+                "wait for it, or stop it and run this again."
+            ) from None
+
     def tokenizers_of(self, source: Source) -> list[str]:
         """Names of the tokenizers that a source is tokenized with."""
         return [GLOBAL, source.name] if self.corpus.own(source) else [GLOBAL]
@@ -105,14 +118,13 @@ class Preparation:
     def _finished(self) -> bool:
         try:
             corpus = read_corpus(self.root, self.corpus.corpus)
-            for source in self.sources:
-                for tokenizer in self.tokenizers_of(source):
-                    prepared = corpus.source(source.name, tokenizer)
-                    for index in prepared.indexes.values():
-                        refuse_missing(index)
         except DataError:
             return False
-        return True
+        return all(
+            _is_whole(corpus.source, source.name, tokenizer)
+            for source in self.sources
+            for tokenizer in self.tokenizers_of(source)
+        )
 
     def _sweep(self) -> None:
         """Removes what a killed run left unfinished."""
@@ -126,15 +138,8 @@ class Preparation:
         todo = [s for s in self.sources if not self._collected(s)]
         cache = self.root / "data" / "packages"
         totals = [open_source(s, self.folders, cache).total() for s in todo]
-        arguments = [
-            (
-                self.corpus,
-                source,
-                {"source": self.data / source.name, "folders": self.folders, "cache": cache},
-            )
-            for source in todo
-        ]
         total = None if None in totals else sum(t or 0 for t in totals)
+        arguments = [(self.corpus, s, self.data / s.name, self.folders, cache) for s in todo]
         pool.run("1/3 collect text", collect, arguments, total)
         return {s.name: self._collected(s) for s in self.sources}
 
@@ -193,13 +198,13 @@ class Preparation:
         return options
 
     def _same_tokenizers(self, tokenizers: dict[str, dict[str, Any]]) -> None:
-        """Refuses to go on with other tokenizers than those of the shards that are there."""
+        """Refuses other tokenizers than those of the shards that are there."""
         before = read_json(self.data / "tokenizers.json")
         for name, facts in (before or {}).items():
             if tokenizers[name] != facts:
                 raise DataError(
                     f"{self.tokenizers / name} is not the tokenizer that {self.data} was begun "
-                    f"with: put it back, or delete {self.data} to make the data anew."
+                    f"with: put it back, or delete {self.data} to make the data again."
                 )
         if not before:
             write_json(self.data / "tokenizers.json", tokenizers)
@@ -209,38 +214,38 @@ class Preparation:
     ) -> None:
         """Stage 3."""
         todo: list[tuple[int, tuple]] = []
-        pairs: list[tuple[Path, str, dict[str, Any], dict[str, list[str]]]] = []
+        pairs: list[tuple] = []
+        length = self.corpus.sequence_length
         for source in self.sources:
             for name in self.tokenizers_of(source):
                 directory = self.data / source.name / name
-                facts = {**tokenizers[name], "name": name}
-                if _whole(directory):
+                if _is_whole(read_source, directory):
                     continue
-                summary = collected[source.name]
+                facts, summary = {**tokenizers[name], "name": name}, collected[source.name]
                 # Validation is one part, so that it loses one tail; training is as many as it has.
                 texts = {("val", "00000"): summary["val"]["parts"]}
                 texts |= {("train", f"{n:05}"): [n] for n in summary["train"]["parts"]}
-                parts: dict[str, list[str]] = {split: [] for split in SPLITS}
                 for (split, part), numbers in texts.items():
-                    parts[split].append(part)
-                    if not _part_is_whole(directory / split / part, facts["hash"]):
-                        shutil.rmtree(directory / split / part, ignore_errors=True)
+                    target = directory / split / part
+                    if not _part_is_whole(target, facts["hash"]):
+                        shutil.rmtree(target, ignore_errors=True)
                         files = [part_path(self.data / source.name, split, n) for n in numbers]
                         tokenizer = {**facts, "path": self.root / facts["path"]}
                         size = summary[split]["bytes"] * len(numbers)
                         size //= len(summary[split]["parts"])
-                        length = self.corpus.sequence_length
-                        todo.append((size, (files, tokenizer, length, directory / split / part)))
-                pairs.append((directory, source.name, facts, parts))
+                        todo.append((size, (files, tokenizer, length, target)))
+                parts = {split: [p for s, p in texts if s == split] for split in SPLITS}
+                pairs.append((directory, source.name, facts, length, parts))
         todo.sort(key=lambda task: -task[0])  # long ones first, so that cores end together
         pool.run("3/3 tokenize", write_part, [t for _, t in todo], sum(s for s, _ in todo))
-        for directory, name, facts, parts in pairs:
-            finish(directory, name, facts, self.corpus.sequence_length, parts)
+        for pair in pairs:
+            finish(*pair)
 
 
-def _whole(directory: Path) -> bool:
+def _is_whole(read: Callable[..., PreparedSource], *arguments: Any) -> bool:
+    """Whether a prepared source can be read, and all its shards are there."""
     try:
-        for index in read_source(directory).indexes.values():
+        for index in read(*arguments).indexes.values():
             refuse_missing(index)
     except DataError:
         return False
@@ -274,33 +279,23 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     try:
         corpus = load_corpus(options.corpus)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         folders = (options.corpus.resolve().parent, Path.cwd())
-        preparation = Preparation(
-            corpus, folders, options.root, max(options.workers or cores or 1, 1), console
-        )
+        preparation = Preparation(corpus, folders, options.root, options.workers, console)
         worked = preparation.run()
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(
-            f"error: {error}; mend it and run the same command again, it goes on.", file=sys.stderr
-        )
+        print(f"error: {error}; correct it and run the same command again.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; run the same command again, it goes on from here.", file=sys.stderr)
+        print("stopped; the same command continues from here.", file=sys.stderr)
         return 130
-    if not worked:
-        console.print(
-            f"{preparation.data} is complete, nothing to do ({time.monotonic() - start:.1f} s).",
-            highlight=False,
-        )
-        return 0
-    console.print(summary_table(options.root, corpus.corpus))
-    console.print(
-        f"{preparation.data} is ready ({time.monotonic() - start:.0f} s).", highlight=False
-    )
+    if worked:
+        console.print(summary_table(options.root, corpus.corpus))
+    done = "ready" if worked else "complete, nothing to do"
+    seconds = time.monotonic() - start
+    console.print(f"{preparation.data} is {done} ({seconds:.1f} s).", highlight=False)
     return 0
 
 

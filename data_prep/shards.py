@@ -13,7 +13,6 @@ import hashlib
 import io
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,12 @@ def write_part(
     work = target.parents[3] / WORK / "-".join(target.parts[-4:])
     shutil.rmtree(work, ignore_errors=True)
     packer = Packer(tokenizer, sequence_length, work)
-    for batch in _batches(itertools.chain.from_iterable(map(read_texts, texts))):
+    documents = itertools.chain.from_iterable(map(read_texts, texts))
+    for first in documents:
+        batch, size = [first], len(first)
+        while size < BATCH_BYTES and (text := next(documents, None)) is not None:
+            batch.append(text)
+            size += len(text)
         task.report(packer.add(batch))
     packer.close()
     publish_directory(work, target)
@@ -156,19 +160,6 @@ def bytes_of_tokens(encoder: Any, text: str, tokens: int) -> int:
     return len(before.encode()) + len(shared.encode()) * inside // (inside + outside)
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def finish(
     directory: Path, source: str, tokenizer: dict[str, Any], sequence_length: int, parts: dict
 ) -> dict[str, Any]:
@@ -190,15 +181,14 @@ def finish(
     splits: dict[str, dict[str, int]] = {}
     counts = {}
     for split in SPLITS:
-        counts[split] = np.zeros(tokenizer["vocab_size"], np.int64)
-        splits[split] = dict.fromkeys(
-            ("documents", "bytes", "tokens", "samples", "dropped_tokens"), 0
+        folders = [directory / split / part for part in parts[split]]
+        found = [read_json(folder / "part.json") for folder in folders]
+        keys = ("documents", "bytes", "tokens", "samples", "dropped_tokens")
+        splits[split] = {key: sum(part[key] for part in found) for key in keys}
+        counts[split] = sum(
+            (np.load(folder / "counts.npy") for folder in folders),
+            start=np.zeros(tokenizer["vocab_size"], np.int64),
         )
-        for part in parts[split]:
-            content = read_json(directory / split / part / "part.json")
-            for key in splits[split]:
-                splits[split][key] += content[key]
-            counts[split] += np.load(directory / split / part / "counts.npy")
         if not splits[split]["samples"]:
             raise DataError(
                 f"Source {source}: its {split} text has {splits[split]['dropped_tokens']} tokens "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from omegaconf import OmegaConf
 
 from dept.checkpoint import durable
@@ -99,35 +98,30 @@ def find_checkpoint(path: str | Path) -> Path:
     return numbered[-1][2]
 
 
-def hold(folder: str | Path, wait: float = 60.0) -> IO[str]:
-    """Hold a run, so that no other job writes to it: as long as the file given back is open.
+def hold(folder: str | Path, wait: float = 60.0) -> AcquireReturnProxy[FileLock]:
+    """Hold a run, so that no other job writes to it, until the lock is released or this job ends.
 
     Args:
         folder: of the run; made if it is not there.
         wait: seconds for an earlier job to end: one whose launcher was killed takes a moment.
 
+    Returns:
+        A context that releases the lock, as does its ``lock.release()``.
+
     Raises:
         ConfigError: another job still holds it.
     """
-    path, began = Path(folder) / ".lock", time.monotonic()
+    path = Path(folder) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+")  # noqa: SIM115
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError:
-            if time.monotonic() - began > wait:
-                file.seek(0)
-                raise ConfigError(
-                    f"{folder} is in use by process {file.read().strip() or 'unknown'}: wait for "
-                    f"it to end, or choose another run_name"
-                ) from None
-            time.sleep(0.2)
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
+    try:
+        held = FileLock(path).acquire(timeout=wait)
+    except Timeout:
+        raise ConfigError(
+            f"{folder} is in use by process {path.read_text().strip() or 'unknown'}: wait for it "
+            f"to end, or choose another run_name"
+        ) from None
+    path.write_text(f"{os.getpid()}\n")
+    return held
 
 
 def numbered_checkpoints(folder: str | Path) -> list[tuple[int, int, Path]]:

@@ -25,6 +25,7 @@ from dept.data.shard_cache import block_bytes, too_small
 from dept.data.shard_files import fault, remake, size_fault
 from dept.data.tokenizer_files import tokenizer_hash
 from dept.errors import ConfigError, DataError, shown
+from dept.method.compression import Compression
 from dept.method.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizer
 from dept.method.presets import PRESETS
 from dept.method.sampling import UNIFORM
@@ -196,6 +197,7 @@ def _check_dept(
     if schedule.moves and not config.get("save_folder"):
         raise nowhere(place.workers)
     _check_outer_optimizer(dept.outer_optimizer, by_row=dept.sharing.averages_by_row)
+    Compression.of(dept.compression)
     duration = config["max_duration"]
     if not _rounds(duration):
         raise ConfigError(

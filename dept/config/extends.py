@@ -25,7 +25,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: a file is missing or extends itself, or an override is not ``key=value``.
     """
-    config = _load_file(Path(path), ())
+    config = OmegaConf.create()
+    for file, layer in layers(path):
+        try:
+            config = _merged(config, layer)
+        except (*_YAML_ERRORS, TypeError) as error:
+            raise ConfigError(
+                f"{file} does not go over what it extends: {_line_of(error)}"
+            ) from None
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"{override!r} is not an override: write key=value")
@@ -43,8 +50,21 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
+def layers(path: str | Path) -> list[tuple[Path, DictConfig]]:
+    """A yaml and all that it extends, each without ``extends``; later ones go over earlier ones.
+
+    Raises:
+        ConfigError: a file is missing or extends itself.
+    """
+    return _layers(Path(path), ())
+
+
 def _over(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    merged = OmegaConf.merge(config, OmegaConf.from_cli(list(overrides)))
+    return _merged(config, OmegaConf.from_cli(list(overrides)))
+
+
+def _merged(below: DictConfig, above: DictConfig | ListConfig) -> DictConfig:
+    merged = OmegaConf.merge(below, above)
     if not isinstance(merged, DictConfig):
         raise ValueError("it does not name a key: write key=value")
     return merged
@@ -74,7 +94,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     return plain
 
 
-def _load_file(path: Path, extended_by: tuple[Path, ...]) -> DictConfig:
+def _layers(path: Path, extended_by: tuple[Path, ...]) -> list[tuple[Path, DictConfig]]:
     path = path.resolve()
     if path in extended_by:
         chain = " -> ".join(p.name for p in (*extended_by, path))
@@ -92,13 +112,8 @@ def _load_file(path: Path, extended_by: tuple[Path, ...]) -> DictConfig:
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, (list, ListConfig)) or not all(isinstance(b, str) for b in bases):
         raise ConfigError(f"{path}: extends is {bases!r}: name a yaml, or a list of them")
-    below = [_load_file(path.parent / base, (*extended_by, path)) for base in bases]
-    try:
-        merged = OmegaConf.merge(*below, config)
-    except (*_YAML_ERRORS, TypeError) as error:
-        raise ConfigError(f"{path} does not go over what it extends: {_line_of(error)}") from None
-    assert isinstance(merged, DictConfig)
-    return merged
+    below = [_layers(path.parent / base, (*extended_by, path)) for base in bases]
+    return [*(layer for of_base in below for layer in of_base), (path, config)]
 
 
 def _line_of(error: Exception) -> str:

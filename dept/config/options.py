@@ -52,6 +52,10 @@ OUTER = Kind(
     "{name: fedavg} or another name, with its options beside it",
     lambda v: isinstance(v, Mapping) and isinstance(v.get("name"), str),
 )
+CODED = Kind(
+    "{name: none} or another name, with its options beside it",
+    lambda v: isinstance(v, Mapping) and isinstance(v.get("name"), str),
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,13 @@ class DeptOptions:
     own from ``code_paths`` or an entry point ``llmfoundry_optimizers``), with its options. TRIM,
     which averages by token row, refuses one whose state is not by element (``adafactor``). See
     ``dept/method/outer_optimizer.py``."""
+
+    compression: Mapping[str, Any] = field(default_factory=lambda: {"name": "none"})
+    """How updates are coded on their way to the average and back: ``{name: none}``, ``bf16``,
+    ``int8`` and ``int4`` (``block``: numbers that share a step, 512 and 1024), ``topk``
+    (``density``: the part of each ``block`` that is kept, 1/64 of 4096, in ``bits``, 2). With
+    ``error_feedback`` (true) an update also carries what the codes of earlier ones lacked, times
+    ``decay`` (1, topk 0.95). See ``docs/compression.md``."""
 
     inner_state: str = "reset"
     """What becomes of the inner optimizer's state of shared parameters between the slots of a
@@ -127,6 +138,7 @@ class DeptOptions:
             "ranks_per_worker": count,
             "worker_timeout": SECONDS,
             "outer_optimizer": OUTER,
+            "compression": CODED,
             "inner_state": one_of("reset", "keep"),
             "weighting": one_of("uniform", "tokens"),
             "faults": one_of("leave_out", "stop"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dept.config.schema import integer, one_of
-from dept.errors import ConfigError, shown
 
 
 @dataclass(frozen=True)
@@ -20,28 +19,18 @@ class StartFromOptions:
     embedding: str = "random"
     """``random``: drawn from a stream of its own, the same for every method; ``pretrained``: the
     global one of the checkpoint (STD, GLOB, TRIM); ``merged``: made from the private ones of its
-    sources (SPEC, SPEC-OPT), by token string (``embeddings/merged.py``); ``mapping``: the same, but
-    as a file says for the tokens that are in it. A new source has no pretrained one."""
+    sources (SPEC, SPEC-OPT), by token string (``embeddings/merged.py``). A new source has no
+    pretrained one."""
 
     embedding_seed: int = 0
     """Names a draw of the random embedding: 0, 1, 2, ... are independent of one another, and of all
     that pre-training drew."""
-
-    mapping: str | None = None
-    """That file: ``{token: {source: {token of the source: weight}}}`` in JSON, as
-    trans-tokenization yields (``dept/embeddings/mapping.py``)."""
 
     weighting: str = "counts"
     """Of sources that hold the same token: by ``counts`` of it, or ``uniform``."""
 
     def __post_init__(self) -> None:
         where = "callbacks.start_from"
-        kinds = ("random", "pretrained", "merged", "mapping")
-        one_of(*kinds).check(f"{where}.embedding", self.embedding)
+        one_of("random", "pretrained", "merged").check(f"{where}.embedding", self.embedding)
         one_of("counts", "uniform").check(f"{where}.weighting", self.weighting)
         integer().check(f"{where}.embedding_seed", self.embedding_seed)
-        if (self.embedding == "mapping") != (self.mapping is not None):
-            raise ConfigError(
-                f"{where}.mapping is {shown(self.mapping)} and {where}.embedding "
-                f"{self.embedding}: embedding: mapping needs a file, and no other does"
-            )

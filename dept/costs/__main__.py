@@ -31,8 +31,8 @@ Of the model that a worker trains, for a source of mean size. In float32, withou
   memory       weights, gradients and state of the inner optimizer
   DEPT adds    the start of the round, sums of local models, state of the outer optimizer
   kept/source  on the CPU: a source's embedding, inner state, and local model until the round ends
-  per step     parameters that a worker hands over, divided by its local steps
-  fewer        how many times less that is than STD's, all gradients of the model for all tokens"""
+  per step     parameters that a worker gives to the average, divided by its local steps
+  fewer        how many times fewer bytes that is than STD's gradients of all the model, as coded"""
 MEMORY = ("memory", "DEPT adds", "kept/source")
 
 
@@ -116,7 +116,7 @@ def _table(every: Mapping[str, Costs]) -> Table:
             *(number(n) for n in (costs.parameters.body, costs.embedding, costs.total)),
             *(number(n, "B") for n in (memory.training, memory.dept, memory.kept_per_source)),
             number(costs.per_step),
-            f"{costs.reduction:,.0f}",
+            f"{costs.byte_reduction:,.0f}",
         )
     return table
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dept.config.options import DeptOptions, options_of
-from dept.costs.memory import Memory, dept_memory, training_memory
+from dept.costs.memory import WORD, Memory, dept_memory, training_memory
 from dept.costs.parameters import Parameters, mpt_parameters
 from dept.costs.vocabulary import VocabularySizes, vocabulary_sizes
 from dept.errors import ConfigError
@@ -24,6 +24,7 @@ class Costs:
         vocabulary: tokens of the global tokenizer, and of a worker's model.
         local_steps: between two exchanges; 1 where gradients are averaged at every step.
         handed_over: parameters that a worker gives to the average, at each exchange.
+        message: bytes that those are, coded if the yaml says so.
         memory: of a worker.
     """
 
@@ -32,6 +33,7 @@ class Costs:
     vocabulary: VocabularySizes
     local_steps: int
     handed_over: float
+    message: float
     memory: Memory
 
     @property
@@ -54,6 +56,13 @@ class Costs:
         """How many times that goes into the model for all tokens, whose gradients STD exchanges."""
         return self.parameters.total(self.vocabulary.everyone) / self.per_step
 
+    @property
+    def byte_reduction(self) -> float:
+        """The same in bytes, with gradients in float32: more where updates are coded."""
+        return (
+            WORD * self.parameters.total(self.vocabulary.everyone) * self.local_steps / self.message
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: parameters as numbers, memory in bytes."""
         memory = {**vars(self.memory), "training": self.memory.training, "dept": self.memory.dept}
@@ -71,6 +80,8 @@ class Costs:
                 "parameters_per_exchange": self.handed_over,
                 "parameters_per_step": self.per_step,
                 "reduction": self.reduction,
+                "bytes_per_exchange": self.message,
+                "byte_reduction": self.byte_reduction,
             },
         }
 
@@ -107,8 +118,9 @@ def costs_of(
     if dept is None:
         method = (config.get("variables") or {}).get("method", "std")
         memory = training_memory(local, config["optimizer"])
-        return Costs(method, parameters, vocabulary, 1, local, memory)
+        return Costs(method, parameters, vocabulary, 1, local, WORD * local, memory)
     handed_over = parameters.body + _shared(parameters, dept, vocabulary.held)
+    message = _message(parameters, dept, vocabulary.held, config["model"])
     memory = training_memory(
         local,
         config["optimizer"],
@@ -122,7 +134,10 @@ def costs_of(
             keep_inner_state=dept.inner_state == "keep",
         ),
     )
-    return Costs(dept.variant, parameters, vocabulary, dept.local_steps, handed_over, memory)
+    if dept.compression["name"] != "none" and dept.compression.get("error_feedback", True):
+        memory = replace(memory, kept_per_source=memory.kept_per_source + round(WORD * handed_over))
+    steps = dept.local_steps
+    return Costs(dept.variant, parameters, vocabulary, steps, handed_over, message, memory)
 
 
 def _count(model: Mapping[str, Any], vocabulary: VocabularySizes, *, build: bool) -> Parameters:
@@ -131,6 +146,26 @@ def _count(model: Mapping[str, Any], vocabulary: VocabularySizes, *, build: bool
     from dept.costs.meta_device import built_parameters
 
     return built_parameters(model, vocabulary.everyone)
+
+
+def _message(
+    parameters: Parameters, dept: DeptOptions, rows: float, model: Mapping[str, Any]
+) -> float:
+    """Bytes of what a source gives to the average."""
+    shared = parameters.body + _shared(parameters, dept, rows)
+    if dept.compression["name"] == "none":
+        return WORD * shared
+    from dept.method.compression import Compression  # torch is slow to import
+
+    compression = Compression.of(dept.compression)
+    assert compression is not None
+    by_row = rows if dept.sharing.phi is Sharing.BY_TOKEN_ROW else 0.0
+    matrices = 1 if model.get("tie_word_embeddings", True) else 2
+    return compression.bytes_of(
+        round(shared - by_row * parameters.per_token),
+        matrices * by_row,
+        parameters.per_token // matrices,
+    )
 
 
 def _shared(parameters: Parameters, dept: DeptOptions, rows: float) -> float:

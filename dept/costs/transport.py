@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:  # torch is slow to import, and most runs have no compression
+    from torch import Tensor
+
+    from dept.method.averaging import Share
+    from dept.method.compression import Compression
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -54,3 +61,41 @@ def outer_step_bytes(
         for worker, rows in enumerate(held)
     )
     return total + width * (word * away + 4 * (workers - 1) * len(anyone))
+
+
+def coded_step_bytes(
+    compression: Compression,
+    start: Mapping[str, Tensor],
+    shares: Sequence[Mapping[str, Share]],
+) -> int:
+    """Bytes of model state that all workers send in one outer step of coded updates.
+
+    Each worker but the first sends it the message of each of its sources; the first sends the
+    coded mean to every other one.
+
+    Args:
+        compression: of updates.
+        start: the global parameters; only their shapes count, so they may be on the meta device.
+        shares: of each worker, by source.
+    """
+    import torch
+
+    every = [share for own in shares for share in own.values()]
+    names = {name for share in every for name in share.rows}
+    union = {name: torch.cat([share.rows[name] for share in every]).unique() for name in names}
+    up = sum(_message(compression, start, s.rows) for own in shares[1:] for s in own.values())
+    return up + (len(shares) - 1) * _message(compression, start, union)
+
+
+def _message(
+    compression: Compression, start: Mapping[str, Tensor], rows: Mapping[str, Tensor]
+) -> int:
+    import torch
+
+    like = {
+        name: torch.empty((len(rows[name]), *value.shape[1:]), device="meta")
+        if name in rows
+        else value
+        for name, value in start.items()
+    }
+    return compression.size(like, rows)

@@ -88,6 +88,9 @@ def unreachable(address: str, error: Exception) -> DataError:
 def locked(path: Path, operation: int) -> int | None:
     """Lock a file or folder with ``flock``, which the kernel releases when this process dies.
 
+    The locks of ``filelock`` are files beside what they protect, one for each shard here, and it
+    shares a lock between readers through an SQLite database alone.
+
     Args:
         path: the file or folder itself, so that no lock files are left behind.
         operation: ``fcntl.LOCK_EX`` or ``fcntl.LOCK_SH``, with ``fcntl.LOCK_NB`` not to wait.

@@ -36,7 +36,6 @@ class Origin(str, Enum):
     SHARED = "shared"  # the same token of the sources that were trained on it
     PIECES = "pieces"  # the tokens that spell it
     UNSEEN = "unseen"  # the same token of sources that have it and never met it
-    MAPPED = "mapped"  # what a mapping says
     UNTOUCHED = "untouched"  # nothing
 
 

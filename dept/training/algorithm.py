@@ -54,6 +54,7 @@ class Dept(Algorithm):
         sources_per_round: int | None = None,
         sampling: str = "uniform",
         outer_optimizer: Mapping[str, Any] = MappingProxyType({"name": "fedavg"}),
+        compression: Mapping[str, Any] = MappingProxyType({"name": "none"}),
         inner_state: str = "reset",
         weighting: str = "uniform",
         ranks_per_worker: int = 1,
@@ -85,13 +86,6 @@ class Dept(Algorithm):
             Event.AFTER_DATALOADER: self._enter_slot,
             Event.BATCH_END: self._after_step,
             Event.EPOCH_END: self._end_round,
-            Event.EVAL_STANDALONE_START: lambda state, logger: self.evaluation.choose(state),
-            Event.EVAL_STANDALONE_END: lambda state, logger: self.evaluation.restore(state),
-            Event.EVAL_START: self._enter_evaluation,
-            Event.EVAL_BATCH_START: lambda state, logger: self.evaluation.translate(state.batch),
-            Event.EVAL_AFTER_FORWARD: lambda state, logger: self.evaluation.score(state.outputs),
-            Event.EVAL_END: self._leave_evaluation,
-            Event.EPOCH_CHECKPOINT: lambda state, logger: self.evaluation.report(state, logger),
         }
 
     def match(self, event: Event, state: State) -> bool:
@@ -119,8 +113,9 @@ class Dept(Algorithm):
             held=self.held,
         )
         state.dataloader_len = self.run.schedule.batches_per_round
-        self.evaluation = Evaluation(self.run)
-        state.evaluators = self.evaluation.own(state.evaluators)
+        evaluation = Evaluation(self.run)
+        state.evaluators = evaluation.own(state.evaluators)
+        self._handlers |= evaluation.handlers(self.park)
 
     def _agree(self, state: State, logger: Logger) -> None:
         """Let all workers start where the checkpoint, which the first one may have loaded, is."""
@@ -205,16 +200,6 @@ class Dept(Algorithm):
         """
         self._set_synchronised(state, False)
         self.run.slots.park()
-
-    # --- evaluation -------------------------------------------------------------------------------
-
-    def _enter_evaluation(self, state: State, logger: Logger) -> None:
-        self.park(state)
-        self.evaluation.enter(state.dataloader_label or "eval")
-
-    def _leave_evaluation(self, state: State, logger: Logger) -> None:
-        self.evaluation.leave()
-        self.park(state)
 
     # --- state -----------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@
 turn, to the same numbers: `python train.py`. Several machines: docs/workers.md.
 
 `python train.py --check yamls/X.yaml [key=value ...] [--workers W]` says in seconds whether it can
-start, and why not. `--debug` shows where an error comes from that is otherwise one sentence.
+start, and why not. `--print` prints the yaml as it is trained from, with where each key comes from.
+`--debug` shows where an error comes from that is otherwise one sentence.
 
 Every yaml is an llm-foundry yaml; `extends: FILE` merges it over another, and `algorithms.dept` and
 `train_loader: {name: sources}` are ours.
@@ -30,7 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from dept.checkpoint import remote_checkpoints, run_folder, trust
 from dept.checkpoint.remote_folder import RemoteFolder
 from dept.config import complete as configs
-from dept.config import extends
+from dept.config import extends, provenance
 from dept.costs import machine
 from dept.errors import ConfigError, DataError, NotSaved, NumericalFault, WorkerLost
 from dept.training import build_errors, preflight, scratch
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = [chosen.yaml, *chosen.overrides]
     if chosen.debug:
         os.environ["DEPT_DEBUG"] = "1"
+    if chosen.print:
+        return _print(chosen.yaml, chosen.overrides)
     if chosen.check:
         return preflight.main(chosen.yaml, chosen.overrides, chosen.workers)
     end_with_launcher()
@@ -111,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         if lock is not None:
-            lock.close()
+            lock.lock.release()
     return 0
 
 
@@ -122,10 +125,20 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("yaml", help="the experiment")
     options.add_argument("overrides", nargs="*", help="key=value, over the yaml")
+    options.add_argument("--print", action="store_true", help="print the resolved yaml, and end")
     options.add_argument("--check", action="store_true", help="look at all there is, and end")
     options.add_argument("--workers", type=int, help="side by side, for --check")
     options.add_argument("--debug", action="store_true", help="show tracebacks")
     return options
+
+
+def _print(path: str, overrides: Sequence[str]) -> int:
+    try:
+        print(provenance.annotated(path, overrides), end="")
+    except ConfigError as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def look_into(folder: Path, config: dict, is_first: bool) -> dict | None:

@@ -40,6 +40,33 @@ class Evaluation:
         self._source: str | None = None
         self._unseen: Tensor | None = None
 
+    def handlers(
+        self, park: Callable[[State], None]
+    ) -> dict[Event, Callable[[State, Logger], None]]:
+        """What is done at each event of an evaluation.
+
+        Args:
+            park: lets the model be the global one.
+        """
+
+        def enter(state: State, logger: Logger) -> None:
+            park(state)
+            self.enter(state.dataloader_label or "eval")
+
+        def leave(state: State, logger: Logger) -> None:
+            self.leave()
+            park(state)
+
+        return {
+            Event.EVAL_STANDALONE_START: lambda state, logger: self.choose(state),
+            Event.EVAL_STANDALONE_END: lambda state, logger: self.restore(state),
+            Event.EVAL_START: enter,
+            Event.EVAL_BATCH_START: lambda state, logger: self.translate(state.batch),
+            Event.EVAL_AFTER_FORWARD: lambda state, logger: self.score(state.outputs),
+            Event.EVAL_END: leave,
+            Event.EPOCH_CHECKPOINT: self.report,
+        }
+
     def enter(self, label: str) -> None:
         """Begin with the text, or the task, of the evaluator ``label``; the model must be parked.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +18,7 @@ from dept.config.check import corpus_and_sources, note_on_chances, schedule_of
 from dept.config.options import CorpusOptions, DeptOptions, options_of
 from dept.costs import machine
 from dept.data.corpus import GLOBAL, PreparedSource
-from dept.errors import ConfigError, DataError
+from dept.errors import DataError
 from dept.method.schedule import RoundSchedule
 from dept.method.variants import Vocabulary
 from dept.training.summary import read_summary
@@ -193,7 +191,8 @@ def _folder(config: Mapping[str, Any]) -> str:
     folder = run_folder.folder_of(config)
     if config.get("save_folder") is None:
         return "nothing is saved"
-    _refuse_held(folder)
+    if (folder / ".lock").is_file():
+        run_folder.hold(folder, wait=0.0).lock.release()
     if not config.get("autoresume") or "://" in str(config["save_folder"]):
         return f"{folder}; whether there are checkpoints is for Composer to see"
     run_folder.refuse_other_settings(
@@ -211,17 +210,3 @@ def _folder(config: Mapping[str, Any]) -> str:
             return f"{folder} goes on from round {round_index}, batch {batch}{left}"
         torn += 1
     return f"{folder} is new" if not torn else f"{folder} begins anew, {torn} checkpoints are torn"
-
-
-def _refuse_held(folder: Path) -> None:
-    path = folder / ".lock"
-    if not path.is_file():
-        return
-    with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"{folder} is in use by process {file.read().strip() or 'unknown'}: wait for it to "
-                f"end, or choose another run_name"
-            ) from None

@@ -36,6 +36,7 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
         return
     loaded, round_index = first["loaded"], first["round"]
     run.outer_optimizer.load_state_dict(loaded["outer_optimizer"], device=state.device._device)
+    run.reductions.returned_error |= loaded["coding_error"]
     run.totals |= loaded["totals"]
     run.totals["wait_seconds"] = [0.0] * workers.count
     files = SourceFiles(Path(first["from"]).parent / FOLDER)
@@ -110,6 +111,7 @@ def identity(run: Run) -> dict[str, Any]:
         "groups": run.schedule.groups,
         "local_steps": run.options.local_steps,
         "inner_state": run.options.inner_state,
+        "compression": dict(run.options.compression),
         "block_shards": run.loader.block_shards,
         "tokenizers": {n: p.tokenizer_hash for n, p in run.loader.prepared.items()},
     }
@@ -129,6 +131,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "round": run.totals["rounds"],
         "last_round": run.totals["last_round"],
         "outer_optimizer": run.outer_optimizer.state_dict(),
+        "coding_error": run.reductions.returned_error,
         "totals": run.totals,
         # Of a source of this worker without a slot, too: its file may be newer than this.
         "steps": dict.fromkeys(run.held.sources, 0) | run.steps,
@@ -147,14 +150,14 @@ def refuse_another(run: Run, state: Mapping[str, Any]) -> None:
     """
     before = state["identity"]
     for key, value in identity(run).items():
-        if before[key] != value and key == "groups":
+        if before.get(key) != value and key == "groups":
             raise ValueError(
                 f"the checkpoint's sources were drawn from {before[key]} groups of neighbours, and "
                 f"would now be drawn from {value}: set algorithms.dept.sampling to what it "
                 f"was, and where that is stratified, start as many workers"
             )
-        if before[key] != value:
+        if before.get(key) != value:
             raise ValueError(
-                f"the checkpoint was made with {key} = {before[key]}, the yaml says {value}: set "
-                f"it to the same, or choose another run_name"
+                f"the checkpoint was made with {key} = {before.get(key)}, the yaml says {value}: "
+                f"set it to the same, or choose another run_name"
             )

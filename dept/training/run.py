@@ -13,6 +13,7 @@ from dept.config.options import DeptOptions
 from dept.data.loader import SourceLoader
 from dept.method import faults, updates
 from dept.method.averaging import Share
+from dept.method.compression import Compression
 from dept.method.live_model import LiveModel
 from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.schedule import RoundSchedule
@@ -20,8 +21,8 @@ from dept.method.slot_record import SlotRecord
 from dept.method.source_state import Slots
 from dept.training import round_metrics
 from dept.training.vocabularies import vocabularies
-from dept.transport.exchange import Reduction
 from dept.transport.process_group import Workers
+from dept.transport.reductions import Reduction, Reductions
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Run:
         schedule: who trains what when.
         slots: the state of all sources around the one model in memory.
         outer_optimizer: the outer step.
+        reductions: how local models are averaged.
         totals: what is added up over rounds (:func:`dept.training.round_metrics.none_yet`).
         positions: samples read of each source that were trained on.
         held: the sources of this worker.
@@ -75,6 +77,7 @@ class Run:
     schedule: RoundSchedule
     slots: Slots
     outer_optimizer: OuterOptimizer
+    reductions: Reductions
     totals: dict[str, Any]
     held: Held
     positions: dict[str, int] = field(init=False)
@@ -127,15 +130,16 @@ class Run:
         loader.bind(schedule)
         rows = vocabularies(loader.prepared, options.sharing, tokenizer)
         slots = Slots(live, options.sharing, rows, inner_state=options.inner_state, seed=seed)
+        reductions = Reductions(Compression.of(options.compression), names)
         parts = {"options": options, "workers": workers, "loader": loader, "schedule": schedule}
-        return cls(**parts, slots=slots, **others)
+        return cls(**parts, slots=slots, reductions=reductions, **others)
 
     def open_round(self) -> None:
         """Begin a round from the global model, with no slot yet.
 
         A row of TRIM without a holder stays what the round starts from.
         """
-        self.reduction = Reduction(self.slots.start)
+        self.reduction = self.reductions.open(self.slots.start)
         self.records, self.local_models = {}, {}
 
     def start_pass(self, round_index: int) -> None:
@@ -161,6 +165,10 @@ class Run:
         weight = 1.0 if self.options.weighting == "uniform" else float(train.tokens)
         return Share(weight, self.slots.rows(source))
 
+    def message_bytes(self, source: str) -> int:
+        """Bytes of what a source gives to the average."""
+        return self.reductions.message_bytes(self.slots.start, self.share(source))
+
     def outer_step(self, left_out: Collection[str], *, stage: str) -> dict[str, Tensor]:
         """theta[t] = OuterOpt(theta[t-1], theta[t-1] - mean of theta_k[t] over k in S_t).
 
@@ -180,11 +188,13 @@ class Run:
         drawn = [
             self.schedule.slots_of(w, self.totals["rounds"]) for w in range(self.workers.count)
         ]
-        shares = [[self.share(s) for s in sources if s not in left_out] for sources in drawn]
+        shares = [{s: self.share(s) for s in sources if s not in left_out} for sources in drawn]
         if not any(shares):
             return {}
         means = self.reduction.averages(self.workers, shares, stage=stage)
-        return self.outer_optimizer.step(self.slots.start, means)
+        stepped = self.outer_optimizer.step(self.slots.start, means)
+        self.reductions.close(self.reduction)
+        return stepped
 
     def take_step(
         self, source: str, *, loss: float, rate: float, samples: int, tokens: int
@@ -208,7 +218,7 @@ class Run:
     def finish_slot(self, source: str) -> None:
         """Hand the local model of the active slot to the average."""
         local, record = self.slots.finish(), self.records[source]
-        self.reduction.add(local, self.share(source))
+        self.reduction.add(source, local, self.share(source))
         update = self.slots.update(local)
         record.norm, record.sketch = updates.norm(update), updates.sketch(update)
         if self.held.keeps_local_models:
@@ -271,6 +281,7 @@ class Run:
             "tokenizer": self.loader.prepared[source].tokenizer_hash,
             "position": self.positions[source],
             "slots": self.slots.state_of(source),
+            "coding_error": self.reductions.errors.get(source),
             "slot": None if record is None else record.state_dict(),
             "local_model": self.local_models.get(source),
         }
@@ -278,6 +289,8 @@ class Run:
     def take(self, source: str, found: Mapping[str, Any]) -> None:
         """Take what ``state_of`` gave of a source between rounds."""
         self.slots.load_state_of(source, found["slots"])
+        if found["coding_error"] is not None:
+            self.reductions.errors[source] = found["coding_error"]
         self.positions[source] = found["position"]
 
     def take_slot(self, source: str, found: Mapping[str, Any]) -> None:
@@ -289,11 +302,12 @@ class Run:
             self.local_models[source] = found["local_model"]
         start = self.slots.start
         local = {name: value.to(start[name].device) for name, value in found["local_model"].items()}
-        self.reduction.add(local, self.share(source))
+        self.reduction.add(source, local, self.share(source))
 
     def forget(self, source: str) -> None:
         """Drop the state of a source, which another worker holds now."""
         self.slots.forget(source)
+        self.reductions.errors.pop(source, None)
         self.positions[source] = 0
         self.held.changed.discard(source)
         self.held.in_file.pop(source, None)

@@ -132,12 +132,13 @@ def _passes(state: State, dept: Dept | None) -> dict[str, float]:
 def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
     """What workers sent, and what each source handed over to the average.
 
-    ``sent_bytes`` were handed to the transport at outer steps, by all workers together;
-    ``other_bytes`` for the start and for figures. ``parameters_per_step`` is the paper's figure:
-    what a source gives to the average, spread over its local steps, whoever trains it;
-    ``reduction`` how many times that goes into the whole model, which exchanging gradients would
-    take; ``every_step_bytes`` what that would send in the same steps, if every worker trained the
-    model with all tokens of the global tokenizer (a ring all-reduce in float32).
+    ``sent_bytes`` were sent at outer steps, by all workers together; ``other_bytes`` at the start
+    and for metrics. ``parameters_per_step``, as in the paper: what a source gives to the average,
+    spread over its local steps, whoever trains it; ``reduction``: how many times that goes into the
+    whole model, which exchanging gradients would take; ``bytes_per_exchange`` and
+    ``byte_reduction``: the same in bytes, as updates are coded. ``every_step_bytes``: what
+    exchanging gradients would send in the same steps, if every worker trained the model with all
+    tokens of the global tokenizer (a ring all-reduce in float32).
     """
     if dept is None:
         parameters = sum(p.numel() for p in state.model.parameters())
@@ -149,11 +150,15 @@ def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
             "parameters_per_step": parameters,
             "every_step_bytes": every_step_bytes(parameters, ranks, state.timestamp.batch.value),
             "reduction": None,
+            "bytes_per_exchange": 4 * parameters,
+            "byte_reduction": None,
         }
     sent, rounds = dept.totals["sent_bytes"], max(state.timestamp.epoch.value, 1)
     trained = dept.totals["rounds_trained"]
     handed = sum(count * dept.run.slots.handed_over(source) for source, count in trained.items())
-    per_step = handed / max(sum(trained.values()), 1) / dept.options.local_steps
+    slots = max(sum(trained.values()), 1)
+    per_step = handed / slots / dept.options.local_steps
+    coded = sum(count * dept.run.message_bytes(source) for source, count in trained.items()) / slots
     built = dept.run.slots.built_parameters
     return {
         "sent_bytes": sent,
@@ -164,4 +169,6 @@ def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
             built, dept.workers.count, rounds * dept.run.schedule.batches_per_round
         ),
         "reduction": built / per_step if per_step else None,
+        "bytes_per_exchange": coded,
+        "byte_reduction": 4 * built * dept.options.local_steps / coded if coded else None,
     }

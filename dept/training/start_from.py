@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from dept.checkpoint.reader import Trained, read_trained, tokens_of
 from dept.config.options import StartFromOptions, parse
 from dept.data.corpus import GLOBAL, PreparedCorpus, read_corpus
-from dept.embeddings.mapping import from_mapping, read_mapping
-from dept.embeddings.merged import Merged, SourceEmbedding, merge
+from dept.embeddings.merged import SourceEmbedding, merge
 from dept.embeddings.token_strings import strings_of
 from dept.errors import ConfigError
 from dept.method.live_model import parameter_roles, random_embedding, vocabulary_modules
@@ -104,24 +103,12 @@ class StartFrom(CallbackWithConfig):
                 values[name] = torch.stack([of[name] for of in private.values()]).mean(dim=0)
             elif role is Role.TOKENS:
                 sources = source_embeddings(trained, private, name, corpus)
-                merged = self._rows(sources, strings, otherwise[name])
+                merged = merge(sources, strings, otherwise[name], weighting=self.options.weighting)
                 values[name] = merged.vectors
                 if dist.get_global_rank() == 0:
                     told = ", ".join(f"{n} {origin}" for origin, n in merged.summary().items())
                     print(f"{name} from {len(sources)} sources: rows {told}", file=sys.stderr)
         return values
-
-    def _rows(
-        self, sources: dict[str, SourceEmbedding], target: list[str], otherwise: Tensor
-    ) -> Merged:
-        merged = merge(sources, target, otherwise, weighting=self.options.weighting)
-        if self.options.mapping is None:
-            return merged
-        mapping = read_mapping(self.options.mapping)
-        try:
-            return from_mapping(sources, target, merged.vectors, mapping)
-        except ValueError as error:
-            raise ConfigError(f"{self.options.mapping}: {error}") from error
 
 
 def body(trained: Trained, model: nn.Module) -> dict[str, Tensor]:

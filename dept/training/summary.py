@@ -60,8 +60,8 @@ def show(summary: Mapping[str, Any], folder: Path) -> None:
     sent = summary["communication"]
     if sent["reduction"]:
         console.print(
-            f"A source hands over {sent['parameters_per_step']:,.0f} parameters a step, "
-            f"{sent['reduction']:.0f} times fewer than exchanging every gradient."
+            f"A source gives {sent['parameters_per_step']:,.0f} parameters a step to the average, "
+            f"in {sent['byte_reduction']:,.0f} times fewer bytes than exchanging every gradient."
         )
     if sent["sent_bytes"]:
         console.print(

@@ -14,7 +14,7 @@ from dept.transport.process_group import Workers
 from dept.transport.topology import Place
 
 
-class Reduction:
+class ExactReduction:
     """Weighted mean of local models (Algorithm 1, line 8).
 
     A worker that trains one source hands over its local model as it is. One that trains several
@@ -44,10 +44,11 @@ class Reduction:
         self._sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, local: Mapping[str, Tensor], share: Share) -> None:
-        """Hand over the local model of one source.
+    def add(self, source: str, local: Mapping[str, Tensor], share: Share) -> None:
+        """Add the local model of one source.
 
         Args:
+            source: its name, which no sum depends on.
             local: its parameters by name; only those that the variant shares.
             share: its weight and the rows it holds.
 
@@ -76,7 +77,7 @@ class Reduction:
     def averages(
         self,
         workers: Workers | None = None,
-        shares: Sequence[Sequence[Share]] | None = None,
+        shares: Sequence[Mapping[str, Share]] | None = None,
         *,
         stage: str = "the outer step",
     ) -> dict[str, Average]:
@@ -84,16 +85,16 @@ class Reduction:
 
         Args:
             workers: of the job; this one alone by default. All of them must come here.
-            shares: of each worker, those of the local models that it was handed; not all empty.
+            shares: of each worker, by source, those of the local models that it has; not all empty.
             stage: what to call this place in an error.
 
         Raises:
             WorkerLost: another worker did not come.
         """
         workers = workers or Workers(Place())
-        shares = shares or [self.shares]
-        by_row = {name for own in shares for share in own for name in share.rows}
-        contributions = [_Contribution.of(self.start, own, sorted(by_row)) for own in shares]
+        every = [list(own.values()) for own in shares] if shares else [self.shares]
+        by_row = {name for own in every for share in own for name in share.rows}
+        contributions = [_Contribution.of(self.start, own, sorted(by_row)) for own in every]
         held = {
             name: torch.stack([c.held[name] for c in contributions]).any(dim=0)
             for name in contributions[0].held

@@ -111,4 +111,4 @@ def test_a_run_is_held_by_one_job_at_a_time(tmp_path):
         pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"),
     ):
         hold(tmp_path / "run", wait=0.0)
-    hold(tmp_path / "run", wait=0.0).close()
+    hold(tmp_path / "run", wait=0.0).lock.release()

@@ -111,7 +111,6 @@ def test_a_yaml_that_cannot_be_read_is_refused(tmp_path, start, overrides, messa
             "variables={checkpoint: x, embedding: own}",
             "is 'own': .* random, pretrained",
         ),
-        ("continued", "variables={checkpoint: x, embedding: mapping}", "mapping needs a file"),
         ("isolated", "variables.source=latin", "names 'latin', .* tools, held"),
     ],
 )

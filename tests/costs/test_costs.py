@@ -25,7 +25,7 @@ from dept.method.row_steps import PREFIX
 from dept.method.source_state import Slots
 from dept.method.variants import VARIANTS
 from dept.method.vocabulary import VocabularyMap
-from dept.transport.exchange import Reduction
+from dept.transport.exchange import ExactReduction
 
 MPT = {"name": "mpt_causal_lm", "d_model": 8, "n_heads": 2, "n_layers": 3, "max_seq_len": 16}
 
@@ -105,7 +105,7 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
     slots = Slots(
         LiveModel(model, optimizer), VARIANTS[variant], maps, inner_state=inner_state, seed=1
     )
-    reduction = Reduction(slots.start)
+    reduction = ExactReduction(slots.start)
     local = 0
     for source in ("a", "b"):
         slots.begin(source)
@@ -114,7 +114,7 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
         model.loss(torch.randint(len(held), (2, 9))).backward()
         optimizer.step()
         shared = slots.finish()
-        reduction.add(shared, Share(1.0, slots.rows(source)))
+        reduction.add(source, shared, Share(1.0, slots.rows(source)))
     memory = dept_memory(
         shared=sum(value.numel() for value in slots.start.values()),
         private=local - slots.handed_over("a"),

@@ -1,6 +1,6 @@
 import pytest
 
-from dept.data_prep.clean import (
+from dept.data_prep.embedded.clean import (
     Rules,
     clean,
     documents,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from filelock import FileLock
 from tokenizers import Tokenizer
 
 from dept.data.corpus import read_corpus, unigram_cross_entropy
@@ -298,8 +299,6 @@ def test_a_finished_corpus_is_left_alone_and_a_changed_one_refused(whole):
 
 @pytest.mark.end_to_end
 def test_what_cannot_be_prepared_is_said_in_one_sentence(tmp_path):
-    import fcntl
-
     root = tmp_path
     (root / "few.txt").write_text("\n\n".join(sentences(6, 1)))
     (root / "one.txt").write_text("one paragraph")
@@ -315,8 +314,7 @@ def test_what_cannot_be_prepared_is_said_in_one_sentence(tmp_path):
         done = prepare(root, workers=1)
         assert done.returncode == 1 and message in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
-    with (root / "data/mine/.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(root / "data/mine/.lock"):
         assert "Another preparation of" in prepare(root).stderr
 
 
@@ -328,7 +326,7 @@ def test_an_existing_tokenizer_is_copied_and_padded(tokenizer, tmp_path):
     assert token_dtype(facts["vocab_size"]) == "uint32"
     copy = Tokenizer.from_file(str(tmp_path / "t" / "global" / "tokenizer.json"))
     assert copy.decode(copy.encode(NASTY).ids, skip_special_tokens=False) == NASTY
-    with pytest.raises(DataError, match="has 700 ids and vocab_size says 600: raise it"):
+    with pytest.raises(DataError, match="has 700 ids and vocab_size is 600: raise it"):
         describe_tokenizer(tmp_path / "t" / "global", TokenizerOptions(600, path="t"))
     with pytest.raises(DataError, match="Tokenizer directory nowhere does not exist"):
         train_tokenizer(Quiet(), tmp_path / "t" / "b", TokenizerOptions(path="nowhere"), {})

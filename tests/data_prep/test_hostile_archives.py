@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import pytest
 import zstandard
 
-from dept.data_prep.archives import fetch, read_members
 from dept.data_prep.corpus import load_corpus
 from dept.data_prep.documents import open_source
-from dept.data_prep.unpack import Damaged, TooMuch, unpack
+from dept.data_prep.embedded.archives import fetch, read_members
+from dept.data_prep.embedded.unpack import Damaged, TooMuch, unpack
 from dept.errors import DataError
 
 MEGABYTE = bytes(1 << 20)

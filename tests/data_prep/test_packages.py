@@ -11,11 +11,11 @@ import zipfile
 
 import pytest
 
-from dept.data_prep import archives
-from dept.data_prep.archives import fetch, read_members
-from dept.data_prep.extract import READERS
-from dept.data_prep.mathematics import MODULES, mathematics
-from dept.data_prep.packages import package_documents
+from dept.data_prep.embedded import archives
+from dept.data_prep.embedded.archives import fetch, read_members
+from dept.data_prep.embedded.extract import READERS
+from dept.data_prep.embedded.mathematics import MODULES, mathematics
+from dept.data_prep.embedded.packages import package_documents
 
 
 def make_wheel(path, files):

@@ -1,11 +1,8 @@
-"""A global embedding from private ones: by string, by a mapping."""
-
-import json
+"""A global embedding from private ones, by token string."""
 
 import pytest
 import torch
 
-from dept.embeddings.mapping import from_mapping, read_mapping
 from dept.embeddings.merged import SourceEmbedding, merge
 from dept.embeddings.token_strings import MARK
 
@@ -109,46 +106,3 @@ def test_what_does_not_fit_together_is_refused(sources, otherwise):
     twice = SourceEmbedding(("a", "a"), torch.ones(2, WIDTH), torch.ones(2))
     with pytest.raises(ValueError, match="source en has two rows for 'a'"):
         merge({"en": twice}, TARGET, otherwise)
-
-
-def test_a_mapping_says_what_a_row_is_made_of(sources, otherwise, tmp_path):
-    file = tmp_path / "mapping.json"
-    file.write_text(json.dumps({"cx": {"it": {"c": 3}, "zh": {"x": 1}}, "</s>": {"en": {"a": 1}}}))
-    merged = from_mapping(sources, TARGET, otherwise, read_mapping(file), rescale=False)
-    expected = otherwise.clone()
-    expected[0] = row(sources, "en", "a")
-    expected[5] = 0.75 * row(sources, "it", "c") + 0.25 * row(sources, "zh", "x")
-    torch.testing.assert_close(merged.vectors, expected)
-    assert merged.summary() == {"mapped": 2, "untouched": 7}
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ("{", "mapping.json is not JSON .*: write it again"),
-        ("[]", r"mapping.json: \[\] is no object: write"),
-        ('{"a": 1}', "mapping.json, 'a': 1 is no object"),
-        ('{"a": {"en": "b"}}', "mapping.json, 'a', en: \"b\" is no object"),
-        ('{"a": {"en": {"b": -1}}}', "'a', en: 'b' has weight -1: give a positive number"),
-        ('{"a": {"en": {"b": NaN}}}', "'b' has weight nan"),
-        (None, "mapping.json cannot be read .*: correct the path"),
-    ],
-)
-def test_a_file_that_is_no_mapping_is_refused(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "mapping.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        read_mapping(tmp_path / "mapping.json")
-
-
-@pytest.mark.parametrize(
-    "mapping, message",
-    [
-        ({"q": {"en": {"a": 1}}}, "names 'q', which is no token of the target"),
-        ({"a": {"fr": {"a": 1}}}, "'a' names source fr: take one of en, it, zh"),
-        ({"a": {"en": {"c": 1}}}, "names 'c', which is no token of source en"),
-    ],
-)
-def test_a_mapping_of_other_tokens_is_refused(sources, otherwise, mapping, message):
-    with pytest.raises(ValueError, match=message):
-        from_mapping(sources, TARGET, otherwise, mapping)

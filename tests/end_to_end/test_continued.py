@@ -171,9 +171,9 @@ def test_norms_are_those_of_the_parameters_and_held_out_text_can_wait(prepared):
 
 @pytest.mark.parametrize("experiment", ["dept_spec", "dept_spec_opt"])
 def test_continued_starts_from_an_embedding_made_of_private_ones(
-    prepared, trained, started, tmp_path, experiment
+    prepared, trained, started, experiment
 ):
-    """A token that one source alone has met is that source's row; a mapped one what is said."""
+    """A token that one source alone has met is that source's row."""
     from dept.data.corpus import GLOBAL, read_corpus
     from dept.embeddings.token_strings import strings_of
 
@@ -195,14 +195,3 @@ def test_continued_starts_from_an_embedding_made_of_private_ones(
     made = started[0][1][WTE]
     for token, row in alone.items():
         torch.testing.assert_close(made[target.index(token)], row, msg=token)
-    mapping = ["variables.embedding=mapping", f"callbacks.start_from.mapping={tmp_path}/map.json"]
-    (tmp_path / "map.json").write_text(json.dumps({")": {"code": {"(": 2}}}))
-    run(prepared, "continued_merged", f"mapped-{experiment}", *more, *mapping)
-    of = corpus.source("code", "code" if own else GLOBAL)
-    strings = strings_of(corpus.tokenizers["code" if own else GLOBAL].path)
-    rows = range(of.vocab_size) if own else of.local_vocabulary().tolist()
-    bracket = private["code"][WTE][[strings[i] for i in rows].index("(")]
-    torch.testing.assert_close(started[1][1][WTE][target.index(")")], bracket)
-    (tmp_path / "map.json").write_text(json.dumps({"no such": {"code": {"(": 2}}}))
-    with pytest.raises(ConfigError, match=r"map.json: the mapping names 'no such'"):
-        run(prepared, "continued_merged", "refused", "autoresume=false", *more, *mapping)

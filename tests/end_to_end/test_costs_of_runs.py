@@ -15,6 +15,8 @@ pytestmark = pytest.mark.end_to_end
 def test_a_run_hands_over_what_the_cost_model_says(prepared, experiment):
     more = [f"run_name=costs-{experiment}", "max_duration=1ep"]
     more += ["train_loader.epoch_batches=3", "global_train_batch_size=8"] * (experiment == "std")
+    if experiment in ("dept_trim", "dept_spec_opt"):
+        more.append("algorithms.dept.compression={name: int4, block: 64}")
     trainer = train(prepared, experiment, *more)
     path = prepared / "runs" / f"costs-{experiment}" / "summary.json"
     counted = json.loads(path.read_text())["communication"]
@@ -24,3 +26,5 @@ def test_a_run_hands_over_what_the_cost_model_says(prepared, experiment):
         assert sum(p.numel() for p in trainer.state.model.parameters()) == expected.total
     else:
         assert counted["reduction"] == pytest.approx(expected.reduction)
+        assert counted["bytes_per_exchange"] == pytest.approx(expected.message)
+        assert counted["byte_reduction"] == pytest.approx(expected.byte_reduction)

@@ -26,6 +26,7 @@ YAMLS = {"dept_spec": DEPT, "dept_trim": DEPT, "std": MIXED}
 
 # What is one machine's, one moment's or the name's.
 OF_THE_MACHINE = ("timing", "peak_memory_bytes", "communication", "workers", "steps")
+OF_A_SOURCE = ("slots", "position", "coding_error")
 TOTALS = ("swap_seconds", "outer_step_seconds", "wait_seconds", "sent_bytes", "other_bytes")
 
 
@@ -62,12 +63,13 @@ def left_by(folder):
     if dept is not None:
         totals = {key: value for key, value in dept["totals"].items() if key not in TOTALS}
         found |= {"round": dept["round"], "outer": dept["outer_optimizer"], "totals": totals}
+        found["coding error"] = dept["coding_error"]
         for source in dept["identity"]["sources"]:
             files = (checkpoints / "sources" / source).glob("round*-step0.pt")
             newest = max(files, key=lambda path: int(path.name[5:].split("-")[0]), default=None)
             if newest is not None:
                 kept = torch.load(newest, weights_only=False)
-                found[f"sources/{source}"] = {k: kept[k] for k in ("slots", "position")}
+                found[f"sources/{source}"] = {k: kept[k] for k in OF_A_SOURCE}
     summary = json.loads((folder / "summary.json").read_text())
     return found | {"summary": {k: v for k, v in summary.items() if k not in OF_THE_MACHINE}}
 
@@ -133,6 +135,28 @@ def test_a_run_does_not_depend_on_a_kill(runs, yaml, number):
     assert runs.commands.kill(name, TRAIN, arguments, number, in_the_second_round) != 0
     runs.commands.run(name, TRAIN, arguments)
     assert_same(runs.root / "runs" / name, plain)
+
+
+def test_a_coded_run_does_not_depend_on_its_workers_or_a_kill(runs):
+    coded = "algorithms.dept.compression={name: topk, block: 256, density: 0.05}"
+    plain = runs.run("dept_trim", "coded", coded)
+    assert_same(runs.run("dept_trim", "coded-2", coded, processes=2), plain)
+    metrics = runs.root / "runs" / "coded-killed" / "metrics.jsonl"
+    arguments = runs.arguments("dept_trim", "coded-killed", coded, "save_interval=1ba")
+
+    def within_the_last_round():
+        lines = metrics.read_text().splitlines() if metrics.is_file() else []
+        return sum("loss/train/total" in line for line in lines) >= 2 * BATCHES + STEPS + 1
+
+    killed = runs.commands.kill(
+        "coded-killed", TRAIN, arguments, signal.SIGKILL, within_the_last_round
+    )
+    assert killed != 0
+    runs.commands.run("coded-killed", TRAIN, arguments)
+    assert_same(runs.root / "runs" / "coded-killed", plain)
+    found = set(differences(left_by(plain), left_by(runs.run("dept_trim", "dept_trim-plain"))))
+    assert "/model/model.transformer.blocks.0.norm_1.weight" in found
+    assert left_by(plain)["coding error"].keys() == {"", WTE}
 
 
 def test_a_run_does_depend_on_its_seed(runs):

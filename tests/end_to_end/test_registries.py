@@ -118,7 +118,7 @@ def test_the_names_known_here_are_those_of_the_registries():
     registration.register()
     for name, known in registries.BUILT_IN.items():
         there = set(getattr(registry, name).get_all()) - set(registries.INTERNAL)
-        # The names that this package adds by entry points, beside those that yamls of ours may have.
+        # Of this package, for yamls that our own train.py does not read.
         added = {
             point.name for point in importlib.metadata.entry_points(group=f"llmfoundry_{name}")
         }

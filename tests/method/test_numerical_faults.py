@@ -102,20 +102,20 @@ def test_a_slot_left_out_is_as_if_its_source_had_not_been_drawn(name, inner_stat
 
 def run_with_faults(variant, rounds, judged, round_of, monkeypatch, **options):
     """`run_ours` whose slots end as ``judged`` says; a slot that is left out is not averaged."""
-    from dept.transport.exchange import Reduction
+    from dept.transport.exchange import ExactReduction
 
-    add, averages = Reduction.add, Reduction.averages
+    add, averages = ExactReduction.add, ExactReduction.averages
 
-    def add_if_any(reduction, local, share):
+    def add_if_any(reduction, source, local, share):
         if local is not None:
-            add(reduction, local, share)
+            add(reduction, source, local, share)
 
     def averages_and_next(reduction, *args, **kwargs):
         round_of[0] += 1
         return averages(reduction, *args, **kwargs)
 
-    monkeypatch.setattr(Reduction, "add", add_if_any)
-    monkeypatch.setattr(Reduction, "averages", averages_and_next)
+    monkeypatch.setattr(ExactReduction, "add", add_if_any)
+    monkeypatch.setattr(ExactReduction, "averages", averages_and_next)
     monkeypatch.setattr(Slots, "finish", judged)
     slots, _ = run_ours(variant, **options, rounds=rounds, interrupt=True)
     monkeypatch.undo()

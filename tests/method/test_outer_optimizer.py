@@ -11,7 +11,7 @@ from dept.errors import ConfigError
 from dept.method.averaging import Average, Share
 from dept.method.fedadam import FedAdam
 from dept.method.outer_optimizer import OUTER_OPTIMIZERS, TORCH_OPTIMIZERS, OuterOptimizer
-from dept.transport.exchange import Reduction
+from dept.transport.exchange import ExactReduction
 
 ROUNDS = 4
 
@@ -200,7 +200,7 @@ def test_two_replicas_go_where_maxtext_says_they_go():
 
     def local_steps(start):
         """The local models of a round, averaged, and the mean loss of replicas at each step."""
-        reduction, losses = Reduction(start), torch.zeros(3)
+        reduction, losses = ExactReduction(start), torch.zeros(3)
         for replica in range(2):
             model = torch.nn.Linear(2, 1)
             model.load_state_dict(start)
@@ -211,7 +211,7 @@ def test_two_replicas_go_where_maxtext_says_they_go():
                 loss.backward()
                 sgd.step()
                 losses[step] += loss.detach() / 2
-            reduction.add({n: p.detach() for n, p in model.named_parameters()}, Share())
+            reduction.add("one", {n: p.detach() for n, p in model.named_parameters()}, Share())
         return reduction.averages(), losses
 
     start = {"weight": torch.tensor([[2.0, 1.0]]), "bias": torch.tensor([1.0])}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dept.method.averaging import Share
-from dept.transport.exchange import Reduction
+from dept.transport.exchange import ExactReduction
 
 
 def tensors(count, *shape, seed=0):
@@ -15,9 +15,9 @@ def tensors(count, *shape, seed=0):
 
 
 def reduce(start, contributions):
-    reduction = Reduction(start)
-    for local, weight, rows in contributions:
-        reduction.add(local, Share(weight, rows or {}))
+    reduction = ExactReduction(start)
+    for source, (local, weight, rows) in enumerate(contributions):
+        reduction.add(str(source), local, Share(weight, rows or {}))
     return reduction.averages()
 
 
@@ -76,8 +76,8 @@ def test_rows_of_everyone_are_the_plain_mean():
 
 
 def test_what_cannot_be_averaged_is_refused():
-    reduction = Reduction({"w": torch.zeros(4, 2)})
+    reduction = ExactReduction({"w": torch.zeros(4, 2)})
     with pytest.raises(ValueError, match=r"w is \(3, 2\), expected \(4, 2\)"):
-        reduction.add({"w": torch.zeros(3, 2)}, Share())
+        reduction.add("one", {"w": torch.zeros(3, 2)}, Share())
     with pytest.raises(ValueError, match="above 0"):
-        reduction.add({"w": torch.zeros(4, 2)}, Share(0.0))
+        reduction.add("one", {"w": torch.zeros(4, 2)}, Share(0.0))

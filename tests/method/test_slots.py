@@ -13,7 +13,7 @@ from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.source_state import Slots
 from dept.method.variants import VARIANTS, Vocabulary
 from dept.method.vocabulary import VocabularyMap
-from dept.transport.exchange import Reduction
+from dept.transport.exchange import ExactReduction
 
 V, STEPS, ROUNDS, RATE = 12, 3, 3, 0.05
 HOLDS = {"en": [0, 1, 2, 3, 7], "it": [0, 2, 4, 5, 6, 7], "zh": [0, 8, 9]}
@@ -59,7 +59,7 @@ def run_ours(variant, *, tied, positions, inner_state, rounds, outer="fedavg", i
     outer_optimizer = OuterOptimizer(outer)
     handed = 0
     for t, drawn in enumerate(rounds):
-        reduction = Reduction(slots.start)
+        reduction = ExactReduction(slots.start)
         for source in drawn:
             for i, batch in enumerate(batches(source, variant, t)):
                 if slots.active is None:
@@ -70,7 +70,7 @@ def run_ours(variant, *, tied, positions, inner_state, rounds, outer="fedavg", i
                 live.optimizer.step()
                 if interrupt and i == 1:
                     slots.park()
-            reduction.add(slots.finish(), Share(1.0, slots.rows(source)))
+            reduction.add(source, slots.finish(), Share(1.0, slots.rows(source)))
             handed += slots.handed_over(source)
         slots.park()
         slots.close_round(outer_optimizer.step(slots.start, reduction.averages()))

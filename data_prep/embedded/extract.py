@@ -1,8 +1,8 @@
 """Readers of file formats: the bytes of one file in, documents out, as lists of passages.
 
-One small pure function a format, registered by the name that a corpus yaml gives as `format:`.
-Options are the other keys of the source that the reader documents.  A reader raises ValueError in
-one sentence when the bytes are not of its format; the caller adds the name of the file.
+One small pure function a format. Options are the other keys of the source that the reader
+documents. A reader raises ValueError in one sentence when the bytes are not of its format; the
+caller adds the name of the file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,18 +18,6 @@ from typing import Any
 
 Passages = list[str]
 Reader = Callable[[bytes, Mapping[str, Any]], Iterator[Passages]]
-
-READERS: dict[str, Reader] = {}
-
-
-def reader(name: str) -> Callable[[Reader], Reader]:
-    """Registers a reader under the name that `format:` gives."""
-
-    def register(function: Reader) -> Reader:
-        READERS[name] = function
-        return function
-
-    return register
 
 
 def paragraphs(text: str, options: Mapping[str, Any]) -> Passages:
@@ -40,13 +29,11 @@ def paragraphs(text: str, options: Mapping[str, Any]) -> Passages:
     return [block.strip("\n") for block in re.split(r"\n(?:[^\S\n]*\n)+", text) if block.strip()]
 
 
-@reader("text")
 def read_text(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """Plain text; passages are paragraphs.  Options `encoding` (default utf-8), `remove`."""
     yield paragraphs(data.decode(options.get("encoding", "utf-8")), options)
 
 
-@reader("translations")
 def read_translations(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """JSON whose values, nested at will, are strings of a user interface."""
 
@@ -63,7 +50,6 @@ def read_translations(data: bytes, options: Mapping[str, Any]) -> Iterator[Passa
     yield list(strings(json.loads(data)))
 
 
-@reader("po")
 def read_po(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """GNU gettext: translated strings that are current, not fuzzy, and differ from the original."""
     import polib
@@ -80,7 +66,6 @@ def read_po(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     yield found
 
 
-@reader("python")
 def read_python(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """Source code with indentation; passages are what stands at the left margin: imports,
     functions, classes."""
@@ -92,27 +77,23 @@ def read_python(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
 def _cells(rows: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Passages]:
     """Passages of records: `columns` (names or numbers) of each; records with equal `group_by`
     columns in a row are one document, each record is one where it is not given."""
-    last: Any = object()
-    group: Passages = []
-    for row in rows:
-        now = (
-            tuple(row[column] for column in options["group_by"])
-            if "group_by" in options
-            else object()
-        )
-        if now != last and group:
-            yield group
-            group = []
-        last = now
-        for column in options["columns"]:
-            text = row[column] or ""
-            text = text.replace("\\r", "").replace("\\n", "\n") if options.get("unescape") else text
-            group += paragraphs(text, options)
-    if group:
-        yield group
+
+    def cell(text: str | None) -> Passages:
+        text = text or ""
+        if options.get("unescape"):
+            text = text.replace("\\r", "").replace("\\n", "\n")
+        return paragraphs(text, options)
+
+    def group(numbered: tuple[int, Any]) -> Any:
+        number, row = numbered
+        return [row[key] for key in options["group_by"]] if "group_by" in options else number
+
+    for _, records in itertools.groupby(enumerate(rows), group):
+        passages = [p for _, row in records for key in options["columns"] for p in cell(row[key])]
+        if passages:
+            yield passages
 
 
-@reader("csv")
 def read_csv(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """Tables; passages are the paragraphs of the `columns`.
 
@@ -122,18 +103,12 @@ def read_csv(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """
     text = io.StringIO(data.decode(options.get("encoding", "utf-8")), newline="")
     delimiter = options.get("delimiter", ",")
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    read = csv.DictReader if options.get("header") else csv.reader
     csv.field_size_limit(2**30)
-    shape: dict[str, Any] = {
-        "delimiter": delimiter,
-        "quoting": csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
-    }
-    yield from _cells(
-        csv.DictReader(text, **shape) if options.get("header") else csv.reader(text, **shape),
-        options,
-    )
+    yield from _cells(read(text, delimiter=delimiter, quoting=quoting), options)
 
 
-@reader("json")
 def read_json(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """A list of records, at the top or under the key `records`; options `columns`, `group_by`,
     `remove` as for csv."""
@@ -141,7 +116,6 @@ def read_json(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     yield from _cells(tree[options["records"]] if "records" in options else tree, options)
 
 
-@reader("jsonl")
 def read_jsonl(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """One record a line; options `columns`, `group_by`, `remove` as for csv."""
     yield from _cells(
@@ -149,7 +123,6 @@ def read_jsonl(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     )
 
 
-@reader("obo")
 def read_obo(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """An ontology; passages are terms that have a definition: `Name. Definition. Comment.`"""
 
@@ -211,7 +184,6 @@ def wikitext(source: str) -> Passages:
     return [line for line in lines if line and line[0] not in "|!{}=*#:;<," and _HOLE not in line]
 
 
-@reader("mediawiki")
 def read_mediawiki(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """An XML dump of a wiki; a document an article (redirects and pages outside the main name space
     are left out)."""
@@ -226,3 +198,17 @@ def read_mediawiki(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages
         ):
             yield [fields["title"], *wikitext(fields["text"])]
         element.clear()
+
+
+READERS: dict[str, Reader] = {
+    "text": read_text,
+    "translations": read_translations,
+    "po": read_po,
+    "python": read_python,
+    "csv": read_csv,
+    "json": read_json,
+    "jsonl": read_jsonl,
+    "obo": read_obo,
+    "mediawiki": read_mediawiki,
+}
+"""By the name that `format:` gives."""

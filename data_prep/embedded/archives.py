@@ -6,7 +6,6 @@ import fnmatch
 import hashlib
 import importlib.util
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -17,9 +16,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
-from dept.data_prep.unpack import (
+from dept.data_prep.embedded.unpack import (
     ARCHIVE_LIMIT,
     CHUNK,
     ENTRY_LIMIT,
@@ -32,17 +31,25 @@ from dept.data_prep.unpack import (
 )
 
 # Wheels are taken for one fixed platform, whatever this machine is: they are read, not run, and so
-# have one hash.
-WHEEL = (
-    "--only-binary=:all:",
-    "--python-version=3.13.9",
-    "--implementation=cp",
-    "--platform=manylinux2014_x86_64",
-    "--platform=manylinux_2_28_x86_64",
-)
-# pip asks a source archive for its metadata before it hands it over, and so runs its build backend;
+# have one hash. pip asks a source archive for its metadata, and so runs its build backend;
 # --require-hashes keeps an archive with another content from being run.
-SDIST = ("--no-binary=:all:",)
+SELECTION = {
+    "wheel": (
+        "--only-binary=:all:",
+        "--python-version=3.13.9",
+        "--implementation=cp",
+        "--platform=manylinux2014_x86_64",
+        "--platform=manylinux_2_28_x86_64",
+    ),
+    "sdist": ("--no-binary=:all:",),
+}
+QUIETLY = [
+    "--no-deps",
+    "--no-input",
+    "--disable-pip-version-check",
+    "--progress-bar=off",
+    "--quiet",
+]
 
 
 def _pip() -> list[str]:
@@ -55,21 +62,6 @@ def _pip() -> list[str]:
             "run `python -m ensurepip`, or `uv pip install pip`."
         )
     return [found]
-
-
-def _check(archive: Path, sha256: str) -> None:
-    with archive.open("rb") as file:
-        found = (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if sys.version_info >= (3, 11)
-            else hashlib.sha256(file.read()).hexdigest()
-        )
-    if found != sha256:
-        raise ValueError(
-            f"{archive} has the sha256 {found}, and the corpus yaml wants {sha256}: delete the "
-            "folder it is in to download it again, or correct sha256 if the package was changed on "
-            "purpose."
-        )
 
 
 def fetch(
@@ -98,11 +90,11 @@ def fetch(
             f"package {requirement!r} is not pinned: write name==version, so that everyone reads "
             "one text."
         )
-    if kind not in (None, "wheel", "sdist"):
+    kind = kind or "wheel"
+    if kind not in SELECTION:
         raise ValueError(
             f"kind {kind!r} of package {requirement} is unknown: write wheel or sdist."
         )
-    kind = kind or "wheel"
     if kind == "sdist" and not sha256:
         raise ValueError(
             f"package {requirement} is an sdist, which pip runs code of when it downloads it, and "
@@ -110,56 +102,51 @@ def fetch(
         )
     folder = Path(cache) / f"{pinned[1].lower()}-{pinned[2]}-{kind}"
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
-            wanted = Path(temporary) / "requirements.txt"
-            wanted.write_text(requirement + (f" --hash=sha256:{sha256}" if sha256 else "") + "\n")
-            target = Path(temporary) / "archive"
-            command = [
-                *_pip(),
-                "download",
-                "--no-deps",
-                "--no-input",
-                "--disable-pip-version-check",
-                "--progress-bar=off",
-                "--quiet",
-                *(WHEEL if kind == "wheel" else SDIST),
-                *(("--require-hashes",) if sha256 else ()),
-                "--dest",
-                str(target),
-                "--requirement",
-                str(wanted),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                if "DO NOT MATCH THE HASHES" in done.stderr:
-                    got = re.findall(r"Got\s+([0-9a-f]{64})", done.stderr)
-                    raise ValueError(
-                        f"the {kind} of {requirement} has the sha256 "
-                        f"{got[0] if got else 'of another file'}, and the corpus yaml wants "
-                        f"{sha256}: correct sha256, or kind if it names the wrong archive."
-                    )
-                errors = [
-                    line for line in done.stderr.splitlines() if line.startswith("ERROR")
-                ] or ["no reason given"]
-                raise RuntimeError(
-                    f"pip could not download the {kind} of {requirement} ({errors[-1][:200]}): "
-                    "check the network and the package index that `pip config list` shows."
-                )
-            try:
-                os.replace(target, folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was faster, with the same file
-                    raise
+        _download(requirement, folder, kind, sha256)
     archives = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     if len(archives) != 1:
         raise ValueError(
             f"{folder} holds {len(archives)} files instead of one archive: delete the folder to "
             "download it again."
         )
-    if sha256:
-        _check(archives[0], sha256)
+    found = hashlib.sha256(archives[0].read_bytes()).hexdigest() if sha256 else None
+    if found != sha256:
+        raise ValueError(
+            f"{archives[0]} has the sha256 {found}, and the corpus yaml wants {sha256}: delete the "
+            "folder it is in to download it again, or correct sha256 if the package was changed on "
+            "purpose."
+        )
     return archives[0]
+
+
+def _download(requirement: str, folder: Path, kind: str, sha256: str | None) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
+        wanted, target = Path(temporary) / "requirements.txt", Path(temporary) / "archive"
+        wanted.write_text(requirement + (f" --hash=sha256:{sha256}" if sha256 else "") + "\n")
+        hashes = ("--require-hashes",) if sha256 else ()
+        paths = (f"--dest={target}", f"--requirement={wanted}")
+        command = [*_pip(), "download", "--quiet", *QUIETLY, *SELECTION[kind], *hashes, *paths]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "DO NOT MATCH THE HASHES" in done.stderr:
+            got = re.findall(r"Got\s+([0-9a-f]{64})", done.stderr)
+            raise ValueError(
+                f"the {kind} of {requirement} has the sha256 "
+                f"{got[0] if got else 'of another file'}, and the corpus yaml wants "
+                f"{sha256}: correct sha256, or kind if it names the wrong archive."
+            )
+        if done.returncode:
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            raise RuntimeError(
+                f"pip could not download the {kind} of {requirement} "
+                f"({errors[-1][:200] if errors else 'no reason given'}): "
+                "check the network and the package index that `pip config list` shows."
+            )
+        try:
+            target.replace(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster, with the same file
+                raise
 
 
 def _patterns(value: Any) -> list[str]:
@@ -210,13 +197,15 @@ def read_members(
             too large.
     """
     wanted, unwanted = _patterns(members), _patterns(exclude)
+    found = unpacked = 0
 
-    def chosen(name: str) -> bool:
+    def is_chosen(name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted) and not any(
             fnmatch.fnmatchcase(name, pattern) for pattern in unwanted
         )
 
-    def checked(name: str, size: int, stream: Any) -> bytes:
+    def content_of(name: str, size: int, stream: IO[bytes]) -> bytes:
+        nonlocal found, unpacked
         data = stream.read(limit + 1) if size <= limit else b""
         if size > limit or len(data) > limit:
             raise ValueError(
@@ -224,27 +213,27 @@ def read_members(
                 "exclude, or raise max_member_bytes."
             )
         try:
-            return unpack(data, limit)
+            data = unpack(data, limit)
         except ValueError as error:
             raise ValueError(
                 f"{name} in {archive.name} cannot be unpacked ({error}): leave it out with "
                 "exclude, or raise max_member_bytes."
             ) from error
+        found, unpacked = found + 1, unpacked + len(data)
+        if unpacked > total:
+            raise TooMuch(f"more than {total:,} bytes come out of it")
+        return data
 
-    found = unpacked = 0
     try:
-        opened: Any = archive.open("rb") if content is None else io.BytesIO(content)
-        with opened:
-            is_zip = zipfile.is_zipfile(opened)
-            opened.seek(0)
-            for name, data in (_of_zip if is_zip else _of_tar)(
-                opened, archive.name, chosen, checked, limit, total
-            ):
-                found += 1
-                unpacked += len(data)
-                if unpacked > total:
-                    raise TooMuch(f"more than {total:,} bytes come out of it")
-                yield name, data
+        with archive.open("rb") if content is None else io.BytesIO(content) as opened:
+            if zipfile.is_zipfile(opened):
+                for entry in _of_zip(opened, archive.name, is_chosen):
+                    yield entry[0], content_of(*entry)
+            else:
+                # A tar is read front to back, so the matching files wait here to be sorted.
+                opened.seek(0)
+                entries = _of_tar(Unpacked(opened, total, limit + CHUNK), archive.name, is_chosen)
+                yield from sorted({entry[0]: content_of(*entry) for entry in entries}.items())
     except TooMuch as error:
         raise ValueError(
             f"{archive.name} is not unpacked, {error}: do not use it, or raise max_archive_bytes."
@@ -269,9 +258,11 @@ def read_members(
         )
 
 
-def _of_zip(
-    opened: BinaryIO, archive: str, chosen: Callable, checked: Callable, limit: int, total: int
-) -> Iterator[tuple[str, bytes]]:
+Entry = tuple[str, int, IO[bytes]]
+"""A file in an archive: its name, the size that the archive states, its content."""
+
+
+def _of_zip(opened: IO[bytes], archive: str, is_chosen: Callable) -> Iterator[Entry]:
     listing = zipfile._EndRecData(opened)[zipfile._ECD_SIZE]  # type: ignore[attr-defined]
     if listing > ENTRY_LIMIT * 64:  # it is read as a whole, before it can be counted
         raise ValueError(f"{archive} has a list of files of {listing:,} bytes: do not use it.")
@@ -280,33 +271,19 @@ def _of_zip(
         if len(entries) > ENTRY_LIMIT:
             raise ValueError(f"{archive} holds more than {ENTRY_LIMIT:,} files: do not use it.")
         infos = {_safe(info.filename, archive): info for info in entries if not info.is_dir()}
-        for name in sorted(filter(chosen, infos)):
+        for name in sorted(filter(is_chosen, infos)):
             if infos[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise NotImplementedError("a compression that no wheel has")
             with file.open(infos[name]) as stream:
-                data = checked(name, infos[name].file_size, stream)
-            yield name, data
+                yield name, infos[name].file_size, stream
 
 
-def _of_tar(
-    opened: BinaryIO, archive: str, chosen: Callable, checked: Callable, limit: int, total: int
-) -> Iterator[tuple[str, bytes]]:
-    # A tar is read front to back, so the matching files wait here to be sorted.
-    contents: dict[str, bytes] = {}
-    entries = size = 0
-    stream: Any = Unpacked(opened, total, limit + CHUNK)
+def _of_tar(stream: Any, archive: str, is_chosen: Callable) -> Iterator[Entry]:
     with tarfile.open(fileobj=stream, mode="r:") as file:
-        for info in file:
+        for number, info in enumerate(file):
             file.members = []  # it would keep all of them
-            entries += 1
-            if entries > ENTRY_LIMIT:
+            if number >= ENTRY_LIMIT:
                 raise ValueError(f"{archive} holds more than {ENTRY_LIMIT:,} files: do not use it.")
             name = _safe(info.name, archive)
-            if info.isreg() and chosen(name):
-                content = file.extractfile(info) or io.BytesIO()
-                size -= len(contents.get(name, b""))
-                contents[name] = checked(name, info.size, content)
-                size += len(contents[name])
-                if size > total:
-                    raise TooMuch(f"more than {total:,} bytes come out of it")
-    yield from sorted(contents.items())
+            if info.isreg() and is_chosen(name):
+                yield name, info.size, file.extractfile(info) or io.BytesIO()

@@ -146,10 +146,15 @@ def _script(character: str) -> str:
     return unicodedata.name(character, "").split(" ")[0]
 
 
+def letters(text: str) -> list[str]:
+    """Letters of a text, and the marks on them."""
+    return [c for c in text if unicodedata.category(c)[0] in "LM"]
+
+
 def of_script(text: str, scripts: Collection[str]) -> bool:
     """True where half of the letters or more are of the scripts (first words of Unicode names)."""
-    letters = [c for c in text if unicodedata.category(c)[0] in "LM"]
-    return 2 * sum(_script(c) in scripts for c in letters) >= max(len(letters), 1)
+    found = letters(text)
+    return 2 * sum(_script(c) in scripts for c in found) >= max(len(found), 1)
 
 
 def english_share(text: str) -> float:
@@ -184,14 +189,12 @@ def clean(passage: str, rules: Rules) -> str:
     text = normalise(text, rules.layout)
     if len(text) < rules.min_chars:
         return ""
-    dense = "".join(text.split())
-    if sum(unicodedata.category(c)[0] in "LM" for c in dense) < rules.min_letters * len(dense):
-        return ""
-    if rules.script and not of_script(text, rules.script.split()):
-        return ""
-    if rules.english < 1 and english_share(text) > rules.english:
-        return ""
-    return text
+    is_dropped = (
+        len(letters(text)) < rules.min_letters * len("".join(text.split()))
+        or (rules.script and not of_script(text, rules.script.split()))
+        or (rules.english < 1 and english_share(text) > rules.english)
+    )
+    return "" if is_dropped else text
 
 
 def documents(

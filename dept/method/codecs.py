@@ -1,0 +1,222 @@
+"""How numbers become fewer bytes: codecs of blocks of float32, each block by itself.
+
+A codec turns float32[n, block] into uint8[n, width] and back. Since no block depends on another,
+any run of blocks may be cut out, sent and decoded on its own. A new codec is a class with the four
+members of :class:`Codec` and a row of :data:`CODECS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dept.errors import ConfigError, shown
+
+WHERE = "algorithms.dept.compression"
+
+
+class Codec(Protocol):
+    """A code for blocks of numbers.
+
+    Attributes:
+        block: numbers that are coded together.
+        width: bytes that a block becomes.
+    """
+
+    block: int
+
+    @property
+    def width(self) -> int: ...
+
+    def encode(self, blocks: Tensor) -> Tensor:
+        """Code float32[n, block] as uint8[n, width]."""
+
+    def decode(self, coded: Tensor) -> Tensor:
+        """What uint8[n, width] stands for: float32[n, block]."""
+
+
+@dataclass(frozen=True)
+class BFloat16:
+    """The upper half of a float32, rounded to nearest."""
+
+    block: int = 1024
+
+    @property
+    def width(self) -> int:
+        return 2 * self.block
+
+    def encode(self, blocks: Tensor) -> Tensor:
+        return blocks.to(torch.bfloat16).view(torch.uint8)
+
+    def decode(self, coded: Tensor) -> Tensor:
+        return coded.view(torch.bfloat16).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Whole multiples of a step, ``bits`` for each number; the step is by block, so is its largest.
+
+    A block is its step, float32, then the numbers; of 4 bits, the first of two is the lower half.
+
+    Args:
+        bits: 8 or 4.
+        block: an even number.
+    """
+
+    bits: int
+    block: int
+
+    @property
+    def width(self) -> int:
+        return 4 + self.block * self.bits // 8
+
+    def encode(self, blocks: Tensor) -> Tensor:
+        most = 2 ** (self.bits - 1) - 1
+        step = blocks.abs().amax(dim=1, keepdim=True) / most
+        whole = (blocks / step.clamp(min=_TINY)).round_().clamp_(-most, most).to(torch.int8)
+        if self.bits == 4:
+            halves = (whole + 8).view(torch.uint8).view(len(blocks), -1, 2)
+            numbers = halves[..., 0] | (halves[..., 1] << 4)
+        else:
+            numbers = whole.view(torch.uint8)
+        return torch.cat([step.view(torch.uint8), numbers], dim=1)
+
+    def decode(self, coded: Tensor) -> Tensor:
+        step, numbers = _floats(coded[:, :4]), coded[:, 4:]
+        if self.bits == 4:
+            halves = torch.stack([numbers & 15, numbers >> 4], dim=-1).flatten(1)
+            return (halves.to(torch.float32) - 8) * step
+        return numbers.contiguous().view(torch.int8).to(torch.float32) * step
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The largest numbers of each block, ``bits`` for each; the others are 0 (SparseLoCo, 2025).
+
+    A block is its largest magnitude, float32, then the places of what is kept, in ascending order,
+    then their levels: ``2 ** bits`` levels in equal distances from minus to plus that magnitude.
+    Places and levels are packed without gaps, lowest bit first, and each filled up to a byte.
+
+    Args:
+        density: which part of a block is kept.
+        bits: 1 to 8.
+        block: numbers in a block.
+    """
+
+    density: float
+    bits: int
+    block: int
+
+    @property
+    def kept(self) -> int:
+        """Numbers of a block that are kept, one at least."""
+        return max(1, round(self.density * self.block))
+
+    @property
+    def place_bits(self) -> int:
+        """Bits for a place in the block."""
+        return max(1, math.ceil(math.log2(self.block)))
+
+    @property
+    def width(self) -> int:
+        return 4 + _packed(self.kept, self.place_bits) + _packed(self.kept, self.bits)
+
+    def encode(self, blocks: Tensor) -> Tensor:
+        places = blocks.abs().topk(self.kept, dim=1).indices.sort(dim=1).values
+        values = blocks.gather(1, places)
+        largest = values.abs().amax(dim=1, keepdim=True)
+        top = 2**self.bits - 1
+        levels = (values / largest.clamp(min=_TINY) + 1) * (top / 2)
+        levels = levels.round_().clamp_(0, top).to(torch.int64)
+        parts = [
+            largest.view(torch.uint8),
+            _pack(places, self.place_bits),
+            _pack(levels, self.bits),
+        ]
+        return torch.cat(parts, dim=1)
+
+    def decode(self, coded: Tensor) -> Tensor:
+        places_end = 4 + _packed(self.kept, self.place_bits)
+        places = _unpack(coded[:, 4:places_end], self.kept, self.place_bits)
+        levels = _unpack(coded[:, places_end:], self.kept, self.bits).to(torch.float32)
+        values = (levels * (2 / (2**self.bits - 1)) - 1) * _floats(coded[:, :4])
+        blocks = torch.zeros(len(coded), self.block, dtype=torch.float32, device=coded.device)
+        return blocks.scatter_(1, places.clamp(max=self.block - 1), values)
+
+
+CODECS: dict[str, Callable[..., Codec]] = {
+    "bf16": BFloat16,
+    "int8": lambda block=512: Integers(8, block),
+    "int4": lambda block=1024: Integers(4, block),
+    "topk": lambda density=1 / 64, bits=2, block=4096: TopK(density, bits, block),
+}
+"""By their names in ``algorithms.dept.compression``, with the defaults of their options."""
+
+
+def codec_of(name: str, **options: Any) -> Codec:
+    """The codec of ``algorithms.dept.compression``.
+
+    Raises:
+        ConfigError: there is none of that name, or it has no such option or value.
+    """
+    if name not in CODECS:
+        raise ConfigError(
+            f"{WHERE}.name is {shown(name)}: set it to one of none, {', '.join(CODECS)}"
+        )
+    limits: Mapping[str, tuple[float, float]] = {
+        "block": (2, 1 << 16),
+        "bits": (1, 8),
+        "density": (0, 1),
+    }
+    for key, value in options.items():
+        least, most = limits.get(key, (0, 0))
+        kind = float if key == "density" else int
+        if key in limits and not (type(value) is kind and least <= value <= most and value):
+            raise ConfigError(f"{WHERE}.{key} is {shown(value)}: set it to {least} to {most}")
+    try:
+        codec = CODECS[name](**options)
+    except TypeError:
+        raise ConfigError(
+            f"{WHERE} has an option that {name} does not take: {', '.join(options)}"
+        ) from None
+    if isinstance(codec, Integers) and codec.block % 2:
+        raise ConfigError(f"{WHERE}.block is {codec.block}: set it to an even number")
+    return codec
+
+
+def of_rows(codec: Codec, width: int) -> Codec:
+    """The same codec with a row of ``width`` numbers (filled up to an even number) as its block."""
+    return replace(codec, block=width + width % 2)  # type: ignore[type-var]
+
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def _floats(coded: Tensor) -> Tensor:
+    return coded.flatten().clone().view(torch.float32).unsqueeze(1)  # at an address of floats
+
+
+def _packed(count: int, bits: int) -> int:
+    return (count * bits + 7) // 8
+
+
+def _pack(numbers: Tensor, bits: int) -> Tensor:
+    """Int64[n, count], each below ``2 ** bits``, as uint8[n, bytes]."""
+    shifts = torch.arange(bits, device=numbers.device)
+    stream = ((numbers.unsqueeze(-1) >> shifts) & 1).to(torch.uint8).flatten(1)
+    stream = torch.nn.functional.pad(stream, (0, -stream.shape[1] % 8)).view(len(numbers), -1, 8)
+    weights = (1 << torch.arange(8, device=numbers.device)).to(torch.uint8)
+    return (stream * weights).sum(dim=-1, dtype=torch.uint8)
+
+
+def _unpack(packed: Tensor, count: int, bits: int) -> Tensor:
+    """What ``_pack`` was given: int64[n, count]."""
+    shifts = torch.arange(8, device=packed.device).to(torch.uint8)
+    stream = ((packed.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, : count * bits]
+    weights = 1 << torch.arange(bits, device=packed.device)
+    return (stream.view(len(packed), count, bits).to(torch.int64) * weights).sum(dim=-1)

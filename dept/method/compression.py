@@ -1,0 +1,171 @@
+"""The update of a source as a message: coded, with what was lost remembered, and a checksum.
+
+A message is the codes of blocks, one after another, and four bytes of CRC-32, lowest first. First
+come the parameters that are averaged as a whole, in the order of their names, as one sequence of
+numbers that is filled up with zeros to whole blocks; then, by name, those averaged by token row,
+each row a block (docs/compression.md has an example).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dept.errors import ConfigError, NumericalFault, is_number, shown
+from dept.method.codecs import WHERE, Codec, codec_of, of_rows
+
+WHOLE = ""
+"""Where an error has what is averaged as a whole; other names are those of parameters by row."""
+
+CHECKSUM = 4
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A codec, and what becomes of what it loses.
+
+    Args:
+        codec: of blocks.
+        decay: what is kept of the errors of earlier rounds; 0 forgets them (no error feedback).
+    """
+
+    codec: Codec
+    decay: float
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Compression | None:
+        """That of ``algorithms.dept.compression``; ``None`` for ``{name: none}``.
+
+        Raises:
+            ConfigError: there is none of that name, or it has no such option or value.
+        """
+        own = {k: v for k, v in options.items() if k not in ("error_feedback", "decay")}
+        if own["name"] == "none" and len(options) == 1:
+            return None
+        feedback = options.get("error_feedback", True)
+        decay = options.get("decay", 0.95 if own["name"] == "topk" else 1.0)
+        if not isinstance(feedback, bool):
+            raise ConfigError(
+                f"{WHERE}.error_feedback is {shown(feedback)}: set it to true or false"
+            )
+        if not (is_number(decay) and 0 < decay <= 1):
+            raise ConfigError(f"{WHERE}.decay is {shown(decay)}: set it above 0, and to 1 at most")
+        return cls(codec_of(**own), float(decay) if feedback else 0.0)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        update: Mapping[str, Tensor],
+        by_row: Collection[str],
+        error: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Code an update, with what earlier messages of the same sender lacked (error feedback).
+
+        Args:
+            update: float32 by name, of which parameters by row have the rows to be sent.
+            by_row: names of those.
+            error: what an earlier call gave; ``None`` at first.
+
+        Returns:
+            The message, uint8[n], and the error: on the CPU, empty without error feedback.
+        """
+        codes, left = [], {}
+        for name, codec, blocks in self._blocks(update, by_row):
+            if error and name in error:
+                blocks = blocks + self.decay * error[name].to(blocks.device)
+            coded = codec.encode(blocks)
+            codes.append(coded.flatten())
+            if self.decay:
+                left[name] = (blocks - codec.decode(coded)).cpu()
+        payload = torch.cat(codes)
+        return torch.cat([payload, _checksum(payload)]), left
+
+    @torch.no_grad()
+    def decode(
+        self, message: Tensor, like: Mapping[str, Tensor], by_row: Collection[str], *, sender: str
+    ) -> dict[str, Tensor]:
+        """The update that a message stands for.
+
+        Args:
+            message: uint8[n].
+            like: tensors of the names, shapes and device of the update.
+            by_row: names of those whose rows are blocks.
+            sender: for the error.
+
+        Raises:
+            NumericalFault: the message is not as it was sent.
+        """
+        payload = message[:-CHECKSUM]
+        if len(message) != self.size(like, by_row) or not torch.equal(
+            message[-CHECKSUM:], _checksum(payload)
+        ):
+            raise NumericalFault(
+                f"the coded update of {sender} was cut or altered on its way, and the global model "
+                f"stays as it was: look at the network, and resume from the last checkpoint"
+            )
+        update: dict[str, Tensor] = {}
+        for name, codec, (count, _) in self._layout(like, by_row):
+            coded, payload = payload.split(
+                [count * codec.width, len(payload) - count * codec.width]
+            )
+            values = codec.decode(coded.view(count, codec.width))
+            if name != WHOLE:
+                width = like[name][0].numel() if count else 0
+                update[name] = values[:, :width].reshape(like[name].shape)
+                continue
+            names = [n for n in sorted(like) if n not in by_row]
+            sizes = [like[n].numel() for n in names]
+            parts = values.flatten()[: sum(sizes)].split(sizes)
+            update |= {n: part.view(like[n].shape) for n, part in zip(names, parts, strict=True)}
+        return update
+
+    def bytes_of(self, numbers: int, rows: float, width: int) -> float:
+        """Bytes of a message of so many numbers and rows of a width; a mean need not be whole."""
+        whole = -(-numbers // self.codec.block) * self.codec.width
+        return whole + (rows * of_rows(self.codec, width).width if rows else 0) + CHECKSUM
+
+    def size(self, like: Mapping[str, Tensor], by_row: Collection[str]) -> int:
+        """Bytes of a message, exactly, from the shapes of what is sent."""
+        blocks = [count * codec.width for _, codec, (count, _) in self._layout(like, by_row)]
+        return sum(blocks) + CHECKSUM
+
+    def _layout(
+        self, like: Mapping[str, Tensor], by_row: Collection[str]
+    ) -> list[tuple[str, Codec, tuple[int, int]]]:
+        """Name, codec, and the number of blocks and of numbers in each."""
+        numbers = sum(value.numel() for name, value in like.items() if name not in by_row)
+        whole = (-(-numbers // self.codec.block), self.codec.block)
+        layout = [(WHOLE, self.codec, whole)] if numbers else []
+        for name in sorted(by_row):
+            rows = like[name].flatten(1)
+            codec = of_rows(self.codec, rows.shape[1])
+            layout.append((name, codec, (len(rows), codec.block)))
+        return layout
+
+    def _blocks(
+        self, update: Mapping[str, Tensor], by_row: Collection[str]
+    ) -> list[tuple[str, Codec, Tensor]]:
+        found = []
+        for name, codec, (count, block) in self._layout(update, by_row):
+            if name == WHOLE:
+                names = [n for n in sorted(update) if n not in by_row]
+                flat = torch.cat([update[n].flatten().float() for n in names])
+                blocks = torch.nn.functional.pad(flat, (0, count * block - len(flat)))
+                found.append((name, codec, blocks.view(count, block)))
+            else:
+                rows = update[name].flatten(1).float()
+                found.append(
+                    (name, codec, torch.nn.functional.pad(rows, (0, block - rows.shape[1])))
+                )
+        return found
+
+
+def _checksum(payload: Tensor) -> Tensor:
+    code = zlib.crc32(payload.cpu().numpy())
+    parts = [code >> shift & 255 for shift in (0, 8, 16, 24)]
+    return torch.tensor(parts, dtype=torch.uint8, device=payload.device)
