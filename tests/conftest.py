@@ -30,7 +30,8 @@ def pytest_configure(config) -> None:
 
 def pytest_collection_modifyitems(items) -> None:
     """Files that take minutes come first, or the last one would keep one process of two waiting."""
-    items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+    long = {item.path for item in items if item.get_closest_marker("end_to_end")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.hookimpl(wrapper=True)
