@@ -2,7 +2,7 @@
 
 MDSWriter itself costs 20 s of imports (torch, every cloud client) in each process, and a Python
 call for each sample. For one column of fixed size the format is a header and a block of memory,
-written here by numpy; tests/data_prep/test_data_prep.py holds the bytes against MDSWriter's.
+written here by numpy; tests/end_to_end/test_preparation.py holds the bytes against MDSWriter's.
 
 A shard: uint32 samples n | uint32 offsets[n + 1] from the start of the file | JSON of the columns |
 samples.

@@ -345,7 +345,6 @@ def process(split, remote, limit, passes=1):
     return started
 
 
-@pytest.mark.end_to_end
 def test_two_processes_read_one_folder(tmp_path, split):
     assert address_of(str(tmp_path / "remote"), split.local) == str(split.remote)
     limit = block_bytes(split.local, 4)
