@@ -29,7 +29,7 @@ _WORDS = {
     "system_metrics_monitor",
     "callbacks_with_config": "run_files start_from async_eval curriculum_learning dataset_swap",
     "dataloaders": "sources mixture validation text finetuning contrastive_pairs",
-    "loggers": "jsonl inmemory in_memory_logger mlflow mosaicml tensorboard wandb",
+    "loggers": "jsonl file_logger inmemory in_memory_logger mlflow mosaicml tensorboard wandb",
     "models": "mpt_causal_lm hf_causal_lm hf_t5 openai_causal_lm fmapi_causal_lm openai_chat "
     "fmapi_chat finetune_embedding_model contrastive_lm",
     "optimizers": "adalr_lion clip_lion decoupled_lionw decoupled_adamw no_op",

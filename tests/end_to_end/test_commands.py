@@ -126,8 +126,9 @@ def test_workers_that_die_in_mid_round_end_the_job_which_goes_on_to_the_same_num
     assert_nothing_left(prepared)
 
     # Two machines to the end
-    given = arguments(prepared, "two", *LONG)[1:]
-    outputs = Commands(prepared).run("two", TRAIN, given, processes=2, nodes=2)
+    first, second = start_two_machines(prepared, "two")
+    outputs = [machine.communicate()[0] for machine in (first, second)]
+    assert first.returncode == second.returncode == 0, outputs
     assert "bits per byte" in outputs[0] and "bits per byte" not in outputs[1]
     assert "round 2/2" in outputs[0] and "round 2/2" not in outputs[1]
     left_alone(prepared, "alone", *LONG)

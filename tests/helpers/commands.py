@@ -28,9 +28,7 @@ class Commands:
         self.logs = logs
         self._context = forks()
 
-    def run(
-        self, name: str, module: str, arguments: Sequence[str], processes: int = 1, nodes: int = 1
-    ) -> list[str]:
+    def run(self, name: str, module: str, arguments: Sequence[str], processes: int = 1) -> None:
         """Run one command; what it printed is in the error if it fails.
 
         Args:
@@ -38,17 +36,9 @@ class Commands:
             module: whose ``main`` it is.
             arguments: of the command.
             processes: of the job, as ``composer -n`` starts them.
-            nodes: that they are said to be on.
-
-        Returns:
-            What each process printed.
         """
-        members = self._started(name, module, arguments, processes, nodes)
-        for member in members:
-            member.join()
-        printed = [self._log(name, rank).read_text() for rank in range(processes)]
-        assert [member.exitcode for member in members] == [0] * processes, printed
-        return printed
+        codes = [member.exitcode for member in self._joined(name, module, arguments, processes)]
+        assert codes == [0] * processes, self._log(name).read_text()
 
     def kill(
         self, name: str, module: str, arguments: Sequence[str], signal: int, when: Callable
@@ -58,7 +48,7 @@ class Commands:
         Raises:
             AssertionError: it ended before.
         """
-        (member,) = self._started(name, module, arguments)
+        (member,) = self._started(name, module, arguments, 1)
         while not when():
             assert member.is_alive(), self._log(name).read_text()
             time.sleep(0.01)
@@ -75,20 +65,24 @@ class Commands:
                 command, cwd=REPOSITORY, env=environment, stdout=log, stderr=subprocess.STDOUT
             )
 
-    def _log(self, name: str, rank: int = 0) -> Path:
-        return self.logs / (f"{name}-{rank}.log" if rank else f"{name}.log")
+    def _log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
 
-    def _started(
-        self, name: str, module: str, arguments: Sequence[str], processes: int = 1, nodes: int = 1
-    ) -> list:
+    def _joined(self, *job) -> list:
+        members = self._started(*job)
+        for member in members:
+            member.join()
+        return members
+
+    def _started(self, name: str, module: str, arguments: Sequence[str], processes: int) -> list:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        members, on_node = [], processes // nodes
+        members = []
         for rank in range(processes):
-            place = {"RANK": rank, "LOCAL_RANK": rank % on_node, "NODE_RANK": rank // on_node}
-            place |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": on_node}
+            place = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0}
+            place |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             environment = {key: str(value) for key, value in place.items()} | address
-            log = self._log(name, rank)
-            job = (module, list(arguments), str(log), environment if processes > 1 else {})
+            log = str(self._log(f"{name}-{rank}" if rank else name))
+            job = (module, list(arguments), log, environment if processes > 1 else {})
             members.append(self._context.Process(target=_main, args=job))
             members[-1].start()
         return members
