@@ -153,10 +153,9 @@ class Preparation:
             s.name: {"path": self.data / s.name, "bytes": collected[s.name]["train"]["bytes"]}
             for s in self.corpus.sources
         }
-        options = {GLOBAL: self.corpus.global_tokenizer}
-        options |= {s.name: own for s in self.corpus.sources if (own := self.corpus.own(s))}
-        texts = {n: {n: sizes[n]} for n in options if n != GLOBAL}
-        texts[GLOBAL] = sizes
+        owns = {s.name: own for s in self.corpus.sources if (own := self.corpus.own(s))}
+        options = {GLOBAL: self.corpus.global_tokenizer, **owns}
+        texts = {GLOBAL: sizes, **{name: {name: sizes[name]} for name in owns}}
         todo = [n for n in options if not (self.tokenizers / n).exists()]
         trained = [n for n in todo if not (options[n].path or options[n].hub)]
         words = sorted(
