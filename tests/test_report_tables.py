@@ -134,7 +134,7 @@ def test_fine_tuning_is_methods_by_tasks_beside_what_tasks_give_without_a_body()
         "most frequent class": ["0.500", ""],
         "bag of words": ["0.800", ""],
         "no pre-training": ["0.600", ""],
-        "STD τ=0": ["0.720 ± 0.028", "-0.200"],
+        "STD τ=0": ["0.720 ± 0.028", "-0.200 (1)"],
         "GLOB": ["", "diverged"],
         "SPEC": ["0.780", "0.410"],
     }
