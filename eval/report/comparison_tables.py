@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dept.evaluation.report.compare import AVERAGE, Comparison, compare, improvements
-from dept.evaluation.report.measured import SPREAD, cells
+from dept.evaluation.report.measured import SPREAD, cells, runs_of
 from dept.evaluation.report.names import BUDGETS, COMPARED, METHODS, METRICS, PLASTICITY, label
 from dept.evaluation.report.run_records import select
 from dept.evaluation.report.table import Cell, Table
@@ -42,15 +42,19 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     for method, row in found.iterrows():
         row = row.dropna()
         ends = [f"{percent(row[name])} ({name})" for name in (row.idxmin(), row.idxmax())]
-        texts = (label(method), percent(row.mean()), *ends, f"{(row > 0).sum()} of {len(row)}")
+        better = f"{(row > 0).sum()} of {len(row)}"
+        runs = runs_of(comparison.values.loc[method].index)
+        texts = (label(method), percent(row.mean()), *ends, better, runs)
         rows.append([Cell(text) for text in texts])
     caption = (
         "Improvement in a column: 100 (1 - m / b) percent, where m is the method's mean over "
         "runs and b the lowest mean of any baseline in that same column; positive is better. "
-        "Average, minimum and maximum are over the columns of sources that have both."
+        "Average, minimum and maximum are over the columns of sources that have both. Runs: of the "
+        "method; those of baselines are in the table above."
     )
     title = f"{tables[0].title}: improvement over the best baseline of each column"
-    heads = [(name, "") for name in ("method", "average", "minimum", "maximum", "columns better")]
+    head = ("method", "average", "minimum", "maximum", "columns better", "runs")
+    heads = [(name, "") for name in head]
     return [*tables, Table(comparison.corpus, comparison.stage, title, caption, heads, rows)]
 
 
@@ -68,10 +72,8 @@ def _main(comparison: Comparison) -> Table:
     head = [("method", ""), *((name, notes.get(name, "")) for name in comparison.columns)]
     head += [("average", ""), ("runs", "")]
     digits = {c: comparison.digits(c) for c in [*comparison.columns, AVERAGE]}
-    runs = comparison.values.groupby("method").size()
     rows = [
-        [Cell(label(method)), *row, Cell(str(runs[method]))]
-        for (method,), row in cells(comparison.values, digits).items()
+        [Cell(label(method)), *row] for (method,), row in cells(comparison.values, digits).items()
     ]
     dept = [
         place for place, m in enumerate(comparison.means.index) if m not in comparison.baselines
@@ -104,8 +106,8 @@ def _caption(comparison: Comparison) -> str:
         f"Validation {METRICS[comparison.metric]}{after}, lower is better; best of a column bold."
     ]
     if runs["method"].duplicated().any():
-        what = "seeds and random embeddings" if (runs["draw"] >= 0).any() else "seeds"
-        sentences.append(f"{SPREAD.capitalize()}; runs: {what}; (n): of n runs only.")
+        draws = "; a draw is a random embedding" if (runs["draw"] >= 0).any() else ""
+        sentences.append(f"{SPREAD.capitalize()}{draws}.")
     if comparison.metric == "perplexity":
         sentences.append("Unigram CE: what counting tokens gives, nats a token.")
     else:

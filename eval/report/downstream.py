@@ -35,7 +35,7 @@ def downstream(records: pd.DataFrame, corpus: str) -> list[Table]:
         # It has no seed, and is the same in every run that reads the same.
         found = {r.task: r.baselines[key] for r in here.itertuples() if key in r.baselines}
         texts = (f"{found[task]:.3f}" if task in found else "" for task in metrics)
-        rows += [[Cell(name), *map(Cell, texts)]] if found else []
+        rows += [[Cell(name), *map(Cell, texts), Cell("")]] if found else []
     values = [run.test[run.metric] for run in here.itertuples()]
     tested = pivoted(here, values, ["init", "method"], "task").reindex(columns=list(metrics))
     untrained, trained = (tested[tested.index.isin([i], "init")] for i in ("random", "pretrained"))
@@ -48,9 +48,11 @@ def downstream(records: pd.DataFrame, corpus: str) -> list[Table]:
     caption = (
         "On test examples, higher is better; of the epoch that was best on validation examples; "
         f"best of the methods bold; {SPREAD}. Above the line, without pre-training: linear models "
-        "of counts, of the tokens that the model reads and of words; and the same body from random "
-        "initialisation. Bodies are those after continued pre-training from random embeddings."
+        "of counts, of the tokens that the model reads and of words, which have no seed; and the "
+        "same body from random initialisation. Bodies are those after continued pre-training from "
+        "random embeddings."
     )
     heads = [("method", ""), *((task, NAMES[metric]) for task, metric in metrics.items())]
+    heads.append(("runs", ""))
     title = f"{corpus}, fine-tuning"
     return [Table(corpus, "downstream", title, caption, heads, rows, tuple(parts))]

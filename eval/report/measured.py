@@ -11,7 +11,10 @@ import pandas as pd
 from dept.evaluation.report.run_records import RUN, number
 from dept.evaluation.report.table import Cell
 
-SPREAD = "mean over runs ± their sample standard deviation (n - 1), nothing of a single run"
+SPREAD = (
+    "mean over runs ± their sample standard deviation (n - 1), nothing of a single run; "
+    "(n): of n runs only"
+)
 """What captions say of ``text``."""
 
 
@@ -57,13 +60,24 @@ def text(values: pd.Series, digits: int, of: int = 0) -> str:
     )
 
 
+def runs_of(index: pd.MultiIndex) -> str:
+    """How many runs, of which seeds and draws: ``2 seeds``, or ``2 seeds x 3 draws``."""
+    seeds, draws = (index.get_level_values(level) for level in RUN)
+    count, drawn = seeds.nunique(), draws[draws >= 0].nunique()
+    shown = f"{count} seed{'s' * (count > 1)}"
+    if not drawn:
+        return shown
+    shown += f" x {drawn} draw{'s' * (drawn > 1)}"
+    return shown if len(index) == count * drawn else f"{len(index)} of {shown}"
+
+
 def cells(
     values: pd.DataFrame,
     digits: int | Mapping[Any, int],
     best: np.ufunc | None = np.fmin,
     axis: int = 0,
 ) -> dict[tuple[Any, ...], list[Cell]]:
-    """A table's cells by row.
+    """A table's cells by row: of each column, and how many runs the row is of.
 
     Args:
         values: of rows in runs.
@@ -84,4 +98,5 @@ def cells(
             Cell(text(runs[name], d, len(runs)), f"{m:.{d}f}" == f"{h:.{d}f}" != "nan")
             for (name, d), m, h in zip(digits.items(), mean, highest, strict=True)
         ]
+        found[key].append(Cell(runs_of(runs.index)))
     return found

@@ -6,6 +6,7 @@ import pandas as pd
 
 from dept.evaluation.report.compare import AVERAGE, Comparison, won
 from dept.evaluation.report.comparison_tables import percent, text_of
+from dept.evaluation.report.measured import SPREAD, runs_of, text
 from dept.evaluation.report.names import BUDGETS, METHODS, METRICS, label
 from dept.evaluation.report.table import Cell, Table
 
@@ -45,7 +46,10 @@ def overview(every: list[Comparison]) -> list[Table]:
             BUDGETS.get(comparison.budget, ""),
             text_of(comparison),
             METRICS[comparison.metric],
-            *(f"{label(b[0])} {b[1].mean():,.{digits}f}" if b else "" for b in best),
+            *(
+                f"{label(b[0])} {text(b[1], digits)} ({runs_of(b[1].index)})" if b else ""
+                for b in best
+            ),
             gain,
             pairs,
             f"{ours} of {both}",
@@ -56,7 +60,7 @@ def overview(every: list[Comparison]) -> list[Table]:
         return []
     caption = (
         f"A DEPT method is best in {wins} of {columns} columns. Best baseline and best DEPT: the "
-        "one with the lowest average over sources, and that average, mean over runs; improvement "
+        f"one with the lowest average over sources, and that average: {SPREAD}. Improvement "
         "is of the one average over the other. In pairs: the same improvement from run to run of "
         "equal seed and random embedding, mean over pairs ± its standard error (pairs); blank with "
         "fewer than two pairs. The error takes pairs as independent, though those of one seed "

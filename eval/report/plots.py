@@ -169,7 +169,7 @@ def _bytes(records: pd.DataFrame, corpus: str, here: list[Comparison]) -> Plot |
         ticks[nothing] = "none"
     figure, panels = drawing.panels(len(points), 3.4)
     for axes, (comparison, found) in zip(panels, points, strict=True):
-        for method, mean, spread in found.itertuples():
+        for method, mean, spread, _ in found.itertuples():
             look, x = METHODS[method], given[method] or nothing
             axes.errorbar(
                 x, mean, spread, fmt=look.marker, color=look.colour, markersize=8, capsize=3
@@ -182,10 +182,11 @@ def _bytes(records: pd.DataFrame, corpus: str, here: list[Comparison]) -> Plot |
         axes.set_xlabel("bytes exchanged")
         axes.set_ylabel(f"average {METRICS[comparison.metric]}")
     drawing.legend(figure, _of(*(found.index for _, found in points)), shape="point")
+    runs = _counts(n for _, found in points for n in found["count"])
     caption = (
         "Horizontally: bytes that a source gives to the average in pre-training (parameters a "
         "step over all steps, float32), logarithmic. Lower and further left is better. Point: mean "
-        "over runs; line: ± their sample standard deviation (n - 1)."
+        f"over runs ({runs} a method); line: ± their sample standard deviation (n - 1)."
     )
     title = "bytes exchanged in pre-training against what is reached"
     return _plot(figure, corpus, "communication", "", title, caption)
@@ -193,7 +194,7 @@ def _bytes(records: pd.DataFrame, corpus: str, here: list[Comparison]) -> Plot |
 
 def _points(comparison: Comparison, given: pd.Series) -> pd.DataFrame:
     """Mean and spread of averages, by method; empty if not of baselines and of DEPT."""
-    values = comparison.values[AVERAGE].groupby("method", sort=False).agg(["mean", "std"])
+    values = comparison.values[AVERAGE].groupby("method", sort=False).agg(["mean", "std", "count"])
     found = values[np.isfinite(values["mean"]) & values.index.isin(given.index)]
     sides = found.index.isin(comparison.baselines)
     return found if len(set(sides)) == 2 else found[:0]

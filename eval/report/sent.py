@@ -6,7 +6,8 @@ import math
 
 import pandas as pd
 
-from dept.evaluation.report.run_records import select
+from dept.evaluation.report.measured import runs_of
+from dept.evaluation.report.run_records import RUN, select
 
 BYTES_PER_PARAMETER = 4  # averages are taken in float32
 
@@ -23,8 +24,8 @@ def sent(records: pd.DataFrame, corpus: str) -> pd.DataFrame:
         Columns, ``nan`` where no run has it: ``parameters_per_step`` that a source gives to the
         average, spread over its steps; ``reduction``, how many times that goes into the whole
         model; ``exchanged``, bytes that a source gives to the average in all its steps;
-        ``sent_bytes`` of the runs' workers, counted at the transport; and ``every_step_bytes`` that
-        they would have sent, exchanging every gradient.
+        ``sent_bytes`` of the runs' workers, counted at the transport; ``every_step_bytes`` that
+        they would have sent, exchanging every gradient; and ``runs``, how many there are.
     """
     here = select(records, corpus, "pretrain")
     here = here[here["communication"].astype(bool)]
@@ -33,8 +34,10 @@ def sent(records: pd.DataFrame, corpus: str) -> pd.DataFrame:
     found = counted.groupby(here["method"], sort=False).mean()
     whole = found["reduction"].isna() & (found["parameters_per_step"] > 0)
     found.loc[whole, "reduction"] = 1.0  # STD's runs leave it out: the whole model, at every step
+    runs = here.set_index(RUN).groupby("method", sort=False)
+    found["runs"] = pd.Series({method: runs_of(of.index) for method, of in runs})
     found["exchanged"] = found["parameters_per_step"] * found.pop("steps") * BYTES_PER_PARAMETER
     alone = here["source"].notna().groupby(here["method"], sort=False).all()
-    found.loc[alone] = math.nan
+    found.loc[alone, found.columns != "runs"] = math.nan
     found.loc[alone, ["parameters_per_step", "exchanged"]] = 0.0
     return found

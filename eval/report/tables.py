@@ -6,10 +6,10 @@ import pandas as pd
 
 from dept.evaluation.report.comparison_tables import comparison_tables, comparisons
 from dept.evaluation.report.downstream import downstream
-from dept.evaluation.report.measured import SPREAD, number, text
+from dept.evaluation.report.measured import SPREAD, runs_of, text
 from dept.evaluation.report.names import METRICS, STAGES, label
 from dept.evaluation.report.overview import methods, overview
-from dept.evaluation.report.run_records import select
+from dept.evaluation.report.run_records import RUN, number, select
 from dept.evaluation.report.sent import sent
 from dept.evaluation.report.table import Cell, Table, plain
 from dept.evaluation.report.tuning import tuning, tuning_cpt
@@ -47,15 +47,16 @@ def communication(records: pd.DataFrame, corpus: str) -> list[Table]:
             "" if pd.isna(of[key]) else form.format(of[key] / unit)
             for key, (_, form, unit) in columns.items()
         )
-        rows.append([Cell(label(method)), *map(Cell, texts)])
+        rows.append([Cell(label(method)), *map(Cell, texts), Cell(of["runs"])])
     caption = (
-        "Parameters a step: what a source gives to the average, spread over its local "
-        "steps; reduction: how many times that goes into the whole model. A source in all: those "
-        "parameters over all steps, in float32. Sent: what the run's workers sent one another, "
-        "counted where it enters the transport; nothing if one worker trained all sources, "
-        "blank where it was not counted. With every gradient: what they would have sent then."
+        "Means over runs. Parameters a step: what a source gives to the average, spread over its "
+        "local steps; reduction: how many times that goes into the whole model. A source in all: "
+        "those parameters over all steps, in float32. Sent: what the run's workers sent one "
+        "another, counted where it enters the transport; nothing if one worker trained all "
+        "sources, blank where it was not counted. With every gradient: what they would have sent "
+        "then."
     )
-    head = ["method", *(name for name, _, _ in columns.values())]
+    head = ["method", *(name for name, _, _ in columns.values()), "runs"]
     return plain(corpus, "communication", "what is exchanged", caption, head, rows)
 
 
@@ -73,16 +74,15 @@ def study(records: pd.DataFrame, corpus: str) -> list[Table]:
         runs = pd.concat([beside[beside["method"] == method], of_method])
         for name, of in runs.groupby("setting", sort=False):
             given = [_values(of["learning_rate"]), _values(of["sequential"])]
-            found = (
-                pd.Series([number(a.get(metric)) for a in of["average"]]) for metric in METRICS
-            )
-            values = [text(value, digits) for value, digits in zip(found, (1, 3), strict=True)]
-            rows.append([Cell(name), Cell(label(method)), *map(Cell, [*given, *values])])
+            found = (pd.Series([number(a.get(m)) for a in of["average"]]) for m in METRICS)
+            values = [text(v, digits, len(of)) for v, digits in zip(found, (1, 3), strict=True)]
+            runs = runs_of(of.set_index(RUN).index)
+            rows.append([Cell(t) for t in (name, label(method), *given, *values, runs)])
     caption = (
         "Averages over sources after pre-training, or after continued pre-training where the name "
         f"says so; lower is better; {SPREAD}. Perplexity may be compared within one tokenizer only."
     )
-    head = ["setting", "method", "learning rate", "steps", *METRICS.values()]
+    head = ["setting", "method", "learning rate", "steps", *METRICS.values(), "runs"]
     return plain(corpus, "study", "other settings", caption, head, rows, texts=2)
 
 

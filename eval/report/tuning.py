@@ -43,7 +43,7 @@ def tuning_cpt(records: pd.DataFrame, corpus: str) -> list[Table]:
     used = f"Rates in use, from the runs of the comparison: {', '.join(chosen)}. " if chosen else ""
     caption = (
         f"Average {METRICS[metric]} over sources after continued pre-training, lower is better; "
-        f"the best rate of a row bold; {SPREAD}; (n): of n runs only; blank: not tried. {used}"
+        f"the best rate of a row bold; {SPREAD}; blank: not tried. {used}"
         "Only the seeds that other rates were tried with."
     )
     title = "peak learning rates of continued pre-training"
@@ -67,5 +67,5 @@ def _by_rate(
         for key, row in cells(values, digits, axis=1).items()
     ]
     names = [{"start": "embedding"}.get(key, key) for key in keys]
-    head = [*names, *(f"{rate:g}" for rate in values)]
+    head = [*names, *(f"{rate:g}" for rate in values), "runs"]
     return plain(corpus, "tuning", title, caption, head, rows, texts=len(keys))
