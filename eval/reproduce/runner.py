@@ -19,7 +19,7 @@ from dept.config import extends
 from dept.evaluation import finetune
 from dept.evaluation.finetuning.options import read_options
 from dept.evaluation.report import run_records, writing
-from dept.evaluation.reproduce.plan import Job
+from dept.evaluation.reproduce.jobs import Job
 from dept.evaluation.reproduce.records import record
 from dept.training import command as training
 from dept.training.summary import read_summary
