@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dept import terminal
 from dept.data.corpus import GLOBAL, SPLITS, read_corpus, read_source
 from dept.data.shard_files import read_index, refuse_missing
 from dept.data.tokenizer_files import tokenizer_hash
@@ -297,7 +298,7 @@ def main(arguments: list[str] | None = None) -> int:
             highlight=False,
         )
         return 0
-    console.print(summary_table(options.root, corpus.corpus))
+    terminal.show(summary_table(options.root, corpus.corpus), keys=2, console=console)
     console.print(
         f"{preparation.data} is ready ({time.monotonic() - start:.0f} s).", highlight=False
     )

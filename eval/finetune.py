@@ -24,9 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
 
+from dept import terminal
 from dept.checkpoint import durable, run_folder, trust
 from dept.config import extends
 from dept.errors import NotSaved
@@ -118,7 +118,6 @@ def run(options: FineTuneOptions, name: str, folder: Path, is_first: bool) -> di
 
 def show(summary: dict[str, Any], folder: Path) -> None:
     """Print what came of it, beside the baselines."""
-    console = Console(width=None if Console().is_terminal else 110)
     counts = ", ".join(f"{count:,} {name}" for name, count in summary["examples"].items())
     table = Table(title=f"{summary['task']}: {counts}")
     table.add_column("test")
@@ -129,11 +128,11 @@ def show(summary: dict[str, Any], folder: Path) -> None:
     table.add_section()
     body = "random initialisation" if summary["init"] == "random" else summary["source"]
     table.add_row(f"fine-tuned, {body}", *(f"{value:.3f}" for value in summary["test"].values()))
-    console.print(table)
+    terminal.show(table)
     best = summary["best"]
     chosen = f"{summary['metric']} on val is highest ({best['val'][summary['metric']]:.3f})"
-    console.print(f"Of epoch {best['epoch']}, whose {chosen}.", highlight=False)
-    console.print(f"{folder}: summary.json, metrics.jsonl, config.yaml, checkpoints", style="dim")
+    terminal.say(f"Of epoch {best['epoch']}, whose {chosen}.")
+    terminal.say(f"{folder}: summary.json, metrics.jsonl, config.yaml, checkpoints", style="dim")
 
 
 if __name__ == "__main__":

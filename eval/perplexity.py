@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from dept import terminal
 from dept.checkpoint import durable
 from dept.costs.__main__ import number
 from dept.data.corpus import GLOBAL, PreparedCorpus, read_corpus
@@ -251,12 +252,11 @@ def _tokens(argument: str) -> tuple[str, float]:
 
 
 def _show(found: Mapping[str, Mapping[str, Any]], corpus: PreparedCorpus) -> None:
-    console = Console(width=None if Console().is_terminal else 120)
     for name, model in found.items():
         if len(found) == 1 or len(model["parameters"]) > 1:
-            console.print(matrix_table(name, model["matrix"], corpus))
+            terminal.show(matrix_table(name, model["matrix"], corpus))
     if len(found) > 1:
-        console.print(models_table(found, corpus))
+        terminal.show(models_table(found, corpus))
 
 
 def _save(

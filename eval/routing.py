@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from dept import terminal
 from dept.data.corpus import GLOBAL, PreparedCorpus, read_corpus
 from dept.data_prep.files import write_json
 from dept.errors import ConfigError
@@ -144,9 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    Console(width=None if Console().is_terminal else 120).print(
-        table(found, f"routing: {options.checkpoint or options.corpus}")
-    )
+    terminal.show(table(found, f"routing: {options.checkpoint or options.corpus}"))
     if where:
         write_json(where, found)
         print(where)
