@@ -25,7 +25,7 @@ from dept.evaluation.finetuning.best_epoch import BestEpoch, best
 from dept.evaluation.finetuning.examples import Example
 from dept.evaluation.finetuning.model import FineTuned, add_rows
 from dept.evaluation.finetuning.options import FineTuneOptions
-from dept.evaluation.models.source_models import SourceModel, load
+from dept.evaluation.models.source_models import SourceModel, context_length, load
 from dept.training.jsonl_logger import JsonlLogger
 
 EVAL_BATCH = 64
@@ -145,8 +145,7 @@ def sequence_limit(model: PreTrainedModel, asked: int | None) -> int:
     Raises:
         ConfigError: more is asked for than the model can read, or nothing says what it can.
     """
-    config, names = model.config, ("max_seq_len", "max_position_embeddings", "n_positions")
-    most = next((getattr(config, name) for name in names if getattr(config, name, None)), None)
+    most = context_length(model)
     if asked is None and most is None:
         raise ConfigError("max_length is not set, and the model names no longest sequence: set it")
     if asked is not None and most is not None and asked > most:
