@@ -1,4 +1,4 @@
-"""Questions of which line goes on with a text, made from a prepared corpus:
+"""Questions of which line continues a text, made from a prepared corpus:
 
     python eval/continuations.py --corpus multidomain --source bible
 

@@ -4,7 +4,7 @@
         checkpoint=runs/<run_name>/checkpoints [source=global] [key=value ...]
 
 Sequences, head and losses are those of Radford et al. 2018; Composer trains. `val` chooses the
-epoch, of which `test` is told. The keys, with their defaults, are in eval/finetuning/options.py.
+epoch whose `test` is reported. The keys, with their defaults, are in eval/finetuning/options.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from dept.evaluation.finetuning.options import FineTuneOptions, read_options
 from dept.training.summary import read_summary
 from dept.transport.launcher import end_with_launcher
 
-# What a run may be gone on with though it is another.
+# What may differ when a run is resumed.
 _NOT_SHAPING = ("folder", "root", "save_interval", "device_train_microbatch_size")
 
 
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
             with run_folder.hold(folder) if is_first else nullcontext():
                 summary = run(options, name, folder, is_first)
         elif is_first:
-            print(f"{folder} is finished; another run_name trains anew", file=sys.stderr)
+            print(f"{folder} is finished; another run_name trains again", file=sys.stderr)
     except ValueError as error:
         if is_first:
             print(f"{arguments[0]}: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Text that goes on from a prompt, in the tokenizer and with the embedding that the prompt is for:
+"""Text that continues a prompt, in the tokenizer and with the embedding that the prompt is for:
 
     python eval/generate.py CHECKPOINT --prompt "Turn on the" [--route model] [--source en]
     echo "Turn on the" | python eval/generate.py CHECKPOINT --prompt - --temperature 0

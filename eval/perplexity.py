@@ -143,8 +143,8 @@ def models_table(found: Mapping[str, Mapping[str, Any]], corpus: PreparedCorpus)
     for sources, note in _parts(corpus):
         for source in sources:
             marks = ("*" if best else "" for best in is_best.loc[source])
-            figures = zip(_bold(rows.loc[source]), marks, strict=True)
-            view.add_row(f"{source}{note}", *map("".join, figures))
+            cells = zip(_bold(rows.loc[source]), marks, strict=True)
+            view.add_row(f"{source}{note}", *map("".join, cells))
         view.add_row(f"average{note}", *_bold(rows.loc[list(sources)].mean()))
         view.add_section()
     return view
@@ -222,7 +222,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], PreparedCorp
     if folder is None:
         if models[0].run is None:
             raise ConfigError(f"{models[0].path} has no folder of a run to write to: give --out")
-        folder = models[0].run.trained.path.parent.parent / "perplexity"
+        folder = models[0].run.folder / "perplexity"
     refuse_to_overwrite(folder / "perplexity.json", options.force)
     texts = {s: documents(corpus, s, options.bytes) for s in corpus.sources + corpus.held_out}
     found = {m.name: measure(m, texts, options.context, options.device) for m in models}

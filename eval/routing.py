@@ -1,4 +1,4 @@
-"""Which source a text is of, so that it meets the tokenizer and embedding that know it best:
+"""Which source a text is of, to read it with the tokenizer and embedding that know it best:
 
     python eval/routing.py CHECKPOINT [--lengths 100 500] [--pieces 200] [--out FILE]
     python eval/routing.py --corpus NAME [--own]
@@ -151,7 +151,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]
         from dept.evaluation.models.source_models import TrainedRun
 
         run = TrainedRun(options.checkpoint, options.root)
-        where = where or run.trained.path.parent.parent / "routing.json"
+        where = where or run.folder / "routing.json"
         refuse_to_overwrite(where, options.force)
         corpus = run.corpus
         routers = {rule: router_of(run, rule, options.device) for rule in options.rules}

@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers_and_a_finished_one_is_told(roo
     assert losses("killed") == losses("whole")
     capsys.readouterr()
     assert run(root, "classification", "killed", *more) == gone_on
-    assert "is finished; another run_name trains anew" in capsys.readouterr().err
+    assert "is finished; another run_name trains again" in capsys.readouterr().err
 
 
 def test_the_seed_decides(root):

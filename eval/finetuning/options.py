@@ -175,7 +175,7 @@ class FineTuneOptions:
     """Of what the embedding gives to the body, 0.1 in Radford et al., who pre-trained with it."""
 
     token_dropout: float = 0.0
-    """Share of the tokens that the body does not get to see, drawn anew for each batch: for small
+    """Share of the tokens that the body does not get to see, drawn for each batch: for small
     bodies, which would learn examples by heart."""
 
     precision: str = "fp32"
@@ -185,7 +185,7 @@ class FineTuneOptions:
     """Where checkpoints, metrics and the summary are written."""
 
     save_interval: str = "1ep"
-    """Checkpoints to go on from after a kill; the newest is kept."""
+    """Checkpoints to resume from after a kill; the newest is kept."""
 
     def __post_init__(self) -> None:
         for name, cls in (

@@ -34,7 +34,7 @@ EVAL_BATCH = 64
 def fine_tune(
     options: FineTuneOptions, splits: Mapping[str, Sequence[Example]], run_name: str, folder: Path
 ) -> dict[str, Any]:
-    """Train, or go on with, one run.
+    """Train or resume one run.
 
     Args:
         options: the yaml.
@@ -55,7 +55,9 @@ def fine_tune(
     baselines = _baselines(splits, kind, len(labels), source)
 
     generator = torch.Generator().manual_seed(options.seed)
-    pretrained = source.model if options.init == "pretrained" else anew(source.model, options.seed)
+    pretrained = (
+        source.model if options.init == "pretrained" else untrained(source.model, options.seed)
+    )
     special = add_rows(pretrained, generator)
     numbers = [example.label for example in splits["train"]]
     model = FineTuned(
@@ -153,7 +155,7 @@ def sequence_limit(model: PreTrainedModel, asked: int | None) -> int:
     return asked or most
 
 
-def anew(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+def untrained(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """The same architecture as it is before any training."""
     torch.manual_seed(seed)
     return type(model)(model.config)

@@ -73,6 +73,7 @@ class TrainedRun:
 
     Attributes:
         trained: what the checkpoint holds.
+        folder: of the run, above that of its checkpoints.
         config: of the run, resolved; empty if there is no ``config.yaml`` beside the checkpoints.
 
     Raises:
@@ -81,7 +82,8 @@ class TrainedRun:
 
     def __init__(self, checkpoint: str | Path, root: str | Path | None = None) -> None:
         self.trained: Trained = read_trained(checkpoint)
-        file = self.trained.path.parent.parent / "config.yaml"
+        self.folder = self.trained.path.parent.parent
+        file = self.folder / "config.yaml"
         content: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
         self.config: dict[str, Any] = content
         self._config_file, self._root = file, root

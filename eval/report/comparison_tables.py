@@ -11,7 +11,7 @@ from dept.evaluation.report.compare import AVERAGE, Comparison, compare, improve
 from dept.evaluation.report.measured import SPREAD, cells, runs_of
 from dept.evaluation.report.names import BUDGETS, COMPARED, METHODS, METRICS, PLASTICITY, label
 from dept.evaluation.report.run_records import select
-from dept.evaluation.report.table import Cell, Table
+from dept.evaluation.report.table import Table
 
 _KINDS = {"sources": "sources", "held_out": "held-out sources"}
 
@@ -45,7 +45,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         better = f"{(row > 0).sum()} of {len(row)}"
         runs = runs_of(comparison.values.loc[method].index)
         texts = (label(method), percent(row.mean()), *ends, better, runs)
-        rows.append([Cell(text) for text in texts])
+        rows.append(texts)
     caption = (
         "Improvement in a column: 100 (1 - m / b) percent, where m is the method's mean over "
         "runs and b the lowest mean of any baseline in that same column; positive is better. "
@@ -53,9 +53,8 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         "method; those of baselines are in the table above."
     )
     title = f"{tables[0].title}: improvement over the best baseline of each column"
-    head = ("method", "average", "minimum", "maximum", "columns better", "runs")
-    heads = [(name, "") for name in head]
-    return [*tables, Table(comparison.corpus, comparison.stage, title, caption, heads, rows)]
+    head = ["method", "average", "minimum", "maximum", "columns better", "runs"]
+    return [*tables, Table(comparison.corpus, comparison.stage, title, caption, head, rows)]
 
 
 def text_of(comparison: Comparison) -> str:
@@ -69,12 +68,9 @@ def percent(value: float) -> str:
 
 def _main(comparison: Comparison) -> Table:
     notes = {name: f"unigram CE {value:.2f}" for name, value in comparison.unigram.items()}
-    head = [("method", ""), *((name, notes.get(name, "")) for name in comparison.columns)]
-    head += [("average", ""), ("runs", "")]
+    columns = [(name, notes.get(name, "")) for name in comparison.columns]
     digits = {c: comparison.digits(c) for c in [*comparison.columns, AVERAGE]}
-    rows = [
-        [Cell(label(method)), *row] for (method,), row in cells(comparison.values, digits).items()
-    ]
+    found = cells(comparison.values, digits)
     dept = [
         place for place, m in enumerate(comparison.means.index) if m not in comparison.baselines
     ]
@@ -90,8 +86,8 @@ def _main(comparison: Comparison) -> Table:
         comparison.stage,
         ", ".join(filter(None, parts)),
         _caption(comparison),
-        head,
-        rows,
+        ["method", *columns, "average", "runs"],
+        [[label(method), *row] for (method,), row in found.items()],
         parts=tuple(place for place in dept[:1] if place),  # between baselines and DEPT
     )
 

@@ -8,7 +8,7 @@ import pandas as pd
 from dept.evaluation.report.measured import SPREAD, cells, pivoted
 from dept.evaluation.report.names import label
 from dept.evaluation.report.run_records import select
-from dept.evaluation.report.table import Cell, Table
+from dept.evaluation.report.table import Table
 
 # Keys of a record's ``baselines``.
 WITHOUT = {
@@ -35,16 +35,16 @@ def downstream(records: pd.DataFrame, corpus: str) -> list[Table]:
         # It has no seed, and is the same in every run that reads the same.
         found = {r.task: r.baselines[key] for r in here.itertuples() if key in r.baselines}
         texts = (f"{found[task]:.3f}" if task in found else "" for task in metrics)
-        rows += [[Cell(name), *map(Cell, texts), Cell("")]] if found else []
+        rows += [[name, *texts, ""]] if found else []
     values = [run.test[run.metric] for run in here.itertuples()]
     tested = pivoted(here, values, ["init", "method"], "task").reindex(columns=list(metrics))
     untrained, trained = (tested[tested.index.isin([i], "init")] for i in ("random", "pretrained"))
     for row in cells(untrained.droplevel("method"), 3, best=None).values():
-        rows.append([Cell("no pre-training"), *row])
+        rows.append(["no pre-training", *row])
     of_methods = cells(trained, 3, best=np.fmax)
     baselines = set(here["method"][here["baseline"]])
     parts = dict.fromkeys((len(rows), len(rows) + sum(m in baselines for _, m in of_methods)))
-    rows += [[Cell(label(method)), *row] for (_, method), row in of_methods.items()]
+    rows += [[label(method), *row] for (_, method), row in of_methods.items()]
     caption = (
         "On test examples, higher is better; of the epoch that was best on validation examples; "
         f"best of the methods bold; {SPREAD}. Above the line, without pre-training: linear models "
@@ -52,7 +52,6 @@ def downstream(records: pd.DataFrame, corpus: str) -> list[Table]:
         "same body from random initialisation. Bodies are those after continued pre-training from "
         "random embeddings."
     )
-    heads = [("method", ""), *((task, NAMES[metric]) for task, metric in metrics.items())]
-    heads.append(("runs", ""))
+    head = ["method", *((task, NAMES[metric]) for task, metric in metrics.items()), "runs"]
     title = f"{corpus}, fine-tuning"
-    return [Table(corpus, "downstream", title, caption, heads, rows, tuple(parts))]
+    return [Table(corpus, "downstream", title, caption, head, rows, tuple(parts))]

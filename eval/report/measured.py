@@ -76,7 +76,7 @@ def cells(
     digits: int | Mapping[Any, int],
     best: np.ufunc | None = np.fmin,
     axis: int = 0,
-) -> dict[tuple[Any, ...], list[Cell]]:
+) -> dict[tuple[Any, ...], list[Cell | str]]:
     """A table's cells by row: of each column, and how many runs the row is of.
 
     Args:
@@ -98,5 +98,5 @@ def cells(
             Cell(text(runs[name], d, len(runs)), f"{m:.{d}f}" == f"{h:.{d}f}" != "nan")
             for (name, d), m, h in zip(digits.items(), mean, highest, strict=True)
         ]
-        found[key].append(Cell(runs_of(runs.index)))
+        found[key].append(runs_of(runs.index))
     return found

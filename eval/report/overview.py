@@ -8,21 +8,17 @@ from dept.evaluation.report.compare import AVERAGE, Comparison, won
 from dept.evaluation.report.comparison_tables import percent, text_of
 from dept.evaluation.report.measured import SPREAD, runs_of, text
 from dept.evaluation.report.names import BUDGETS, METHODS, METRICS, label
-from dept.evaluation.report.table import Cell, Table
+from dept.evaluation.report.table import Table
 
 
 def methods(records: pd.DataFrame) -> list[Table]:
     """What each method is."""
     baseline = records.groupby("method")["baseline"].first()
     shown = [method for method in METHODS if method in baseline]
-    rows = [
-        [Cell(label(m)), Cell("baseline" if baseline[m] else "DEPT"), Cell(METHODS[m].what)]
-        for m in shown
-    ]
+    rows = [[label(m), "baseline" if baseline[m] else "DEPT", METHODS[m].what] for m in shown]
     caption = "In the order of all tables and plots."
-    heads = [(name, "") for name in ("method", "kind", "what it is")]
-    parts = (int(baseline.sum()),)
-    return [Table("", "overview", "Methods", caption, heads, rows, parts, texts=3)]
+    head, parts = ["method", "kind", "what it is"], (int(baseline.sum()),)
+    return [Table("", "overview", "Methods", caption, head, rows, parts, texts=3)]
 
 
 def overview(every: list[Comparison]) -> list[Table]:
@@ -55,7 +51,7 @@ def overview(every: list[Comparison]) -> list[Table]:
             f"{ours} of {both}",
             "" if clear is None else f"{clear} of {both}",
         ]
-        rows.append([Cell(text) for text in texts])
+        rows.append(texts)
     if not rows:
         return []
     caption = (
@@ -72,7 +68,7 @@ def overview(every: list[Comparison]) -> list[Table]:
     head = ["corpus", "stage", "baselines", "text", "metric", "best baseline", "best DEPT"]
     head += ["improvement", "in pairs", "columns won", "by every run"]
     title = "Best baseline and best DEPT method"
-    return [Table("", "overview", title, caption, [(name, "") for name in head], rows, texts=7)]
+    return [Table("", "overview", title, caption, head, rows, texts=7)]
 
 
 def paired(ours: pd.Series, theirs: pd.Series) -> str:

@@ -11,7 +11,7 @@ from dept.evaluation.report.names import METRICS, STAGES, label
 from dept.evaluation.report.overview import methods, overview
 from dept.evaluation.report.run_records import RUN, number, select
 from dept.evaluation.report.sent import sent
-from dept.evaluation.report.table import Cell, Table, plain
+from dept.evaluation.report.table import Table
 from dept.evaluation.report.tuning import tuning, tuning_cpt
 
 
@@ -47,7 +47,7 @@ def communication(records: pd.DataFrame, corpus: str) -> list[Table]:
             "" if pd.isna(of[key]) else form.format(of[key] / unit)
             for key, (_, form, unit) in columns.items()
         )
-        rows.append([Cell(label(method)), *map(Cell, texts), Cell(of["runs"])])
+        rows.append([label(method), *texts, of["runs"]])
     caption = (
         "Means over runs. Parameters a step: what a source gives to the average, spread over its "
         "local steps; reduction: how many times that goes into the whole model. A source in all: "
@@ -57,7 +57,8 @@ def communication(records: pd.DataFrame, corpus: str) -> list[Table]:
         "then."
     )
     head = ["method", *(name for name, _, _ in columns.values()), "runs"]
-    return plain(corpus, "communication", "what is exchanged", caption, head, rows)
+    title = f"{corpus}, what is exchanged"
+    return [Table(corpus, "communication", title, caption, head, rows)] if rows else []
 
 
 _AS_COMPARED = {"pretrain": "as compared", "cpt_random": "as compared, CPT"}
@@ -77,13 +78,14 @@ def study(records: pd.DataFrame, corpus: str) -> list[Table]:
             found = (pd.Series([number(a.get(m)) for a in of["average"]]) for m in METRICS)
             values = [text(v, digits, len(of)) for v, digits in zip(found, (1, 3), strict=True)]
             runs = runs_of(of.set_index(RUN).index)
-            rows.append([Cell(t) for t in (name, label(method), *given, *values, runs)])
+            rows.append([name, label(method), *given, *values, runs])
     caption = (
         "Averages over sources after pre-training, or after continued pre-training where the name "
         f"says so; lower is better; {SPREAD}. Perplexity may be compared within one tokenizer only."
     )
     head = ["setting", "method", "learning rate", "steps", *METRICS.values(), "runs"]
-    return plain(corpus, "study", "other settings", caption, head, rows, texts=2)
+    title = f"{corpus}, other settings"
+    return [Table(corpus, "study", title, caption, head, rows, texts=2)] if rows else []
 
 
 def setting(records: pd.DataFrame, corpus: str) -> list[Table]:
@@ -104,14 +106,15 @@ def setting(records: pd.DataFrame, corpus: str) -> list[Table]:
                 "tokens",
             )
             texts = [STAGES[stage], label(method), str(len(runs))]
-            rows.append([Cell(t) for t in [*texts, *(_values(drawn[key]) for key in keys)]])
+            rows.append([*texts, *(_values(drawn[key]) for key in keys)])
     caption = (
         "Draws: numbers of the random embeddings that runs start from. Learning rate: its peak. "
         "Steps: sequential ones of a source's training. Tokens: all that a run trained on."
     )
     head = ["stage", "method", "runs", "seeds", "draws", "learning rate", "rounds"]
     head += ["local steps", "steps", "tokens"]
-    return plain(corpus, "setting", "runs", caption, head, rows, tuple(parts), texts=2)
+    title = f"{corpus}, runs"
+    return [Table(corpus, "setting", title, caption, head, rows, tuple(parts), 2)] if rows else []
 
 
 def _values(values: pd.Series) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 from dept.evaluation.report.measured import SPREAD, cells, pivoted
 from dept.evaluation.report.names import METRICS, STARTS, label, metric_of
 from dept.evaluation.report.run_records import select
-from dept.evaluation.report.table import Cell, Table, plain
+from dept.evaluation.report.table import Table
 
 
 def tuning(records: pd.DataFrame, corpus: str) -> list[Table]:
@@ -62,10 +62,8 @@ def _by_rate(
     if runs.empty:
         return []
     values = pivoted(runs, [of.get(metric) for of in runs["average"]], keys, "learning_rate")
-    rows = [
-        [*map(Cell, key[:-1]), Cell(label(key[-1])), *row]
-        for key, row in cells(values, digits, axis=1).items()
-    ]
+    found = cells(values, digits, axis=1)
+    rows = [[*starts, label(method), *row] for (*starts, method), row in found.items()]
     names = [{"start": "embedding"}.get(key, key) for key in keys]
     head = [*names, *(f"{rate:g}" for rate in values), "runs"]
-    return plain(corpus, "tuning", title, caption, head, rows, texts=len(keys))
+    return [Table(corpus, "tuning", f"{corpus}, {title}", caption, head, rows, texts=len(keys))]

@@ -1,4 +1,4 @@
-"""Bits per byte of raw text under a model: figures that may be compared between tokenizers.
+"""Bits per byte of raw text under a model: values that may be compared between tokenizers.
 
 Text is read as in training: an end-of-text token before each document, tokens in a row, cut into
 windows of the model's context. A window begins with the last token of the one before, so each token
@@ -23,7 +23,7 @@ from dept.evaluation.models.source_models import SourceModel, context_length
 from dept.evaluation.scoring.spelling import Speller
 
 UNKNOWN_BYTE = 8 * math.log(2)
-"""Nats for a byte that the vocabulary cannot tell, on top of its unknown token: one in 256."""
+"""Nats for a byte that the vocabulary cannot spell, on top of its unknown token: one in 256."""
 
 _IGNORED = -100
 CONTEXT = 2048  # of models without a limit
