@@ -140,7 +140,7 @@ def test_the_seed_decides(root):
         ),
         (["checkpoint=runs/none/checkpoints", "run_name=x"], "is not a checkpoint, nor a folder"),
         (["max_length=64", "run_name=x"], "max_length is 64, and the model reads 32 tokens"),
-        (["learning_rate=1", "run_name=x"], "has no option 'learning_rate'"),
+        (["learning_rate=1", "run_name=x"], "has no key 'learning_rate'"),
     ],
 )
 def test_what_cannot_be_run_is_one_sentence(root, capsys, more, message):
