@@ -1,9 +1,10 @@
 """The tables of other stages, and the lines of plots, on hand-made records."""
 
 import math
+import warnings
 
 import numpy as np
-from run_record import bold, by_title, cells, fine_tuned, record
+from run_record import bold, by_title, cells, everything, fine_tuned, record
 
 from dept.evaluation.report import curves
 from dept.evaluation.report.run_records import arranged
@@ -163,3 +164,11 @@ def test_curves_are_means_and_tokens_of_bodies_are_added_up():
 
     draws = [record("spec", {}, seed=17, draw=draw) for draw in (0, 1, 2)]
     assert curves.over_tokens(arranged(draws), "c", "cpt_random")["spec"].y.shape == (3, 3)
+
+
+def test_a_comparison_has_tables_after_its_first_run_whichever_that_is():
+    first = [r for r in everything() if r["method"] in ("spec", "std_steps") and r["seed"] == 17]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of pandas, which a user would read
+        for run in [*first, fine_tuned("spec", 0.5, init="random"), record("spec", {}, "study")]:
+            assert len(tables(arranged([run]))) > 1

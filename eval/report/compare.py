@@ -52,6 +52,10 @@ class Comparison:
         """Over the runs of each method; ``inf`` if one of them diverged."""
         return self.values.groupby("method", sort=False).mean()
 
+    def runs(self, method: str) -> pd.DataFrame:
+        """Values of one method, by seed and draw."""
+        return self.values[self.values.index.isin([method], "method")].droplevel("method")
+
     def side(self, baseline: bool) -> pd.DataFrame:
         """The finite means of baselines, or of DEPT's methods."""
         means = self.means[self.means.index.isin(self.baselines) == baseline]
@@ -62,7 +66,7 @@ class Comparison:
         means = self.side(baseline)[column].dropna()
         if means.empty:
             return None
-        return means.idxmin(), self.values.loc[means.idxmin(), column].dropna()
+        return means.idxmin(), self.runs(means.idxmin())[column].dropna()
 
     def digits(self, column: str) -> int:
         """Decimals of a column: three significant digits of its smallest value at least."""

@@ -43,7 +43,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         row = row.dropna()
         ends = [f"{percent(row[name])} ({name})" for name in (row.idxmin(), row.idxmax())]
         better = f"{(row > 0).sum()} of {len(row)}"
-        runs = runs_of(comparison.values.loc[method].index)
+        runs = runs_of(comparison.runs(method).index)
         texts = (label(method), percent(row.mean()), *ends, better, runs)
         rows.append(texts)
     caption = (

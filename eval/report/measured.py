@@ -88,6 +88,8 @@ def cells(
     """
     digits = digits if isinstance(digits, Mapping) else dict.fromkeys(values, digits)
     groups = list(values.groupby([n for n in values.index.names if n not in RUN], sort=False))
+    if not groups:
+        return {}
     means = np.array([runs.mean() for _, runs in groups])
     finite = np.where(np.isfinite(means), means, np.nan)
     top = best.reduce(finite, axis=axis, keepdims=True) if best else np.full_like(means, np.nan)

@@ -59,9 +59,9 @@ def _by_rate(
     title: str,
     caption: str,
 ) -> list[Table]:
-    if runs.empty:
-        return []
     values = pivoted(runs, [of.get(metric) for of in runs["average"]], keys, "learning_rate")
+    if values.empty:
+        return []
     found = cells(values, digits, axis=1)
     rows = [[*starts, label(method), *row] for (*starts, method), row in found.items()]
     names = [{"start": "embedding"}.get(key, key) for key in keys]
