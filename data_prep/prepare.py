@@ -22,6 +22,7 @@ from typing import Any
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from rich.console import Console
 
+from dept import terminal
 from dept.data.corpus import GLOBAL, SPLITS, PreparedSource, read_corpus, read_source
 from dept.data.shard_files import read_index, refuse_missing
 from dept.data.tokenizer_files import tokenizer_hash
@@ -153,10 +154,9 @@ class Preparation:
             s.name: {"path": self.data / s.name, "bytes": collected[s.name]["train"]["bytes"]}
             for s in self.corpus.sources
         }
-        options = {GLOBAL: self.corpus.global_tokenizer}
-        options |= {s.name: own for s in self.corpus.sources if (own := self.corpus.own(s))}
-        texts = {n: {n: sizes[n]} for n in options if n != GLOBAL}
-        texts[GLOBAL] = sizes
+        owns = {s.name: own for s in self.corpus.sources if (own := self.corpus.own(s))}
+        options = {GLOBAL: self.corpus.global_tokenizer, **owns}
+        texts = {GLOBAL: sizes, **{name: {name: sizes[name]} for name in owns}}
         todo = [n for n in options if not (self.tokenizers / n).exists()]
         trained = [n for n in todo if not (options[n].path or options[n].hub)]
         words = sorted(
@@ -292,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped; the same command continues from here.", file=sys.stderr)
         return 130
     if worked:
-        console.print(summary_table(options.root, corpus.corpus))
+        terminal.show(summary_table(options.root, corpus.corpus), keys=2, console=console)
     done = "ready" if worked else "complete, nothing to do"
     seconds = time.monotonic() - start
     console.print(f"{preparation.data} is {done} ({seconds:.1f} s).", highlight=False)

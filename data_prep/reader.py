@@ -55,9 +55,9 @@ class Reader:
                 yield document
             except BadDocument as bad:
                 if self.source.bad_documents == "refuse":
-                    mend = "raise that" if isinstance(bad, TooLong) else "mend it"
+                    fix = "raise that" if isinstance(bad, TooLong) else "correct it"
                     raise DataError(
-                        f"Source {self.source.name}: {where} {bad}; {mend}, or leave such "
+                        f"Source {self.source.name}: {where} {bad}; {fix}, or leave such "
                         f"documents out with `bad_documents: skip` in {self.source.name}."
                     ) from None
                 self.skipped += 1

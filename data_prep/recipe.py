@@ -39,7 +39,7 @@ def check_recipe(
     Args:
         directory: `data/<corpus>`.
         tokenizers: `tokenizers/<corpus>`, for the message.
-        corpus: what the yaml says now.
+        corpus: as in the yaml now.
         folders: where its files are looked for.
 
     Raises:
@@ -58,16 +58,16 @@ def check_recipe(
         inputs[source.name] = [f"{path.name} {fingerprint(path)}" for path in files]
     now = json.loads(json.dumps({"options": corpus.recipe(), "inputs": inputs}))
     before = read_json(directory / "recipe.json")
-    mend = f"delete {directory} and {tokenizers} to make it anew, or choose another corpus name."
+    fix = f"delete {directory} and {tokenizers} to make it again, or choose another corpus name."
     for folder in (directory, tokenizers):
         if before is None and any(not p.name.startswith(".") for p in folder.glob("*")):
-            raise DataError(f"{folder} holds files that no recipe.json in {directory} owns: {mend}")
+            raise DataError(f"{folder} holds files that no recipe.json in {directory} owns: {fix}")
     if before and (finished or any(directory.glob("*/text/parts/*.json"))):
         if finished:
             now["inputs"] = {**before["inputs"], **now["inputs"]}
         change = difference(before, now)
         if change:
-            raise DataError(f"{directory} was made from something else: {change}; {mend}")
+            raise DataError(f"{directory} was made from something else: {change}; {fix}")
     elif before != now:
         write_json(directory / "recipe.json", now)
 

@@ -1,4 +1,4 @@
-"""Questions of which line goes on with a text, made from a prepared corpus:
+"""Questions of which line continues a text, made from a prepared corpus:
 
     python eval/continuations.py --corpus multidomain --source bible
 
@@ -10,14 +10,13 @@ on, and `bible_continues_test.jsonl` from validation text, which they never see:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dept.checkpoint import durable
 from dept.data.corpus import read_corpus
 from dept.errors import DataError
+from dept.evaluation.output import write_rows
 from dept.evaluation.scoring.questions import continuations
 from dept.evaluation.scoring.validation_text import documents
 
@@ -39,10 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, split, each in (("train", "train", chosen.train), ("test", "val", chosen.test)):
             path = folder / f"{chosen.source}_continues_{name}.jsonl"
             texts = [document.text for document in documents(corpus, chosen.source, split=split)]
-            questions = continuations(texts, each, chosen.lines)
-            lines = (json.dumps(question, ensure_ascii=False) + "\n" for question in questions)
-            durable.write(path, "".join(lines))
-            print(f"{path}: {len(questions):,} rows")
+            write_rows(path, continuations(texts, each, chosen.lines))
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

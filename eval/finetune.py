@@ -4,7 +4,7 @@
         checkpoint=runs/<run_name>/checkpoints [source=global] [key=value ...]
 
 Sequences, head and losses are those of Radford et al. 2018; Composer trains. `val` chooses the
-epoch, of which `test` is told. The keys, with their defaults, are in eval/finetuning/options.py.
+epoch whose `test` is reported. The keys, with their defaults, are in eval/finetuning/options.py.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
 
+from dept import terminal
 from dept.checkpoint import durable, run_folder, trust
 from dept.config import extends
 from dept.errors import NotSaved
@@ -35,7 +35,7 @@ from dept.evaluation.finetuning.options import FineTuneOptions, read_options
 from dept.training.summary import read_summary
 from dept.transport.launcher import end_with_launcher
 
-# What a run may be gone on with though it is another.
+# What may differ when a run is resumed.
 _NOT_SHAPING = ("folder", "root", "save_interval", "device_train_microbatch_size")
 
 
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
             with run_folder.hold(folder) if is_first else nullcontext():
                 summary = run(options, name, folder, is_first)
         elif is_first:
-            print(f"{folder} is finished; another run_name trains anew", file=sys.stderr)
+            print(f"{folder} is finished; another run_name trains again", file=sys.stderr)
     except ValueError as error:
         if is_first:
             print(f"{arguments[0]}: {error}", file=sys.stderr)
@@ -118,7 +118,6 @@ def run(options: FineTuneOptions, name: str, folder: Path, is_first: bool) -> di
 
 def show(summary: dict[str, Any], folder: Path) -> None:
     """Print what came of it, beside the baselines."""
-    console = Console(width=None if Console().is_terminal else 110)
     counts = ", ".join(f"{count:,} {name}" for name, count in summary["examples"].items())
     table = Table(title=f"{summary['task']}: {counts}")
     table.add_column("test")
@@ -129,11 +128,11 @@ def show(summary: dict[str, Any], folder: Path) -> None:
     table.add_section()
     body = "random initialisation" if summary["init"] == "random" else summary["source"]
     table.add_row(f"fine-tuned, {body}", *(f"{value:.3f}" for value in summary["test"].values()))
-    console.print(table)
+    terminal.show(table)
     best = summary["best"]
     chosen = f"{summary['metric']} on val is highest ({best['val'][summary['metric']]:.3f})"
-    console.print(f"Of epoch {best['epoch']}, whose {chosen}.", highlight=False)
-    console.print(f"{folder}: summary.json, metrics.jsonl, config.yaml, checkpoints", style="dim")
+    terminal.say(f"Of epoch {best['epoch']}, whose {chosen}.")
+    terminal.say(f"{folder}: summary.json, metrics.jsonl, config.yaml, checkpoints", style="dim")
 
 
 if __name__ == "__main__":

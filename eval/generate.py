@@ -1,4 +1,4 @@
-"""Text that goes on from a prompt, in the tokenizer and with the embedding that the prompt is for:
+"""Text that continues a prompt, in the tokenizer and with the embedding that the prompt is for:
 
     python eval/generate.py CHECKPOINT --prompt "Turn on the" [--route model] [--source en]
     echo "Turn on the" | python eval/generate.py CHECKPOINT --prompt - --temperature 0
@@ -77,10 +77,11 @@ def continuation(source: SourceModel, prompt: str, sampling: Sampling) -> str:
     import torch
     from transformers import GenerationConfig
 
-    from dept.evaluation.scoring.scorer import context_length, first_token
+    from dept.evaluation.models.source_models import context_length
+    from dept.evaluation.scoring.scorer import CONTEXT, first_token
     from dept.evaluation.scoring.spelling import Speller
 
-    tokenizer, context = source.tokenizer, context_length(source.model)
+    tokenizer, context = source.tokenizer, context_length(source.model) or CONTEXT
     (spelled,) = Speller(tokenizer, source.untrained_ids).spell([prompt])
     ids, end = [first_token(tokenizer), *spelled.ids], tokenizer.eos_token_id
     if spelled.unknown_bytes:

@@ -8,13 +8,13 @@ lm-evaluation-harness reads it as a local data set, without the hub: `make lm-ev
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dept.data.corpus import read_corpus
 from dept.errors import DataError
+from dept.evaluation.output import write_rows
 from dept.evaluation.scoring.questions import continuations
 from dept.evaluation.scoring.validation_text import documents
 
@@ -35,11 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         corpus.source(chosen.source)
         texts = [document.text for document in documents(corpus, chosen.source)]
         tables = {"text": [{"text": text} for text in texts], "continuation": continuations(texts)}
-        chosen.out.mkdir(parents=True, exist_ok=True)
         for name, rows in tables.items():
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (chosen.out / f"{name}.jsonl").write_text("".join(lines))
-            print(f"{chosen.out / name}.jsonl: {len(rows)} rows of {chosen.source}")
+            write_rows(chosen.out / f"{name}.jsonl", rows)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,9 +1,13 @@
-"""Files that a command of evaluation writes."""
+"""Files that commands of evaluation write."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from dept.checkpoint import durable
 from dept.errors import ConfigError
 
 
@@ -15,3 +19,9 @@ def refuse_to_overwrite(path: Path | None, force: bool) -> None:
     """
     if path is not None and path.exists() and not force:
         raise ConfigError(f"{path} is there already: name another --out, or give --force")
+
+
+def write_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Write rows as lines of JSON, and print how many there are."""
+    durable.write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    print(f"{path}: {len(rows):,} rows")

@@ -17,10 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from dept import terminal
 from dept.checkpoint import durable
 from dept.costs.__main__ import number
 from dept.data.corpus import GLOBAL, PreparedCorpus, read_corpus
@@ -85,48 +87,40 @@ def measure(
     }
 
 
-def bits(matrix: Matrix) -> dict[str, dict[str, float]]:
-    """The bits per byte of a matrix alone."""
-    return {
-        name: {embedding: cell["bits_per_byte"] for embedding, cell in row.items()}
-        for name, row in matrix.items()
-    }
+def bits(matrix: Matrix) -> pd.DataFrame:
+    """The bits per byte of a matrix alone: texts (rows) by embeddings (columns)."""
+    return pd.DataFrame(matrix).T.map(lambda score: score["bits_per_byte"])
 
 
-def embedding_for(source: str, row: Mapping[str, float]) -> str:
-    """The embedding that a model is listed with for a source's text.
+def listed(matrix: Matrix) -> pd.DataFrame:
+    """By text (rows): the ``embedding`` that a model is listed with, and its ``bits_per_byte``.
 
-    Its own; else the global one; else the one with the lowest figure, which is then a choice that
-    the text itself made.
+    The embedding is the source's own; else the global one; else the one with the lowest value,
+    which is then a choice that the text itself made, and ``is_best``.
     """
-    for name in (source, GLOBAL):
-        if name in row:
-            return name
-    return min(row, key=row.__getitem__)
-
-
-def listed(matrix: Matrix) -> dict[str, dict[str, Any]]:
-    """By text: the embedding that a model is listed with, and its bits per byte."""
-    chosen = {name: (embedding_for(name, row), row) for name, row in bits(matrix).items()}
-    return {
-        name: {"embedding": embedding, "bits_per_byte": row[embedding]}
-        for name, (embedding, row) in chosen.items()
-    }
+    rows = bits(matrix)
+    fixed = [next((n for n in (text, GLOBAL) if n in rows), None) for text in rows.index]
+    chosen = [name or row.idxmin() for name, (_, row) in zip(fixed, rows.iterrows(), strict=True)]
+    return pd.DataFrame(
+        {
+            "embedding": chosen,
+            "bits_per_byte": [rows.at[pair] for pair in zip(rows.index, chosen, strict=True)],
+            "is_best": [name is None and len(rows.columns) > 1 for name in fixed],
+        },
+        index=rows.index,
+    )
 
 
 def matrix_table(name: str, matrix: Matrix, corpus: PreparedCorpus) -> Table:
     """Rows are texts, held-out ones below, columns embeddings; the lowest of a row is bold."""
     rows = bits(matrix)
-    embeddings = list(next(iter(rows.values())))
     view = Table(title=f"{name}: bits per byte of texts (rows) under embeddings (columns)")
     view.add_column("text")
-    for embedding in embeddings:
+    for embedding in rows:
         view.add_column(embedding, justify="right")
-    for sources, note in ((corpus.sources, ""), (corpus.held_out, " (held out)")):
+    for sources, note in _parts(corpus):
         for source in sources:
-            lowest = min(rows[source].values())
-            figures = (_bold(rows[source][e], lowest) for e in embeddings)
-            view.add_row(f"{source}{note}", *figures)
+            view.add_row(f"{source}{note}", *_bold(rows.loc[source]))
         view.add_section()
     return view
 
@@ -145,32 +139,28 @@ def models_table(found: Mapping[str, Mapping[str, Any]], corpus: PreparedCorpus)
     view.add_row("tokens trained", *("unknown" if n is None else number(n) for n in tokens))
     view.add_row("context", *(f"{model['context']}" for model in found.values()))
     view.add_section()
-    chosen = {name: listed(model["matrix"]) for name, model in found.items()}
-    for sources, note in ((corpus.sources, ""), (corpus.held_out, " (held out)")):
-        if not sources:
-            continue
+    rows, is_best = (_of_models(found, key) for key in ("bits_per_byte", "is_best"))
+    for sources, note in _parts(corpus):
         for source in sources:
-            cells = [row[source] for row in chosen.values()]
-            lowest = min(cell["bits_per_byte"] for cell in cells)
-            marks = ["" if _is_fixed(source, name, found) else "*" for name in found]
-            figures = [_bold(cell["bits_per_byte"], lowest) for cell in cells]
-            view.add_row(f"{source}{note}", *(f + m for f, m in zip(figures, marks, strict=True)))
-        means = [
-            sum(row[source]["bits_per_byte"] for source in sources) / len(sources)
-            for row in chosen.values()
-        ]
-        view.add_row(f"average{note}", *(_bold(mean, min(means)) for mean in means))
+            marks = ("*" if best else "" for best in is_best.loc[source])
+            cells = zip(_bold(rows.loc[source]), marks, strict=True)
+            view.add_row(f"{source}{note}", *map("".join, cells))
+        view.add_row(f"average{note}", *_bold(rows.loc[list(sources)].mean()))
         view.add_section()
     return view
 
 
-def _is_fixed(source: str, name: str, found: Mapping[str, Mapping[str, Any]]) -> bool:
-    row = found[name]["matrix"][source]
-    return len(row) == 1 or source in row or GLOBAL in row
+def _of_models(found: Mapping[str, Mapping[str, Any]], key: str) -> pd.DataFrame:
+    return pd.DataFrame({name: listed(model["matrix"])[key] for name, model in found.items()})
 
 
-def _bold(value: float, lowest: float) -> str:
-    return f"[bold]{value:.3f}[/bold]" if value == lowest else f"{value:.3f}"
+def _parts(corpus: PreparedCorpus) -> list[tuple[Sequence[str], str]]:
+    both = (corpus.sources, ""), (corpus.held_out, " (held out)")
+    return [(sources, note) for sources, note in both if sources]
+
+
+def _bold(row: pd.Series) -> list[str]:
+    return [f"[bold]{v:.3f}[/bold]" if v == row.min() else f"{v:.3f}" for v in row]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -232,7 +222,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], PreparedCorp
     if folder is None:
         if models[0].run is None:
             raise ConfigError(f"{models[0].path} has no folder of a run to write to: give --out")
-        folder = models[0].run.trained.path.parent.parent / "perplexity"
+        folder = models[0].run.folder / "perplexity"
     refuse_to_overwrite(folder / "perplexity.json", options.force)
     texts = {s: documents(corpus, s, options.bytes) for s in corpus.sources + corpus.held_out}
     found = {m.name: measure(m, texts, options.context, options.device) for m in models}
@@ -251,12 +241,11 @@ def _tokens(argument: str) -> tuple[str, float]:
 
 
 def _show(found: Mapping[str, Mapping[str, Any]], corpus: PreparedCorpus) -> None:
-    console = Console(width=None if Console().is_terminal else 120)
     for name, model in found.items():
         if len(found) == 1 or len(model["parameters"]) > 1:
-            console.print(matrix_table(name, model["matrix"], corpus))
+            terminal.show(matrix_table(name, model["matrix"], corpus))
     if len(found) > 1:
-        console.print(models_table(found, corpus))
+        terminal.show(models_table(found, corpus))
 
 
 def _save(
@@ -264,33 +253,28 @@ def _save(
 ) -> None:
     from dept.evaluation.report.heat_map import heat_map
 
-    written = []
-    for name, model in found.items():
-        if len(model["parameters"]) > 1:
-            written.append(folder / f"{name.replace('/', '--')}.png")
-            title = f"{name}: bits per byte of {corpus.name}"
-            durable.write(
-                written[-1], heat_map(_labelled(bits(model["matrix"]), corpus), title, "embedding")
-            )
-    chosen = {name: listed(model["matrix"]) for name, model in found.items()}
+    maps = {
+        f"{name.replace('/', '--')}.png": (bits(model["matrix"]), f"{name}: ", "embedding")
+        for name, model in found.items()
+        if len(model["parameters"]) > 1
+    }
     if len(found) > 1:
-        rows = {
-            source: {name: row[source]["bits_per_byte"] for name, row in chosen.items()}
-            for source in corpus.sources + corpus.held_out
+        maps["models.png"] = (_of_models(found, "bits_per_byte"), "", "model")
+    labels = {name: f"{name} (held out)" for name in corpus.held_out}
+    for name, (rows, of, columns) in maps.items():
+        title = f"{of}bits per byte of {corpus.name}"
+        durable.write(folder / name, heat_map(rows.rename(labels), title, columns))
+        print(folder / name)
+    models = {
+        name: {
+            **model,
+            "listed": listed(model["matrix"]).drop(columns="is_best").to_dict("index"),
         }
-        written.append(folder / "models.png")
-        title = f"bits per byte of {corpus.name}"
-        durable.write(written[-1], heat_map(_labelled(rows, corpus), title, "model"))
-    models = {name: {**model, "listed": chosen[name]} for name, model in found.items()}
+        for name, model in found.items()
+    }
     content = {"corpus": corpus.name, "bytes_of_a_source": limit, "models": models}
-    written.append(folder / "perplexity.json")
-    write_json(written[-1], content)
-    print(*written, sep="\n")
-
-
-def _labelled(rows: dict[str, Any], corpus: PreparedCorpus) -> dict[str, Any]:
-    held_out = set(corpus.held_out)
-    return {f"{n} (held out)" if n in held_out else n: row for n, row in rows.items()}
+    write_json(folder / "perplexity.json", content)
+    print(folder / "perplexity.json")
 
 
 if __name__ == "__main__":

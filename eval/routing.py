@@ -1,4 +1,4 @@
-"""Which source a text is of, so that it meets the tokenizer and embedding that know it best:
+"""Which source a text is of, to read it with the tokenizer and embedding that know it best:
 
     python eval/routing.py CHECKPOINT [--lengths 100 500] [--pieces 200] [--out FILE]
     python eval/routing.py --corpus NAME [--own]
@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+import pandas as pd
 from rich.table import Table
 
+from dept import terminal
 from dept.data.corpus import GLOBAL, PreparedCorpus, read_corpus
 from dept.data_prep.files import write_json
 from dept.errors import ConfigError
@@ -32,14 +32,10 @@ from dept.evaluation.scoring.validation_text import documents, pieces
 
 def confusion(router: Router, texts: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
     """By source, how often each was picked for its texts, the most frequent first."""
-    every = [text for given in texts.values() for text in given]
-    picked = router.bits_per_byte(every).argmin(axis=0)
-    found, place = {}, 0
-    for name, given in texts.items():
-        here = Counter(router.names[i] for i in picked[place : place + len(given)])
-        found[name] = dict(here.most_common())
-        place += len(given)
-    return found
+    every = pd.Series(texts).explode()
+    best = router.bits_per_byte(every.tolist()).argmin(axis=0)
+    picked = pd.Series(np.array(router.names)[best], every.index)
+    return {n: of.value_counts().to_dict() for n, of in picked.groupby(level=0, sort=False)}
 
 
 def validation_pieces(
@@ -58,11 +54,6 @@ def validation_pieces(
     return found
 
 
-def accuracy(found: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
-    """Share of right picks by source, from :func:`confusion`."""
-    return {name: row.get(name, 0) / sum(row.values()) for name, row in found.items()}
-
-
 def measure(
     corpus: PreparedCorpus, routers: Mapping[str, Router], lengths: Sequence[int], most: int
 ) -> dict[str, dict[str, Any]]:
@@ -72,16 +63,15 @@ def measure(
         ``{length: {rule: {accuracy, average, confusion}}}``; the average is over sources.
     """
     found: dict[str, dict[str, Any]] = {}
+    names = next(iter(routers.values())).names
     for length in lengths:
-        names = next(iter(routers.values())).names
-        texts = validation_pieces(corpus, names, length, most)
-        found[str(length)] = {}
+        texts, of_length = validation_pieces(corpus, names, length, most), {}
         for rule, router in routers.items():
             rows = confusion(router, texts)
-            by_source = accuracy(rows)
-            average = sum(by_source.values()) / len(by_source)
-            content = {"accuracy": by_source, "average": average, "confusion": rows}
-            found[str(length)][rule] = content
+            right = {name: row.get(name, 0) / sum(row.values()) for name, row in rows.items()}
+            average = sum(right.values()) / len(right)
+            of_length[rule] = {"accuracy": right, "average": average, "confusion": rows}
+        found[str(length)] = of_length
     return found
 
 
@@ -95,14 +85,12 @@ def table(found: Mapping[str, Mapping[str, Any]], title: str) -> Table:
         view.add_column(f"n {length}", justify="right")
         for rule in found[length]:
             view.add_column(f"{rule}, {length} bytes")
-    some = next(iter(next(iter(found.values())).values()))
-    for name in some["confusion"]:
+    first = {length: next(iter(rules.values()))["confusion"] for length, rules in found.items()}
+    for name in next(iter(first.values())):
         cells = []
-        for rules in found.values():
-            some = next(iter(rules.values()))
-            cells.append(str(sum(some["confusion"][name].values())))
-            for result in rules.values():
-                cells.append(_cell(name, result))
+        for length, rules in found.items():
+            cells.append(str(sum(first[length][name].values())))
+            cells += [_cell(name, result) for result in rules.values()]
         view.add_row(name, *cells)
     view.add_section()
     averages = []
@@ -144,9 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    Console(width=None if Console().is_terminal else 120).print(
-        table(found, f"routing: {options.checkpoint or options.corpus}")
-    )
+    terminal.show(table(found, f"routing: {options.checkpoint or options.corpus}"))
     if where:
         write_json(where, found)
         print(where)
@@ -165,7 +151,7 @@ def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], Path | None]
         from dept.evaluation.models.source_models import TrainedRun
 
         run = TrainedRun(options.checkpoint, options.root)
-        where = where or run.trained.path.parent.parent / "routing.json"
+        where = where or run.folder / "routing.json"
         refuse_to_overwrite(where, options.force)
         corpus = run.corpus
         routers = {rule: router_of(run, rule, options.device) for rule in options.rules}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import io
 import lzma
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from contextlib import contextmanager
+from typing import IO, Any
 
 MEMBER_LIMIT = 128 * 2**20
 """Bytes that one file of an archive may have, unpacked; `max_member_bytes` of a source."""
@@ -20,7 +22,11 @@ XZ_MEMORY = 256 * 2**20  # for the dictionary of an xz stream, which may ask for
 NAME_LIMIT = 1024  # characters of a name
 CHUNK = 1 << 18
 
-_FORMATS = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz"}
+_FORMATS: dict[bytes, Any] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
 
 
 class TooMuch(ValueError):
@@ -31,15 +37,12 @@ class Damaged(ValueError):
     """A compressed stream is cut short or altered."""
 
 
-def compression(head: bytes) -> str | None:
-    """``gz``, ``bz2`` or ``xz``, by the first bytes of a stream; ``None`` for any other."""
-    return next((name for magic, name in _FORMATS.items() if head.startswith(magic)), None)
-
-
-def _decompressor(kind: str) -> Any:
-    if kind == "gz":
-        return zlib.decompressobj(wbits=31)
-    return bz2.BZ2Decompressor() if kind == "bz2" else lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+@contextmanager
+def _damage() -> Iterator[None]:
+    try:
+        yield
+    except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+        raise Damaged(f"the compressed stream is damaged: {error}") from None
 
 
 class Unpacked(io.RawIOBase):
@@ -51,11 +54,15 @@ class Unpacked(io.RawIOBase):
         largest: bytes that may be read at once: who asks for more believed a header that lies.
     """
 
-    def __init__(self, packed: BinaryIO, limit: int, largest: int) -> None:
-        self._packed, self._limit, self._largest = packed, limit, largest
-        self._pieces = self._unpack()
-        self._left = b""
-        self._position = 0
+    def __init__(self, packed: IO[bytes], limit: int, largest: int) -> None:
+        self._limit, self._largest, self._position = limit, largest, 0
+        head = packed.read(1 << 10)
+        packed.seek(0)
+        opener = next((f for magic, f in _FORMATS.items() if head.startswith(magic)), None)
+        if opener is lzma.open:  # which takes no limit, so its first header is tried before
+            with _damage():
+                lzma.LZMADecompressor(memlimit=XZ_MEMORY).decompress(head, max_length=1)
+        self._stream = opener(packed, "rb") if opener else packed
 
     def readable(self) -> bool:
         return True
@@ -80,44 +87,13 @@ class Unpacked(io.RawIOBase):
         """
         if size > self._largest:
             raise TooMuch(f"it announces {size:,} bytes at once, more than {self._largest:,}")
-        pieces, missing = [], self._limit + 1 if size < 0 else size
-        while missing > 0:
-            if not self._left:
-                self._left = next(self._pieces, b"")
-                if not self._left:
-                    break
-            piece, self._left = self._left[:missing], self._left[missing:]
-            pieces.append(piece)
-            missing -= len(piece)
-            self._position += len(piece)
-            if self._position > self._limit:
-                raise TooMuch(f"more than {self._limit:,} bytes come out of it")
-        return b"".join(pieces)
-
-    def _unpack(self) -> Iterator[bytes]:
-        data = self._packed.read(CHUNK)
-        kind = compression(data)
-        while data and kind is None:
-            yield data
-            data = self._packed.read(CHUNK)
-        while data:  # a stream may follow another
-            decompressor = _decompressor(kind or "")
-            try:
-                while not decompressor.eof:
-                    out = decompressor.decompress(data, CHUNK)
-                    data = decompressor.unconsumed_tail if kind == "gz" else b""
-                    if out:
-                        yield out
-                    hungry = kind == "gz" or decompressor.needs_input
-                    if not decompressor.eof and not data and (hungry or not out):
-                        data = self._packed.read(CHUNK)
-                        if not data:
-                            raise Damaged("the compressed stream ends early")
-            except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-                raise Damaged(f"the compressed stream is damaged: {error}") from None
-            data = decompressor.unused_data or self._packed.read(CHUNK)
-            if compression(data) != kind:
-                return  # padding
+        left = self._limit + 1 - self._position
+        with _damage():
+            data = self._stream.read(left if size < 0 else min(size, left))
+        self._position += len(data)
+        if self._position > self._limit:
+            raise TooMuch(f"more than {self._limit:,} bytes come out of it")
+        return data
 
 
 def unpack(data: bytes, limit: int) -> bytes:
@@ -127,6 +103,6 @@ def unpack(data: bytes, limit: int) -> bytes:
         TooMuch: more than ``limit`` bytes come out.
         Damaged: the stream is.
     """
-    if compression(data) is None:
+    if not data.startswith(tuple(_FORMATS)):
         return data
     return Unpacked(io.BytesIO(data), limit, limit + 1).read()

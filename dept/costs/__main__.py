@@ -18,9 +18,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
-from rich.console import Console
 from rich.table import Table
 
+from dept import terminal
 from dept.config import extends
 from dept.costs import paper
 from dept.costs.experiment import Costs, costs_of
@@ -41,11 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     yamls = [argument for argument in chosen.yamls if "=" not in argument]
     overrides = [argument for argument in chosen.yamls if "=" in argument]
-    console = Console(width=None if Console().is_terminal else 120)
     if chosen.paper:
         if chosen.yamls or chosen.json or chosen.build:
             _parser().error("--paper stands alone: it has yamls of its own")
-        return paper.show(console)
+        return paper.show()
     if not yamls or chosen.slots < 1:
         _parser().error("name a yaml, or give --paper; --slots is 1 or more")
     every = {}
@@ -60,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.json:
         print(json.dumps({path: costs.as_dict() for path, costs in every.items()}, indent=1))
     else:
-        console.print(_table(every))
-        console.print(NOTES, style="dim", highlight=False)
+        terminal.show(_table(every))
+        terminal.say(NOTES, style="dim")
     return 0
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from dept import terminal
 from dept.config import extends
 from dept.costs.experiment import Costs, costs_of
 
@@ -145,7 +146,7 @@ def compare_reduction() -> Figure:
     return Figure(theirs, ours, None if ours == theirs else SHARE if accounted else "")
 
 
-def show(console: Console) -> int:
+def show(console: Console | None = None) -> int:
     """Print the table and the notes; 1 if a figure is another and not accounted for, else 0."""
     table = Table(title="Parameters: the paper's, and ours rounded to the digits that it prints")
     for header in ("yaml", "mean |V_k|", *(h for name in HEADERS for h in (name, "ours"))):
@@ -162,18 +163,20 @@ def show(console: Console) -> int:
             unaccounted += figure.note == ""
             cells += [figure.theirs, _cell(figure, notes)]
         table.add_row(name, f"{costs.vocabulary.held:,.0f}", *cells)
-    console.print(table)
-    console.print("Vocabularies are the paper's, from the yamls.", highlight=False)
+    terminal.show(table, console=console)
+    terminal.say("Vocabularies are the paper's, from the yamls.", console=console)
     unaccounted += reduction.note == ""
-    console.print(
+    terminal.say(
         f"1B SPEC-OPT communicates {_cell(reduction, notes)} times less than STD, "
         f"{reduction.theirs} in the paper.",
-        highlight=False,
+        console=console,
     )
     for index, note in enumerate(notes, 1):
-        console.print(f"({index}) {note}", highlight=False)
+        terminal.say(f"({index}) {note}", console=console)
     if unaccounted:
-        console.print(f"{unaccounted} figures (?) are not the paper's, and no note says why.")
+        terminal.say(
+            f"{unaccounted} figures (?) are not the paper's, and no note says why.", console=console
+        )
     return 1 if unaccounted else 0
 
 

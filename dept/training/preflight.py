@@ -8,9 +8,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from dept import terminal
 from dept.checkpoint import durable, run_folder
 from dept.config import complete as configs
 from dept.config import extends
@@ -65,12 +65,10 @@ def main(path: str, overrides: Sequence[str], workers: int | None = None) -> int
     for finding in findings:
         said = finding.said.replace("[", "\\[")
         table.add_row(finding.subject, said, marks[finding.fine])
-    has_width = Console().is_terminal or "COLUMNS" in os.environ
-    console = Console(width=None if has_width else 120)
-    console.print(table, highlight=False)
+    terminal.show(table, keys=3)
     wrong = [finding.subject for finding in findings if finding.fine is False]
     verdict = f"cannot start: see {', '.join(wrong)}" if wrong else "can start"
-    console.print(f"{path}: {verdict}", style="bold", highlight=False, soft_wrap=True)
+    terminal.say(f"{path}: {verdict}", style="bold")
     return 2 if wrong else 0
 
 

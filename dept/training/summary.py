@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from dept import terminal
 from dept.training.passes import line
 
 COLUMNS = {
@@ -55,19 +55,18 @@ def table(summary: Mapping[str, Any]) -> Table:
 
 def show(summary: Mapping[str, Any], folder: Path) -> None:
     """Print the table and where the files are."""
-    console = Console(width=None if Console().is_terminal else 110)
-    console.print(table(summary))
+    terminal.show(table(summary))
     sent = summary["communication"]
     if sent["reduction"]:
-        console.print(
+        terminal.say(
             f"A source gives {sent['parameters_per_step']:,.0f} parameters a step to the average, "
             f"in {sent['byte_reduction']:,.0f} times fewer bytes than exchanging every gradient."
         )
     if sent["sent_bytes"]:
-        console.print(
+        terminal.say(
             f"{summary['workers']} workers sent {sent['sent_bytes_per_round'] / 1e6:,.1f} MB a "
             f"round, {sent['every_step_bytes'] / sent['sent_bytes']:.0f} times less than that."
         )
     if said := line(summary["sources"]):
-        console.print(said)
-    console.print(f"{folder}: summary.json, metrics.jsonl, config.yaml, checkpoints", style="dim")
+        terminal.say(said)
+    terminal.say(f"{folder}: summary.json, metrics.jsonl, config.yaml, checkpoints", style="dim")

@@ -39,23 +39,20 @@ def bag_of_words(splits: Splits, kind: str, classes: int, counts: Any) -> float:
     """
     of_split = {name: _features(of, kind, counts) for name, of in splits.items()}
     labels = {name: np.array([example.label for example in of]) for name, of in splits.items()}
+    targets = labels["train"]
+    if kind == "choice":
+        targets = np.eye(classes, dtype=int)[targets].reshape(-1)
+
+    def answers(name: str) -> np.ndarray:
+        if kind == "choice":
+            return model.decision_function(of_split[name]).reshape(-1, classes).argmax(axis=1)
+        return model.predict(of_split[name])
+
     best = {"val": -np.inf}
     for strength in STRENGTHS:
-        if kind == "choice":
-            right = np.eye(classes, dtype=int)[labels["train"]].reshape(-1)
-            model: Any = LogisticRegression(C=strength, max_iter=1000)
-            model.fit(of_split["train"], right)
-            found = {
-                name: model.decision_function(of_split[name]).reshape(-1, classes).argmax(axis=1)
-                for name in ("val", "test")
-            }
-        else:
-            model = (
-                LogisticRegression(C=strength, max_iter=1000) if classes else Ridge(1 / strength)
-            )
-            model.fit(of_split["train"], labels["train"])
-            found = {name: model.predict(of_split[name]) for name in ("val", "test")}
-        scores = {name: _score(found[name], labels[name], classes) for name in ("val", "test")}
+        model = LogisticRegression(C=strength, max_iter=1000) if classes else Ridge(1 / strength)
+        model.fit(of_split["train"], targets)
+        scores = {name: _score(answers(name), labels[name], classes) for name in ("val", "test")}
         best = scores if scores["val"] > best["val"] else best
     return best["test"]
 

@@ -10,6 +10,7 @@ import torch
 from composer import DataSpec
 from composer.utils import dist
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -65,15 +66,12 @@ def batch(of: Sequence[Sample]) -> dict[str, Tensor]:
         ``input_ids`` and ``attention_mask`` int64[B, S, T], and ``labels`` [B], int64 of classes or
         float32 of estimates.
     """
-    length = max(len(sequence) for sample in of for sequence in sample.sequences)
-    ids = torch.zeros(len(of), len(of[0].sequences), length, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, sample in enumerate(of):
-        for place, sequence in enumerate(sample.sequences):
-            ids[row, place, : len(sequence)] = torch.tensor(sequence)
-            mask[row, place, : len(sequence)] = 1
+    rows = [torch.tensor(sequence) for sample in of for sequence in sample.sequences]
+    ids = pad_sequence(rows, batch_first=True)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    shape = (len(of), -1, ids.shape[1])
     labels = torch.tensor([sample.label for sample in of])
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {"input_ids": ids.view(shape), "attention_mask": mask.view(shape), "labels": labels}
 
 
 def loader(of: Sequence[Sample], batch_size: int, *, shuffle: bool, seed: int) -> DataSpec:

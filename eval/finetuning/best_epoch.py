@@ -1,4 +1,4 @@
-"""The figures of each evaluation, and which one counts: chosen by `val`, told of `test`."""
+"""Metrics of each evaluation, and which one counts: chosen by `val`, reported of `test`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class BestEpoch(Callback):
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         time = state.timestamp
-        figures = {
+        found = {
             split: {name: float(metric.compute()) for name, metric in metrics.items()}
             for split, metrics in state.eval_metrics.items()
         }
-        self.history.append({"epoch": time.epoch.value, "batch": time.batch.value, **figures})
+        self.history.append({"epoch": time.epoch.value, "batch": time.batch.value, **found})
         if dist.get_global_rank() == 0:
-            told = ", ".join(f"{split} {of[self.metric]:.3f}" for split, of in figures.items())
+            texts = ", ".join(f"{split} {of[self.metric]:.3f}" for split, of in found.items())
             print(
-                f"epoch {time.epoch.value}, batch {time.batch.value}: {self.metric} {told}",
+                f"epoch {time.epoch.value}, batch {time.batch.value}: {self.metric} {texts}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -46,10 +46,10 @@ class BestEpoch(Callback):
 
 
 def best(history: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The first evaluation with the highest figure on ``val``; one that is no number is lowest."""
+    """The first evaluation with the highest metric on ``val``; one that is no number is lowest."""
 
-    def figure(entry: dict[str, Any]) -> float:
+    def value_of(entry: dict[str, Any]) -> float:
         value = entry["val"][metric]
         return value if math.isfinite(value) else -math.inf
 
-    return max(history, key=figure)
+    return max(history, key=value_of)

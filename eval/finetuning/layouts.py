@@ -65,17 +65,16 @@ def cut(lengths: Sequence[int], room: int) -> list[int]:
         Their lengths after that: short pieces stay whole as long as possible; of equally long ones
         the first is cut first.
     """
-    kept = list(lengths)
-    while sum(kept) > room:
-        longest = max(kept)
-        next_longest = max((n for n in kept if n < longest), default=0)
-        places = [place for place, n in enumerate(kept) if n == longest]
-        surplus = sum(kept) - room
-        each, first = divmod(surplus, len(places))
-        if longest - each <= next_longest:
-            each, first = longest - next_longest, 0  # then others are as long
-        for rank, place in enumerate(places):
-            kept[place] -= each + (rank < first)
+    left, level = room, max(lengths)
+    for place, length in enumerate(sorted(lengths)):
+        if length > (share := left // (len(lengths) - place)):
+            level = share
+            break
+        left -= length
+    kept = [min(length, level) for length in lengths]
+    longer = [place for place, length in enumerate(lengths) if length > level]
+    for place in longer[len(longer) - (room - sum(kept)) :]:
+        kept[place] += 1
     return kept
 
 

@@ -57,23 +57,14 @@ def add_rows(model: PreTrainedModel, generator: torch.Generator) -> Special:
     Returns:
         Their ids.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    modules = [embedding] if head is None or head is embedding else [embedding, head]
-    rows = embedding.weight.shape[0]
-    longer: dict[int, nn.Parameter] = {}  # a tied matrix stays one
-    for module in modules:
-        weight = module.weight.detach()
-        if id(module.weight) not in longer:
-            drawn = torch.randn(3, weight.shape[1], generator=generator) * weight.std()
-            longer[id(module.weight)] = nn.Parameter(torch.cat([weight, drawn.to(weight)]))
-        module.weight = longer[id(module.weight)]
-        if isinstance(module, nn.Embedding):
-            module.num_embeddings = rows + 3
-        else:
-            module.out_features = rows + 3
-            if module.bias is not None:
-                module.bias = nn.Parameter(F.pad(module.bias.detach(), (0, 3)))
-    model.config.vocab_size = rows + 3
+    rows = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(rows + 3, mean_resizing=False)
+    heads = (model.get_input_embeddings(), model.get_output_embeddings())
+    matrices = {id(head.weight): head.weight for head in heads if head is not None}
+    with torch.no_grad():
+        for weight in matrices.values():  # one if they are tied
+            drawn = torch.randn(3, weight.shape[1], generator=generator) * weight[:rows].std()
+            weight[rows:] = drawn
     return Special.after(rows)
 
 

@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dept.config.options import parse
-from dept.errors import ConfigError
+from dept.config.schema import NULL, Kind, integer, number, one_of
+from dept.errors import ConfigError, is_number
 from dept.evaluation.finetuning.layouts import LAYOUTS
+
+_PART = Kind("a number between 0 and 1", lambda v: is_number(v) and 0 < v < 1)
+_SHARE = Kind("a number from 0 to below 1", lambda v: is_number(v) and 0 <= v < 1)
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,7 @@ class TaskOptions:
     the label is a number that is to be estimated."""
 
     def __post_init__(self) -> None:
-        if self.kind not in LAYOUTS:
-            raise ConfigError(f"task.kind is {self.kind!r}: set it to one of {', '.join(LAYOUTS)}")
+        one_of(*LAYOUTS).check("task.kind", self.kind)
         layout = LAYOUTS[self.kind]
         wanted = [*layout.pieces, "label"]
         for name in self.columns:
@@ -83,9 +86,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         for key in ("val_fraction", "test_fraction"):
-            share = getattr(self, key)
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
-                raise ConfigError(f"data.{key} is {share!r}: set it between 0 and 1")
+            _PART.check(f"data.{key}", getattr(self, key))
         if self.drawn["val"] + self.drawn["test"] >= 1:
             raise ConfigError("data.val_fraction and data.test_fraction leave nothing to train on")
 
@@ -111,8 +112,8 @@ class OptimizerOptions:
     """Of matrices; gains and biases have none."""
 
     def __post_init__(self) -> None:
-        _at_least("optimizer.lr", self.lr, 0.0)
-        _at_least("optimizer.weight_decay", self.weight_decay, 0.0)
+        number().check("optimizer.lr", self.lr)
+        number().check("optimizer.weight_decay", self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class FineTuneOptions:
     """Of what the embedding gives to the body, 0.1 in Radford et al., who pre-trained with it."""
 
     token_dropout: float = 0.0
-    """Share of the tokens that the body does not get to see, drawn anew for each batch: for small
+    """Share of the tokens that the body does not get to see, drawn for each batch: for small
     bodies, which would learn examples by heart."""
 
     precision: str = "fp32"
@@ -184,7 +185,7 @@ class FineTuneOptions:
     """Where checkpoints, metrics and the summary are written."""
 
     save_interval: str = "1ep"
-    """Checkpoints to go on from after a kill; the newest is kept."""
+    """Checkpoints to resume from after a kill; the newest is kept."""
 
     def __post_init__(self) -> None:
         for name, cls in (
@@ -193,19 +194,18 @@ class FineTuneOptions:
             ("optimizer", OptimizerOptions),
         ):
             object.__setattr__(self, name, parse(cls, name, getattr(self, name)))
-        if self.init not in ("pretrained", "random"):
-            raise ConfigError(f"init is {self.init!r}: set it to pretrained or random")
-        for key in ("global_train_batch_size", "device_train_microbatch_size", "max_length"):
-            value = getattr(self, key)
-            if value is not None:
-                _at_least(key, value, 1, int)
-        _at_least("seed", self.seed, 0, int)
-        _at_least("lm_coef", self.lm_coef, 0.0)
-        _at_least("clipping_threshold", self.clipping_threshold, 0.0)
-        for key in ("dropout", "embedding_dropout", "token_dropout"):
-            value = getattr(self, key)
-            if not _is_number(value) or not 0 <= value < 1:
-                raise ConfigError(f"{key} is {value!r}: set it from 0 to below 1")
+        checks = {
+            "init": one_of("pretrained", "random"),
+            "global_train_batch_size": integer(1),
+            "device_train_microbatch_size": integer(1) | NULL,
+            "max_length": integer(1) | NULL,
+            "seed": integer(),
+            "lm_coef": number(),
+            "clipping_threshold": number(),
+            **dict.fromkeys(("dropout", "embedding_dropout", "token_dropout"), _SHARE),
+        }
+        for key, kind in checks.items():
+            kind.check(key, getattr(self, key))
 
 
 def read_options(config: Mapping[str, Any]) -> FineTuneOptions:
@@ -216,13 +216,3 @@ def read_options(config: Mapping[str, Any]) -> FineTuneOptions:
     """
     free = {key: value for key, value in config.items() if key != "variables"}
     return parse(FineTuneOptions, "the yaml", free)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _at_least(key: str, value: Any, least: float, kind: type = float) -> None:
-    if not _is_number(value) or value < least or (kind is int and not isinstance(value, int)):
-        what = "a whole number" if kind is int else "a number"
-        raise ConfigError(f"{key} is {value!r}: set it to {what} of {least:g} or more")

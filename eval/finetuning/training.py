@@ -25,7 +25,7 @@ from dept.evaluation.finetuning.best_epoch import BestEpoch, best
 from dept.evaluation.finetuning.examples import Example
 from dept.evaluation.finetuning.model import FineTuned, add_rows
 from dept.evaluation.finetuning.options import FineTuneOptions
-from dept.evaluation.models.source_models import SourceModel, load
+from dept.evaluation.models.source_models import SourceModel, context_length, load
 from dept.training.jsonl_logger import JsonlLogger
 
 EVAL_BATCH = 64
@@ -34,7 +34,7 @@ EVAL_BATCH = 64
 def fine_tune(
     options: FineTuneOptions, splits: Mapping[str, Sequence[Example]], run_name: str, folder: Path
 ) -> dict[str, Any]:
-    """Train, or go on with, one run.
+    """Train or resume one run.
 
     Args:
         options: the yaml.
@@ -55,7 +55,9 @@ def fine_tune(
     baselines = _baselines(splits, kind, len(labels), source)
 
     generator = torch.Generator().manual_seed(options.seed)
-    pretrained = source.model if options.init == "pretrained" else anew(source.model, options.seed)
+    pretrained = (
+        source.model if options.init == "pretrained" else untrained(source.model, options.seed)
+    )
     special = add_rows(pretrained, generator)
     numbers = [example.label for example in splits["train"]]
     model = FineTuned(
@@ -145,8 +147,7 @@ def sequence_limit(model: PreTrainedModel, asked: int | None) -> int:
     Raises:
         ConfigError: more is asked for than the model can read, or nothing says what it can.
     """
-    config, names = model.config, ("max_seq_len", "max_position_embeddings", "n_positions")
-    most = next((getattr(config, name) for name in names if getattr(config, name, None)), None)
+    most = context_length(model)
     if asked is None and most is None:
         raise ConfigError("max_length is not set, and the model names no longest sequence: set it")
     if asked is not None and most is not None and asked > most:
@@ -154,7 +155,7 @@ def sequence_limit(model: PreTrainedModel, asked: int | None) -> int:
     return asked or most
 
 
-def anew(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+def untrained(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """The same architecture as it is before any training."""
     torch.manual_seed(seed)
     return type(model)(model.config)

@@ -29,7 +29,7 @@ class Compared:
         return [self.name] if self.run is None else self.run.names
 
     def model(self, embedding: str) -> SourceModel:
-        """The model with one of its embeddings, read anew."""
+        """The model with one of its embeddings, read from its file."""
         return load(self.path) if self.run is None else self.run.model(embedding)
 
 
@@ -40,7 +40,7 @@ def compared(
 
     Args:
         paths: of checkpoints, or what transformers takes for a model.
-        tokens: trained on, by name or path, for models that do not say it themselves.
+        tokens: trained on, by name or path, for models that do not state it.
         root: of the corpora of checkpoints.
 
     Raises:
@@ -69,13 +69,13 @@ def compared(
 
 def _name(path: str, run: TrainedRun | None) -> str:
     if run is not None:
-        return run.trained.path.parent.parent.name
+        return run.folder.name
     return Path(path).resolve().name if Path(path).is_dir() else path
 
 
 def tokens_trained(run: TrainedRun) -> int | None:
     """Tokens of a run, and of the one that its body is from; ``None`` where that is not known."""
-    summary = read_summary(run.trained.path.parent.parent / "summary.json")
+    summary = read_summary(run.folder / "summary.json")
     by_source = sum(run.trained.tokens_trained.values())
     here = by_source or (summary and summary["tokens"])
     start = (run.config.get("callbacks") or {}).get("start_from")

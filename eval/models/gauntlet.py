@@ -12,10 +12,10 @@ from composer.utils import dist
 from llmfoundry import registry
 from llmfoundry.callbacks import EvalGauntlet
 from llmfoundry.models.hf import ComposerHFCausalLM
-from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
+from dept import terminal
 from dept.config import icl
 from dept.evaluation.models.source_models import load
 
@@ -107,9 +107,8 @@ def record(trainer: Any, model: Mapping[str, Any]) -> dict[str, Any]:
 
 def show(records: Sequence[Mapping[str, Any]]) -> None:
     """Print a table for each model."""
-    console = Console(width=None if Console().is_terminal else 120)
     for model in records:
-        console.print(_table(model))
+        terminal.show(_table(model), keys=2)
 
 
 def _table(model: Mapping[str, Any]) -> Table:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dept.data.corpus import GLOBAL
+from dept.training.summary import read_summary
 
 if TYPE_CHECKING:
     from dept.evaluation.models.source_models import SourceModel, TrainedRun
@@ -33,7 +33,7 @@ def model_card(run: TrainedRun, source: SourceModel, weights: Path, *, remote_co
     named = str(run.config.get("run_name") or run.trained.path.stem)
     remote = ", trust_remote_code=True" if remote_code else ""
     facts = _facts(run, source, weights)
-    figures = _figures(run, source)
+    scores = _scores(run, source)
     return "\n".join(
         [
             "---",
@@ -58,7 +58,7 @@ def model_card(run: TrainedRun, source: SourceModel, weights: Path, *, remote_co
             "|---|---|",
             *(f"| {key} | {value} |" for key, value in facts.items()),
             "",
-            *figures,
+            *scores,
             "## What it is not",
             "",
             *(f"* {line}" for line in _limits(source, remote_code)),
@@ -142,17 +142,13 @@ def _kind(source: SourceModel) -> str:
 
 
 def _summary_of(run: TrainedRun) -> Mapping[str, Any]:
-    """What the run says of itself; nothing of an earlier checkpoint than its last."""
+    """The summary of the run; empty for an earlier checkpoint than its last."""
     empty: Mapping[str, Any] = {"sources": {}, "held_out": {}, "tokens": 0}
-    file = run.trained.path.parent.parent / "summary.json"
-    if not file.is_file():
-        return empty
-    summary = json.loads(file.read_text())
-    is_last = summary["rounds"] == run.trained.round
-    return summary if is_last else empty
+    summary = read_summary(run.folder / "summary.json")
+    return summary if summary and summary["rounds"] == run.trained.round else empty
 
 
-def _figures(run: TrainedRun, source: SourceModel) -> list[str]:
+def _scores(run: TrainedRun, source: SourceModel) -> list[str]:
     summary = _summary_of(run)
     every = {**summary["sources"], **summary["held_out"]}
     shown = [name for name in every if source.name in (GLOBAL, name)]
@@ -161,8 +157,8 @@ def _figures(run: TrainedRun, source: SourceModel) -> list[str]:
     lines = ["## Validation, at the end of training", ""]
     lines += [f"| | {' | '.join(_SHOWN.values())} |", f"|---{'|---:' * len(_SHOWN)}|"]
     for name in shown:
-        figures = every[name]["eval"]
-        cells = (f"{figures[key]:.3f}" if key in figures else "" for key in _SHOWN)
+        found = every[name]["eval"]
+        cells = (f"{found[key]:.3f}" if key in found else "" for key in _SHOWN)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -170,7 +166,7 @@ def _figures(run: TrainedRun, source: SourceModel) -> list[str]:
 def _limits(source: SourceModel, remote_code: bool) -> list[str]:
     lines = [
         "It is no assistant, and follows no instructions: it was only pre-trained.",
-        "Nobody has looked at what it says for truth, bias or harm.",
+        "Nobody has checked what it writes for truth, bias or harm.",
         f"It reads at most {source.max_length} tokens; its text began after "
         f"`{source.tokenizer.eos_token}`.",
     ]

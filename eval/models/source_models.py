@@ -60,10 +60,8 @@ class SourceModel:
 
     @property
     def max_length(self) -> int:
-        """Tokens that the model was built for; those of its tokenizer if its config has no word."""
-        names = ("max_seq_len", "max_position_embeddings", "n_positions")
-        stated = (getattr(self.model.config, name, None) for name in names)
-        return next((n for n in stated if n), self.tokenizer.model_max_length)
+        """Tokens that the model was built for; those of its tokenizer if its config has none."""
+        return context_length(self.model) or self.tokenizer.model_max_length
 
 
 class TrainedRun:
@@ -75,6 +73,7 @@ class TrainedRun:
 
     Attributes:
         trained: what the checkpoint holds.
+        folder: of the run, above that of its checkpoints.
         config: of the run, resolved; empty if there is no ``config.yaml`` beside the checkpoints.
 
     Raises:
@@ -83,7 +82,8 @@ class TrainedRun:
 
     def __init__(self, checkpoint: str | Path, root: str | Path | None = None) -> None:
         self.trained: Trained = read_trained(checkpoint)
-        file = self.trained.path.parent.parent / "config.yaml"
+        self.folder = self.trained.path.parent.parent
+        file = self.folder / "config.yaml"
         content: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
         self.config: dict[str, Any] = content
         self._config_file, self._root = file, root
@@ -201,6 +201,12 @@ class TrainedRun:
             return assemble(self.trained.model_config, values, native=native)
         except ConfigError as error:
             raise ConfigError(f"{self.trained.path}: {error}") from error
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens that a model reads at a time, if its config says so."""
+    names = ("max_seq_len", "max_position_embeddings", "n_positions")
+    return next((n for name in names if (n := getattr(model.config, name, None))), None)
 
 
 def _source_model(

@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dept.evaluation.report.names import metric_of
-from dept.evaluation.report.run_records import (
-    Record,
-    Run,
-    by_method,
-    number,
-    run_of,
-    select,
-    unseen,
-)
+from dept.evaluation.report.run_records import RUN, number, select, unseen
 
 Curve = tuple[np.ndarray, np.ndarray]  # float[points] each: where, and what
 
@@ -35,40 +28,40 @@ class Line:
     y: np.ndarray
 
 
-def over_tokens(records: list[Record], corpus: str, stage: str) -> dict[str, Line]:
+def over_tokens(records: pd.DataFrame, corpus: str, stage: str) -> dict[str, Line]:
     """The average over sources, by tokens trained in this stage.
 
     In pre-training, bodies that each train one source are one training: tokens are added up.
     """
 
-    def curve(run: Record) -> Curve:
-        curves = run.get("curves") or {}
-        return _points(curves.get("tokens"), (curves.get("average") or {}).get(metric_of(stage)))
+    def curve(run: Any) -> Curve:
+        return _points(
+            run.curves.get("tokens"), run.curves.get("average", {}).get(metric_of(stage))
+        )
 
     return _lines(select(records, corpus, stage), curve, add=stage == "pretrain")
 
 
-def plasticity(records: list[Record], corpus: str, stage: str) -> dict[str, dict[str, Line]]:
+def plasticity(records: pd.DataFrame, corpus: str, stage: str) -> dict[str, dict[str, Line]]:
     """Perplexity by steps, for each source that the bodies had not seen, in the corpus's order."""
 
-    def curve(run: Record) -> Curve:
-        curves = run.get("curves") or {}
-        own = (curves.get("sources") or {}).get(run["source"]) or curves.get("average") or {}
-        return _points(curves.get("steps"), own.get("perplexity"))
+    def curve(run: Any) -> Curve:
+        own = run.curves.get("sources", {}).get(run.source) or run.curves.get("average", {})
+        return _points(run.curves.get("steps"), own.get("perplexity"))
 
     here = select(records, corpus, stage)
     return {
-        name: _lines([run for run in here if run["source"] == name], curve)
-        for name in unseen(records, corpus, stage)
+        name: _lines(here[here["source"] == name], curve) for name in unseen(records, corpus, stage)
     }
 
 
-def stability(records: list[Record], corpus: str) -> list[Record]:
+def stability(records: pd.DataFrame, corpus: str) -> pd.DataFrame:
     """The runs that norms are compared on: those at one learning rate, else all pre-training."""
-    return select(records, corpus, "stability") or select(records, corpus, "pretrain")
+    found = select(records, corpus, "stability")
+    return select(records, corpus, "pretrain") if found.empty else found
 
 
-def norms(records: list[Record], corpus: str, key: str) -> dict[str, Line]:
+def norms(records: pd.DataFrame, corpus: str, key: str) -> dict[str, Line]:
     """Norms by steps of training, of the methods that logged them.
 
     Args:
@@ -77,25 +70,23 @@ def norms(records: list[Record], corpus: str, key: str) -> dict[str, Line]:
         key: ``activations`` or ``parameters``.
     """
 
-    def curve(run: Record) -> Curve:
-        logged = run.get("norms") or {}
-        return _points(logged.get("steps"), logged.get(key))
+    def curve(run: Any) -> Curve:
+        return _points(run.norms.get("steps"), run.norms.get(key))
 
     return _lines(stability(records, corpus), curve)
 
 
 def _lines(
-    records: list[Record], curve: Callable[[Record], Curve], add: bool = False
+    records: pd.DataFrame, curve: Callable[[Any], Curve], add: bool = False
 ) -> dict[str, Line]:
     lines = {}
-    for method, runs in by_method(records).items():
-        bodies: dict[Run, list[Curve]] = {}
-        for run in runs:
-            x, y = curve(run)
-            if len(x):
-                bodies.setdefault(run_of(run), []).append((x, y))
-        if bodies:
-            lines[method] = _line([_together(curves, add) for curves in bodies.values()])
+    for method, of_method in records.groupby("method", sort=False):
+        runs = []
+        for _, of_run in of_method.groupby(RUN):
+            bodies = [drawn for body in of_run.itertuples() if len((drawn := curve(body))[0])]
+            runs += [_together(bodies, add)] if bodies else []
+        if runs:
+            lines[method] = _line(runs)
     return lines
 
 

@@ -1,134 +1,104 @@
-"""A value of a method over its runs: the mean, the spread, and two methods in pairs of runs."""
+"""Values of methods over their runs, and how a table shows them: mean, spread, number of runs."""
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
-from dept.evaluation.report.run_records import Record, Run, number, run_of
+import numpy as np
+import pandas as pd
 
-SPREAD = "mean over runs ± their sample standard deviation (n - 1), nothing of a single run"
-"""What captions say of ``Measured.text``."""
+from dept.evaluation.report.run_records import RUN, number
+from dept.evaluation.report.table import Cell
 
-
-@dataclass(frozen=True)
-class Measured:
-    """One value of one method.
-
-    Attributes:
-        by_run: the value by run; ``inf`` where training diverged.
-    """
-
-    by_run: Mapping[Run, float]
-
-    @property
-    def mean(self) -> float:
-        """Over runs; ``inf`` if one of them diverged."""
-        return sum(self.by_run.values()) / len(self.by_run)
-
-    @property
-    def spread(self) -> float | None:
-        """Sample standard deviation; ``None`` of one run or of a method that diverged."""
-        if self.runs < 2 or self.diverged:
-            return None
-        return statistics.stdev(self.by_run.values())
-
-    @property
-    def diverged(self) -> int:
-        """How many runs did."""
-        return sum(math.isinf(value) for value in self.by_run.values())
-
-    @property
-    def runs(self) -> int:
-        return len(self.by_run)
-
-    def text(self, digits: int, of: int = 0) -> str:
-        """The mean and the spread, and the number of runs if there are fewer than ``of``."""
-        if self.diverged:
-            some = "" if self.runs == 1 else f" ({self.diverged} of {self.runs})"
-            return f"diverged{some}"
-        spread = "" if self.spread is None else f" ± {self.spread:,.{digits}f}"
-        return f"{self.mean:,.{digits}f}{spread}" + (f" ({self.runs})" if self.runs < of else "")
+SPREAD = (
+    "mean over runs ± their sample standard deviation (n - 1), nothing of a single run; "
+    "(n): of n runs only"
+)
+"""What captions say of ``text``."""
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Improvement of one method over another, in percent, from runs that differ in nothing else.
-
-    Attributes:
-        mean: over pairs; positive is better.
-        error: standard error of the mean.
-        pairs: how many.
-    """
-
-    mean: float
-    error: float
-    pairs: int
-
-
-def measured(runs: Iterable[Record], kind: str, name: str, metric: str) -> Measured | None:
-    """The value of a source over the runs of one method; ``None`` if no run has it.
+def by_source(records: pd.DataFrame, kind: str, names: Iterable[str], metric: str) -> pd.DataFrame:
+    """Values of methods in runs (rows: ``method``, ``seed``, ``draw``) on sources (columns).
 
     Where each source has a body of its own, bodies of one seed and draw are one run, and its value
     is the mean over them; but in pre-training, where a body knows its own source alone, it is that
     of the source's body.
+
+    Returns:
+        ``inf`` where training diverged, ``nan`` where a run has no value.
     """
-    found: dict[Run, list[float]] = {}
-    for record in runs:
-        own = record["source"]
-        if record["stage"] == "pretrain" and kind == "sources" and own not in (None, name):
-            continue
-        evaluation = (record.get(kind) or {}).get(name, {}).get("eval") or {}
-        if (value := number(evaluation.get(metric))) is not None:
-            found.setdefault(run_of(record), []).append(value)
-    return _of_bodies(found)
+    rows = []
+    for record in records.itertuples():
+        own = record.source if record.stage == "pretrain" and kind == "sources" else None
+        evaluated = {name: entry.get("eval") or {} for name, entry in getattr(record, kind).items()}
+        rows.append({n: number(e.get(metric)) for n, e in evaluated.items() if own in (None, n)})
+    index = pd.MultiIndex.from_frame(records[["method", *RUN]])
+    frame = pd.DataFrame(rows, index=index, columns=list(names), dtype=float)
+    return frame.groupby(level=[0, 1, 2], sort=False).mean().dropna(how="all")
 
 
-def averaged(runs: Iterable[Record], metric: str) -> Measured | None:
-    """The same of the average over sources, as each run has it."""
-    found: dict[Run, list[float]] = {}
-    for record in runs:
-        if (value := number((record.get("average") or {}).get(metric))) is not None:
-            found.setdefault(run_of(record), []).append(value)
-    return _of_bodies(found)
+def pivoted(
+    records: pd.DataFrame, values: Iterable[Any], rows: list[str], column: str
+) -> pd.DataFrame:
+    """Values of one column of records in runs: rows by runs, and what ``column`` holds."""
+    found = records.assign(value=[number(value) for value in values])
+    table = found.pivot_table("value", [*rows, *RUN], column, sort=False)
+    return table.sort_index(axis=1)
 
 
-def average(cells: Iterable[Measured]) -> Measured | None:
-    """The mean over sources, in the runs that have them all; ``None`` if no run has."""
-    cells = list(cells)
-    common = [run for run in cells[0].by_run if all(run in cell.by_run for cell in cells)]
-    means = {run: sum(cell.by_run[run] for cell in cells) / len(cells) for run in common}
-    return Measured(means) if means else None
+def text(values: pd.Series, digits: int, of: int = 0) -> str:
+    """The mean and the spread of runs, and their number if there are fewer than ``of``."""
+    values = values.dropna()
+    if values.empty:
+        return ""
+    if diverged := int(np.isinf(values).sum()):
+        return "diverged" + (f" ({diverged} of {len(values)})" if len(values) > 1 else "")
+    spread = f" ± {values.std():,.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():,.{digits}f}{spread}" + (
+        f" ({len(values)})" if len(values) < of else ""
+    )
 
 
-def paired(ours: Measured, theirs: Measured) -> Paired | None:
-    """``100 (1 - ours / theirs)`` in the runs that both have.
+def runs_of(index: pd.MultiIndex) -> str:
+    """How many runs, of which seeds and draws: ``2 seeds``, or ``2 seeds x 3 draws``."""
+    seeds, draws = (index.get_level_values(level) for level in RUN)
+    count, drawn = seeds.nunique(), draws[draws >= 0].nunique()
+    shown = f"{count} seed{'s' * (count > 1)}"
+    if not drawn:
+        return shown
+    shown += f" x {drawn} draw{'s' * (drawn > 1)}"
+    return shown if len(index) == count * drawn else f"{len(index)} of {shown}"
 
-    ``None`` of fewer than two such runs, or if one of them diverged.
+
+def cells(
+    values: pd.DataFrame,
+    digits: int | Mapping[Any, int],
+    best: np.ufunc | None = np.fmin,
+    axis: int = 0,
+) -> dict[tuple[Any, ...], list[Cell | str]]:
+    """A table's cells by row: of each column, and how many runs the row is of.
+
+    Args:
+        values: of rows in runs.
+        digits: decimals, of all columns or by column.
+        best: which mean is bold, if any: the lowest, or with ``np.fmax`` the highest. Means that
+            are shown alike are all best.
+        axis: 0 for the best of each column, 1 for that of each row.
     """
-    differences = [
-        100 * (1 - value / theirs.by_run[run])
-        for run, value in ours.by_run.items()
-        if run in theirs.by_run
-    ]
-    if len(differences) < 2 or ours.diverged or theirs.diverged:
-        return None
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    return Paired(statistics.fmean(differences), error, len(differences))
-
-
-def lowest(found: Iterable[Measured | None], digits: int) -> str | None:
-    """The lowest mean as it is shown: equal ones are all best. ``None`` without a finite one."""
-    means = [each.mean for each in found if each and not each.diverged]
-    return f"{min(means):,.{digits}f}" if means else None
-
-
-def is_best(of: Measured | None, best: str | None, digits: int) -> bool:
-    """Whether a mean is shown as ``lowest`` is."""
-    return of is not None and not of.diverged and f"{of.mean:,.{digits}f}" == best
-
-
-def _of_bodies(found: Mapping[Run, list[float]]) -> Measured | None:
-    return Measured({run: sum(v) / len(v) for run, v in found.items()}) if found else None
+    digits = digits if isinstance(digits, Mapping) else dict.fromkeys(values, digits)
+    groups = list(values.groupby([n for n in values.index.names if n not in RUN], sort=False))
+    if not groups:
+        return {}
+    means = np.array([runs.mean() for _, runs in groups])
+    finite = np.where(np.isfinite(means), means, np.nan)
+    top = best.reduce(finite, axis=axis, keepdims=True) if best else np.full_like(means, np.nan)
+    top = np.broadcast_to(top, means.shape)
+    found = {}
+    for (key, runs), mean, highest in zip(groups, means, top, strict=True):
+        found[key] = [
+            Cell(text(runs[name], d, len(runs)), f"{m:.{d}f}" == f"{h:.{d}f}" != "nan")
+            for (name, d), m, h in zip(digits.items(), mean, highest, strict=True)
+        ]
+        found[key].append(runs_of(runs.index))
+    return found

@@ -10,15 +10,17 @@ class Method:
     """How a method is shown: the same in every table and plot."""
 
     label: str
-    what: str
-    """What it is, in a line."""
+    budget: str
+    """Of a baseline, what it has as much of as DEPT: ``tokens`` in all, or ``steps`` of the batch
+    of one worker, as the baselines of the paper; ``both`` if it has both. Empty for DEPT."""
+
     colour: str
     dash: str | tuple[float, tuple[float, ...]]
     """matplotlib's line style; what is not solid is a baseline."""
+
     marker: str
-    budget: str = ""
-    """Of a baseline, what it has as much of as DEPT: ``tokens`` in all, or ``steps`` of the batch
-    of one worker, as the baselines of the paper; ``both`` if it has both."""
+    what: str
+    """What it is, in a line."""
 
 
 BUDGETS = {
@@ -26,99 +28,38 @@ BUDGETS = {
     "tokens": "at equal tokens",
 }
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, are kept for DEPT. Baselines
+# Okabe and Ito's colours, which colour-blind readers can distinguish, are kept for DEPT. Baselines
 # are grey and dashed, and differ in dash and marker, since greys alone do not suffice.
+# fmt: off
 METHODS = {
-    "std_tau0": Method(
-        "STD τ=0",
-        "a mixture of all sources at every step, each as often as any other",
-        "#1f1f1f",
-        (0, (5, 1.5)),
-        "o",
-        "tokens",
-    ),
-    "std_tau03": Method(
-        "STD τ=0.3",
-        "the same, each source as often as its size to the power 0.3 says",
-        "#474747",
-        (0, (5, 1.5, 1, 1.5)),
-        "s",
-        "tokens",
-    ),
-    "std_tau1": Method(
-        "STD τ=1",
-        "the same, each source in proportion to its size",
-        "#6e6e6e",
-        (0, (1, 1.2)),
-        "D",
-        "tokens",
-    ),
-    "act": Method(
-        "ACT",
-        "active forgetting: STD whose token embedding is drawn again at intervals",
-        "#a6a6a6",
-        (0, (3, 1, 1, 1, 1, 1)),
-        "X",
-        "tokens",
-    ),
-    "std_steps": Method(
-        "STD τ=0 (steps)",
-        "STD with the batch of one worker: as many steps as DEPT, a part of its tokens",
-        "#8f8f8f",
-        (0, (8, 2)),
-        "v",
-        "steps",
-    ),
-    "std_steps_tau03": Method(
-        "STD τ=0.3 (steps)",
-        "the same for this temperature",
-        "#8f8f8f",
-        (0, (8, 2, 1, 2)),
-        "1",
-        "steps",
-    ),
-    "std_steps_tau1": Method(
-        "STD τ=1 (steps)", "the same for this temperature", "#8f8f8f", (0, (2, 3)), "2", "steps"
-    ),
-    "act_steps": Method(
-        "ACT (steps)",
-        "ACT with the batch of one worker",
-        "#a6a6a6",
-        (0, (8, 3, 1, 3)),
-        "3",
-        "steps",
-    ),
-    "isolated": Method(
-        "isolated",
-        "a model for each source, with private embeddings and never averaged",
-        "#bfbfbf",
-        (0, (2, 2)),
-        "P",
-        "both",
-    ),
-    "glob": Method("GLOB", "one global embedding, averaged like the body", "#e69f00", "-", "^"),
-    "trim": Method(
-        "TRIM",
-        "rows of the global embedding, averaged over the sources that hold the token",
-        "#009e73",
-        "-",
-        "<",
-    ),
-    "spec": Method(
-        "SPEC",
-        "private embeddings over the tokens that occur in the source",
-        "#0072b2",
-        "-",
-        ">",
-    ),
-    "spec_opt": Method(
-        "SPEC-OPT",
-        "private embeddings over the tokens of a tokenizer trained on the source",
-        "#d55e00",
-        "-",
-        "*",
-    ),
+    "std_tau0": Method("STD τ=0", "tokens", "#1f1f1f", (0, (5, 1.5)), "o",
+        "a mixture of all sources at every step, each as often as any other"),
+    "std_tau03": Method("STD τ=0.3", "tokens", "#474747", (0, (5, 1.5, 1, 1.5)), "s",
+        "the same, each source as often as its size to the power 0.3 says"),
+    "std_tau1": Method("STD τ=1", "tokens", "#6e6e6e", (0, (1, 1.2)), "D",
+        "the same, each source in proportion to its size"),
+    "act": Method("ACT", "tokens", "#a6a6a6", (0, (3, 1, 1, 1, 1, 1)), "X",
+        "active forgetting: STD whose token embedding is drawn again at intervals"),
+    "std_steps": Method("STD τ=0 (steps)", "steps", "#8f8f8f", (0, (8, 2)), "v",
+        "STD with the batch of one worker: as many steps as DEPT, a part of its tokens"),
+    "std_steps_tau03": Method("STD τ=0.3 (steps)", "steps", "#8f8f8f", (0, (8, 2, 1, 2)), "1",
+        "the same for this temperature"),
+    "std_steps_tau1": Method("STD τ=1 (steps)", "steps", "#8f8f8f", (0, (2, 3)), "2",
+        "the same for this temperature"),
+    "act_steps": Method("ACT (steps)", "steps", "#a6a6a6", (0, (8, 3, 1, 3)), "3",
+        "ACT with the batch of one worker"),
+    "isolated": Method("isolated", "both", "#bfbfbf", (0, (2, 2)), "P",
+        "a model for each source, with private embeddings and never averaged"),
+    "glob": Method("GLOB", "", "#e69f00", "-", "^",
+        "one global embedding, averaged like the body"),
+    "trim": Method("TRIM", "", "#009e73", "-", "<",
+        "rows of the global embedding, averaged over the sources that hold the token"),
+    "spec": Method("SPEC", "", "#0072b2", "-", ">",
+        "private embeddings over the tokens that occur in the source"),
+    "spec_opt": Method("SPEC-OPT", "", "#d55e00", "-", "*",
+        "private embeddings over the tokens of a tokenizer trained on the source"),
 }
+# fmt: on
 
 # A topic is a part of a corpus's report; stages of the comparison have one each.
 TOPICS = {
@@ -169,8 +110,3 @@ def metric_of(stage: str) -> str:
 
 def label(method: str) -> str:
     return METHODS[method].label
-
-
-def order(method: str) -> int:
-    """The place of a method: baselines first, then DEPT from the most to the least shared."""
-    return list(METHODS).index(method)

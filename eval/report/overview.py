@@ -2,58 +2,61 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from dept.evaluation.report.compare import AVERAGE, Comparison, won
-from dept.evaluation.report.comparison_tables import digits_of, percent, text_of
-from dept.evaluation.report.measured import Measured, Paired, paired
+from dept.evaluation.report.comparison_tables import percent, text_of
+from dept.evaluation.report.measured import SPREAD, runs_of, text
 from dept.evaluation.report.names import BUDGETS, METHODS, METRICS, label
-from dept.evaluation.report.run_records import Record, by_method
-from dept.evaluation.report.table import Cell, Table
+from dept.evaluation.report.table import Table
 
 
-def methods(records: list[Record]) -> list[Table]:
+def methods(records: pd.DataFrame) -> list[Table]:
     """What each method is."""
-    rows, dept = [], 0
-    for method, runs in by_method(records).items():
-        dept += runs[0]["baseline"]
-        kind = "baseline" if runs[0]["baseline"] else "DEPT"
-        rows.append([Cell(label(method)), Cell(kind), Cell(METHODS[method].what)])
+    baseline = records.groupby("method")["baseline"].first()
+    shown = [method for method in METHODS if method in baseline]
+    rows = [[label(m), "baseline" if baseline[m] else "DEPT", METHODS[m].what] for m in shown]
     caption = "In the order of all tables and plots."
-    heads = [(name, "") for name in ("method", "kind", "what it is")]
-    return [Table("", "overview", "Methods", caption, heads, rows, (dept,), texts=3)]
+    head, parts = ["method", "kind", "what it is"], (int(baseline.sum()),)
+    return [Table("", "overview", "Methods", caption, head, rows, parts, texts=3)]
 
 
 def overview(every: list[Comparison]) -> list[Table]:
     """One row a comparison: who is best on the average, and in how many columns."""
     rows, wins, columns = [], 0, 0
     for comparison in every:
-        baseline, dept = comparison.best_baseline(AVERAGE), comparison.best_dept(AVERAGE)
+        best = [comparison.best(AVERAGE, baseline) for baseline in (True, False)]
         ours, both, clear = won(comparison)
         if not both:
             continue
         wins, columns = wins + ours, columns + both
-        gain = pairs = None
-        if dept and baseline:
-            gain = 100 * (1 - dept[1].mean / baseline[1].mean)
-            pairs = paired(dept[1], baseline[1])
-        rows.append(
-            [
-                Cell(comparison.corpus),
-                Cell(comparison.name),
-                Cell(BUDGETS.get(comparison.budget, "")),
-                Cell(text_of(comparison)),
-                Cell(METRICS[comparison.metric]),
-                *(_named(best, comparison) for best in (baseline, dept)),
-                Cell("" if gain is None else percent(gain)),
-                Cell(_pairs(pairs)),
-                Cell(f"{ours} of {both}"),
-                Cell("" if clear is None else f"{clear} of {both}"),
-            ]
-        )
+        digits = comparison.digits(AVERAGE)
+        gain = pairs = ""
+        if all(best):
+            theirs, dept = (runs for _, runs in best)
+            gain = percent(100 * (1 - dept.mean() / theirs.mean()))
+            pairs = paired(dept, theirs)
+        texts = [
+            comparison.corpus,
+            comparison.name,
+            BUDGETS.get(comparison.budget, ""),
+            text_of(comparison),
+            METRICS[comparison.metric],
+            *(
+                f"{label(b[0])} {text(b[1], digits)} ({runs_of(b[1].index)})" if b else ""
+                for b in best
+            ),
+            gain,
+            pairs,
+            f"{ours} of {both}",
+            "" if clear is None else f"{clear} of {both}",
+        ]
+        rows.append(texts)
     if not rows:
         return []
     caption = (
         f"A DEPT method is best in {wins} of {columns} columns. Best baseline and best DEPT: the "
-        "one with the lowest average over sources, and that average, mean over runs; improvement "
+        f"one with the lowest average over sources, and that average: {SPREAD}. Improvement "
         "is of the one average over the other. In pairs: the same improvement from run to run of "
         "equal seed and random embedding, mean over pairs ± its standard error (pairs); blank with "
         "fewer than two pairs. The error takes pairs as independent, though those of one seed "
@@ -65,14 +68,13 @@ def overview(every: list[Comparison]) -> list[Table]:
     head = ["corpus", "stage", "baselines", "text", "metric", "best baseline", "best DEPT"]
     head += ["improvement", "in pairs", "columns won", "by every run"]
     title = "Best baseline and best DEPT method"
-    return [Table("", "overview", title, caption, [(name, "") for name in head], rows, texts=7)]
+    return [Table("", "overview", title, caption, head, rows, texts=7)]
 
 
-def _named(best: tuple[str, Measured] | None, comparison: Comparison) -> Cell:
-    if best is None:
-        return Cell("")
-    return Cell(f"{label(best[0])} {best[1].mean:,.{digits_of(comparison, AVERAGE)}f}")
+def paired(ours: pd.Series, theirs: pd.Series) -> str:
+    """Improvement in percent in the runs that both have, with its standard error and their number.
 
-
-def _pairs(of: Paired | None) -> str:
-    return "" if of is None else f"{of.mean:+.1f} ± {of.error:.1f} % ({of.pairs})"
+    Empty of fewer than two such runs.
+    """
+    gains = (100 * (1 - ours / theirs)).dropna()
+    return f"{gains.mean():+.1f} ± {gains.sem():.1f} % ({len(gains)})" if len(gains) > 1 else ""

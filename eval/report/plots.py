@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from dept.evaluation.report import curves, drawing
@@ -13,7 +15,7 @@ from dept.evaluation.report.compare import AVERAGE, Comparison
 from dept.evaluation.report.comparison_tables import comparisons
 from dept.evaluation.report.curves import Line
 from dept.evaluation.report.names import COMPARED, METHODS, METRICS, PLASTICITY, metric_of
-from dept.evaluation.report.run_records import Record, corpora, stage_name
+from dept.evaluation.report.run_records import stage_name
 from dept.evaluation.report.sent import sent
 
 
@@ -29,16 +31,16 @@ class Plot:
     png: bytes
 
 
-def plots(records: list[Record]) -> list[Plot]:
+def plots(records: pd.DataFrame) -> list[Plot]:
     """Every plot that the records have values for, in the order of a report.
 
     Args:
-        records: in the order of ``run_records.arranged``.
+        records: as ``run_records.arranged`` gives them.
     """
     found: list[Plot | None] = []
     with drawing.style():
         every = comparisons(records, by_budget=False)
-        for corpus in corpora(records):
+        for corpus in records["corpus"].unique():
             here = [comparison for comparison in every if comparison.corpus == corpus]
             for stage in COMPARED:
                 found.append(_over_tokens(records, corpus, stage))
@@ -49,7 +51,7 @@ def plots(records: list[Record]) -> list[Plot]:
     return [plot for plot in found if plot]
 
 
-def _over_tokens(records: list[Record], corpus: str, stage: str) -> Plot | None:
+def _over_tokens(records: pd.DataFrame, corpus: str, stage: str) -> Plot | None:
     lines, metric = curves.over_tokens(records, corpus, stage), METRICS[metric_of(stage)]
     stage_is = stage_name(records, corpus, stage)
     if all(len(line.x) < 2 for line in lines.values()):
@@ -85,25 +87,24 @@ def _bars(found: list[Comparison]) -> Plot | None:
     if not found:
         return None
     corpus, stage, metric = found[0].corpus, found[0].stage, METRICS[found[0].metric]
-    methods = [m for m in METHODS if any(m in comparison.rows for comparison in found)]
+    methods = _of(*(comparison.means.index for comparison in found))
     every = [(comparison, name) for comparison in found for name in comparison.columns]
     figure, panels = drawing.panels(len(every), 1.9, columns=6)
     for axes, (comparison, name) in zip(panels, every, strict=True):
         for place, method in enumerate(methods):
-            row = comparison.rows.get(method)
-            cell = row.cells.get(name) if row else None
-            if cell and math.isfinite(cell.mean):
-                axes.bar(place, cell.mean, 0.88, color=METHODS[method].colour)
-                if cell.spread:
-                    axes.errorbar(place, cell.mean, cell.spread, ecolor="black", elinewidth=1)
-            elif cell:
+            values = comparison.values[name].reindex([method], level="method").dropna()
+            if len(values) and np.isfinite(values).all():
+                axes.bar(place, values.mean(), 0.88, color=METHODS[method].colour)
+                if values.std() > 0:
+                    axes.errorbar(place, values.mean(), values.std(), ecolor="black", elinewidth=1)
+            elif len(values):
                 axes.plot(place, 0, "x", color="black", clip_on=False)
         axes.set_xlim(-0.8, len(methods) - 0.2)
         axes.set_xticks([])
         axes.locator_params(axis="y", nbins=5)
         axes.set_title(f"{name} (held out)" if comparison.kind == "held_out" else name)
     drawing.legend(figure, methods, shape="bar")
-    runs = _counts(row.runs for comparison in found for row in comparison.rows.values())
+    runs = _counts(n for c in found for n in c.values.groupby("method").size())
     caption = (
         f"Bars from left to right as in the legend: mean over runs ({runs} a method); line on a "
         "bar: ± their sample standard deviation (n - 1); cross: diverged. Each panel has a scale "
@@ -113,7 +114,7 @@ def _bars(found: list[Comparison]) -> Plot | None:
     return _plot(figure, corpus, stage, "sources", title, caption)
 
 
-def _plasticity(records: list[Record], corpus: str, stage: str) -> Plot | None:
+def _plasticity(records: pd.DataFrame, corpus: str, stage: str) -> Plot | None:
     by_source = {name: ls for name, ls in curves.plasticity(records, corpus, stage).items() if ls}
     if not by_source:
         return None
@@ -125,7 +126,7 @@ def _plasticity(records: list[Record], corpus: str, stage: str) -> Plot | None:
         axes.set_title(name)
         axes.set_xlabel("steps on this source")
     panels[0].set_ylabel("perplexity")
-    methods = [m for m in METHODS if any(m in lines for lines in by_source.values())]
+    methods = _of(*by_source.values())
     drawing.legend(figure, methods, notes=dict.fromkeys(outside, "(above a plot)"))
     name = stage_name(records, corpus, stage)
     title = f"{name}: perplexity while the body adapts to an unseen source"
@@ -133,7 +134,7 @@ def _plasticity(records: list[Record], corpus: str, stage: str) -> Plot | None:
     return _plot(figure, corpus, stage, "", title, f"{caption} The start may lie above the plot.")
 
 
-def _norms(records: list[Record], corpus: str) -> Plot | None:
+def _norms(records: pd.DataFrame, corpus: str) -> Plot | None:
     kinds = {key: curves.norms(records, corpus, key) for key in ("activations", "parameters")}
     kinds = {key: lines for key, lines in kinds.items() if lines}
     if not kinds:
@@ -143,11 +144,8 @@ def _norms(records: list[Record], corpus: str) -> Plot | None:
         drawing.draw(axes, lines)
         axes.set_title(f"norm of {key}")
         axes.set_xlabel("steps")
-    methods = [m for m in METHODS if any(m in lines for lines in kinds.values())]
-    rates: dict[str, set[float]] = {method: set() for method in methods}
-    for run in curves.stability(records, corpus):
-        if run["method"] in rates:
-            rates[run["method"]].add(run["learning_rate"])
+    methods = _of(*kinds.values())
+    rates = curves.stability(records, corpus).groupby("method")["learning_rate"].unique()
     notes = {m: f"({', '.join(f'{rate:g}' for rate in sorted(rates[m]))})" for m in methods}
     drawing.legend(figure, methods, notes=notes)
     caption = _of_lines(line for lines in kinds.values() for line in lines.values())
@@ -156,54 +154,56 @@ def _norms(records: list[Record], corpus: str) -> Plot | None:
     return _plot(figure, corpus, "norms", "", title, caption)
 
 
-def _bytes(records: list[Record], corpus: str, here: list[Comparison]) -> Plot | None:
+def _bytes(records: pd.DataFrame, corpus: str, here: list[Comparison]) -> Plot | None:
     """What a source gave to the average, against what the method reached."""
-    given = {m: s.exchanged for m, s in sent(records, corpus).items() if s.exchanged is not None}
-    here = [c for c in here if c.kind == "sources" and c.stage in COMPARED]
-    here = [c for c in here if len(_sides(c, given)) == 2]
-    some = [value for value in given.values() if value > 0]
-    if not here or not some:
+    given = sent(records, corpus)["exchanged"].dropna()
+    compared = [c for c in here if c.kind == "sources" and c.stage in COMPARED]
+    points = [(c, found) for c in compared if not (found := _points(c, given)).empty]
+    some = given[given > 0]
+    if not points or some.empty:
         return None
-    nothing = 10.0 ** (math.floor(math.log10(min(some))) - 1)  # its place on an axis without a zero
-    figure, panels = drawing.panels(len(here), 3.4)
-    for axes, comparison in zip(panels, here, strict=True):
-        for method, mean, spread in _points(comparison, given):
+    first, last = math.floor(math.log10(some.min())), math.ceil(math.log10(some.max()))
+    nothing = 10.0 ** (first - 1)  # its place on an axis without a zero
+    ticks = {10.0**e: drawing.short(10.0**e) for e in range(first, last + 1)}
+    if given.min() == 0:
+        ticks[nothing] = "none"
+    figure, panels = drawing.panels(len(points), 3.4)
+    for axes, (comparison, found) in zip(panels, points, strict=True):
+        for method, mean, spread, _ in found.itertuples():
             look, x = METHODS[method], given[method] or nothing
             axes.errorbar(
                 x, mean, spread, fmt=look.marker, color=look.colour, markersize=8, capsize=3
             )
         axes.set_xscale("log")
-        exponents = range(math.floor(math.log10(min(some))), math.ceil(math.log10(max(some))) + 1)
-        ticks = {10.0**e: drawing.short(10.0**e) for e in exponents}
-        if min(given.values()) == 0:
-            ticks[nothing] = "none"
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xticks([], minor=True)
-        left = nothing if nothing in ticks else min(ticks)
-        axes.set_xlim(left / 1.8, max(ticks) * 1.3)
+        axes.set_xlim(min(ticks) / 1.8, max(ticks) * 1.3)
         axes.set_title(comparison.name)
         axes.set_xlabel("bytes exchanged")
         axes.set_ylabel(f"average {METRICS[comparison.metric]}")
-    methods = [m for m in METHODS if any(m == p[0] for c in here for p in _points(c, given))]
-    drawing.legend(figure, methods, shape="point")
+    drawing.legend(figure, _of(*(found.index for _, found in points)), shape="point")
+    runs = _counts(n for _, found in points for n in found["count"])
     caption = (
         "Horizontally: bytes that a source gives to the average in pre-training (parameters a "
         "step over all steps, float32), logarithmic. Lower and further left is better. Point: mean "
-        "over runs; line: ± their sample standard deviation (n - 1)."
+        f"over runs ({runs} a method); line: ± their sample standard deviation (n - 1)."
     )
     title = "bytes exchanged in pre-training against what is reached"
     return _plot(figure, corpus, "communication", "", title, caption)
 
 
-def _sides(comparison: Comparison, given: dict[str, float]) -> set[bool]:
-    return {comparison.rows[method].baseline for method, *_ in _points(comparison, given)}
+def _points(comparison: Comparison, given: pd.Series) -> pd.DataFrame:
+    """Mean and spread of averages, by method; empty if not of baselines and of DEPT."""
+    values = comparison.values[AVERAGE].groupby("method", sort=False).agg(["mean", "std", "count"])
+    found = values[np.isfinite(values["mean"]) & values.index.isin(given.index)]
+    sides = found.index.isin(comparison.baselines)
+    return found if len(set(sides)) == 2 else found[:0]
 
 
-def _points(
-    comparison: Comparison, given: dict[str, float]
-) -> list[tuple[str, float, float | None]]:
-    cells = {m: comparison.cell(m, AVERAGE) for m in comparison.rows if m in given}
-    return [(m, c.mean, c.spread) for m, c in cells.items() if c and math.isfinite(c.mean)]
+def _of(*found: Iterable[str]) -> list[str]:
+    """The methods that any of them has, in the order of legends."""
+    every = set().union(*found)
+    return [method for method in METHODS if method in every]
 
 
 def _plot(figure: Figure, corpus: str, topic: str, kind: str, title: str, caption: str) -> Plot:

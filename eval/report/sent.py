@@ -2,60 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+import math
 
-from dept.evaluation.report.run_records import Record, by_method, number, select, sequential_steps
+import pandas as pd
+
+from dept.evaluation.report.measured import runs_of
+from dept.evaluation.report.run_records import RUN, select
 
 BYTES_PER_PARAMETER = 4  # averages are taken in float32
 
-
-@dataclass(frozen=True)
-class Sent:
-    """Means over the runs of a method; ``None`` where no run has it.
-
-    Attributes:
-        per_step: parameters that a source gives to the average, spread over its steps.
-        reduction: how many times that goes into the whole model.
-        exchanged: bytes that a source gives to the average in all its steps.
-        counted: bytes that the runs' workers sent, counted at the transport.
-        every_step: bytes they would have sent, exchanging every gradient.
-    """
-
-    per_step: float | None
-    reduction: float | None
-    exchanged: float | None
-    counted: float | None
-    every_step: float | None
+_COUNTED = ["parameters_per_step", "reduction", "sent_bytes", "every_step_bytes"]
 
 
-def sent(records: list[Record], corpus: str) -> dict[str, Sent]:
-    """Of each method whose pre-training counted it.
+def sent(records: pd.DataFrame, corpus: str) -> pd.DataFrame:
+    """Of each method (rows) whose pre-training counted it, means over its runs.
 
     A body that trains on one source alone is averaged with no other, so it gives nothing,
     though its run has what it would.
+
+    Returns:
+        Columns, ``nan`` where no run has it: ``parameters_per_step`` that a source gives to the
+        average, spread over its steps; ``reduction``, how many times that goes into the whole
+        model; ``exchanged``, bytes that a source gives to the average in all its steps;
+        ``sent_bytes`` of the runs' workers, counted at the transport; ``every_step_bytes`` that
+        they would have sent, exchanging every gradient; and ``runs``, how many there are.
     """
-    found = {}
-    for method, runs in by_method(select(records, corpus, "pretrain")).items():
-        counts = [run.get("communication") or {} for run in runs]
-        if any(counts) and all(run["source"] for run in runs):
-            found[method] = Sent(0.0, None, 0.0, None, None)
-            continue
-        per_step = _mean(entry.get("parameters_per_step") for entry in counts)
-        reduction = _mean(entry.get("reduction") for entry in counts)
-        if reduction is None and per_step:
-            reduction = 1.0  # STD's runs leave it out: the whole model, at every step
-        exchanged = None
-        if per_step is not None and (steps := _mean(map(sequential_steps, runs))):
-            exchanged = per_step * steps * BYTES_PER_PARAMETER
-        counted = _mean(entry.get("sent_bytes") for entry in counts)
-        every_step = _mean(entry.get("every_step_bytes") for entry in counts)
-        if any(counts):
-            found[method] = Sent(per_step, reduction, exchanged, counted, every_step)
+    here = select(records, corpus, "pretrain")
+    here = here[here["communication"].astype(bool)]
+    counted = pd.DataFrame(list(here["communication"]), here.index, _COUNTED, dtype=float)
+    counted["steps"] = here["sequential"].astype(float)
+    found = counted.groupby(here["method"], sort=False).mean()
+    whole = found["reduction"].isna() & (found["parameters_per_step"] > 0)
+    found.loc[whole, "reduction"] = 1.0  # STD's runs leave it out: the whole model, at every step
+    runs = here.set_index(RUN).groupby("method", sort=False)
+    found["runs"] = pd.Series({method: runs_of(of.index) for method, of in runs})
+    found["exchanged"] = found["parameters_per_step"] * found.pop("steps") * BYTES_PER_PARAMETER
+    alone = here["source"].notna().groupby(here["method"], sort=False).all()
+    found.loc[alone, found.columns != "runs"] = math.nan
+    found.loc[alone, ["parameters_per_step", "exchanged"]] = 0.0
     return found
-
-
-def _mean(values: Iterable[Any]) -> float | None:
-    numbers = [value for value in map(number, values) if value is not None]
-    return sum(numbers) / len(numbers) if numbers else None

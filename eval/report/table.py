@@ -23,8 +23,8 @@ class Table:
     Attributes:
         corpus: the part of the report it belongs to; empty if to all.
         topic: a key of ``names.TOPICS``.
-        head: a column's name and a note to it, which may be empty.
-        rows: the first cell names the row.
+        head: a column's name and a note to it, which may be empty; or the name alone.
+        rows: the first cell names the row; one without a best value may be a text.
         parts: rows before which a line is drawn.
         texts: columns on the left that hold text; others hold values.
     """
@@ -38,22 +38,11 @@ class Table:
     parts: tuple[int, ...] = ()
     texts: int = 1
 
-
-def plain(
-    corpus: str,
-    topic: str,
-    title: str,
-    caption: str,
-    head: Iterable[str],
-    rows: list[list[Cell]],
-    parts: tuple[int, ...] = (),
-    texts: int = 1,
-) -> list[Table]:
-    """A table of a corpus whose columns have no notes; none at all without rows."""
-    if not rows:
-        return []
-    heads = [(name, "") for name in head]
-    return [Table(corpus, topic, f"{corpus}, {title}", caption, heads, rows, parts, texts)]
+    def __post_init__(self) -> None:
+        head = [name if isinstance(name, tuple) else (name, "") for name in self.head]
+        rows = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in self.rows]
+        object.__setattr__(self, "head", head)
+        object.__setattr__(self, "rows", rows)
 
 
 def markdown(table: Table) -> str:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import pandas as pd
 
 from dept.evaluation.report.comparison_tables import comparison_tables, comparisons
 from dept.evaluation.report.downstream import downstream
-from dept.evaluation.report.measured import SPREAD, averaged
+from dept.evaluation.report.measured import SPREAD, runs_of, text
 from dept.evaluation.report.names import METRICS, STAGES, label
 from dept.evaluation.report.overview import methods, overview
-from dept.evaluation.report.run_records import Record, by_method, corpora, select, sequential_steps
+from dept.evaluation.report.run_records import RUN, number, select
 from dept.evaluation.report.sent import sent
-from dept.evaluation.report.table import Cell, Table, plain
+from dept.evaluation.report.table import Table
 from dept.evaluation.report.tuning import tuning, tuning_cpt
 
 
-def tables(records: list[Record]) -> list[Table]:
+def tables(records: pd.DataFrame) -> list[Table]:
     """Tables in the order of a report: over all corpora, then of each corpus by topic.
 
     Args:
-        records: in the order of ``run_records.arranged``.
+        records: as ``run_records.arranged`` gives them.
     """
     every = comparisons(records)
     found = methods(records) + overview(every)
-    for corpus in corpora(records):
+    for corpus in records["corpus"].unique():
         for comparison in every:
             if comparison.corpus == corpus:
                 found += comparison_tables(comparison)
@@ -33,90 +32,93 @@ def tables(records: list[Record]) -> list[Table]:
     return found
 
 
-def communication(records: list[Record], corpus: str) -> list[Table]:
+def communication(records: pd.DataFrame, corpus: str) -> list[Table]:
     """What each method exchanges in pre-training."""
-    rows = [
-        [
-            Cell(label(method)),
-            Cell("" if of.per_step is None else f"{of.per_step:,.0f}"),
-            Cell("" if of.reduction is None else f"{of.reduction:,.0f} times"),
-            *(Cell(_megabytes(value)) for value in (of.exchanged, of.counted, of.every_step)),
-        ]
-        for method, of in sent(records, corpus).items()
-    ]
+    columns = {
+        "parameters_per_step": ("parameters a step", "{:,.0f}", 1),
+        "reduction": ("reduction", "{:,.0f} times", 1),
+        "exchanged": ("a source in all", "{:,.1f} MB", 1e6),
+        "sent_bytes": ("sent", "{:,.1f} MB", 1e6),
+        "every_step_bytes": ("with every gradient", "{:,.1f} MB", 1e6),
+    }
+    rows = []
+    for method, of in sent(records, corpus).iterrows():
+        texts = (
+            "" if pd.isna(of[key]) else form.format(of[key] / unit)
+            for key, (_, form, unit) in columns.items()
+        )
+        rows.append([label(method), *texts, of["runs"]])
     caption = (
-        "Parameters a step: what a source gives to the average, spread over its local "
-        "steps; reduction: how many times that goes into the whole model. A source in all: those "
-        "parameters over all steps, in float32. Sent: what the run's workers sent one another, "
-        "counted where it enters the transport; nothing if one worker trained all sources, "
-        "blank where it was not counted. With every gradient: what they would have sent then."
+        "Means over runs. Parameters a step: what a source gives to the average, spread over its "
+        "local steps; reduction: how many times that goes into the whole model. A source in all: "
+        "those parameters over all steps, in float32. Sent: what the run's workers sent one "
+        "another, counted where it enters the transport; nothing if one worker trained all "
+        "sources, blank where it was not counted. With every gradient: what they would have sent "
+        "then."
     )
-    head = ["method", "parameters a step", "reduction", "a source in all", "sent"]
-    head += ["with every gradient"]
-    return plain(corpus, "communication", "what is exchanged", caption, head, rows)
+    head = ["method", *(name for name, _, _ in columns.values()), "runs"]
+    title = f"{corpus}, what is exchanged"
+    return [Table(corpus, "communication", title, caption, head, rows)] if rows else []
 
 
 _AS_COMPARED = {"pretrain": "as compared", "cpt_random": "as compared, CPT"}
 
 
-def study(records: list[Record], corpus: str) -> list[Table]:
+def study(records: pd.DataFrame, corpus: str) -> list[Table]:
     """Runs with other settings, named by the plan, below those of the comparison itself."""
+    studied = select(records, corpus, "study")
+    compared = select(records, corpus, *_AS_COMPARED)
+    compared = compared.assign(setting=compared["stage"].map(_AS_COMPARED))
+    beside = compared.merge(studied[["method", "seed"]].drop_duplicates())
     rows = []
-    for method, runs in by_method(select(records, corpus, "study")).items():
-        compared = {name: select(records, corpus, stage) for stage, name in _AS_COMPARED.items()}
-        seeds = {run["seed"] for run in runs}
-        named = {
-            name: [run for run in of if run["method"] == method and run["seed"] in seeds]
-            for name, of in compared.items()
-        }
-        for run in runs:
-            named.setdefault(run["setting"], []).append(run)
-        for name, of in named.items():
-            if not of:
-                continue
-            found = [averaged(of, metric) for metric in METRICS]
-            values = [m.text(digits) if m else "" for m, digits in zip(found, (1, 3), strict=True)]
-            given = [_values(run.get("learning_rate") for run in of)]
-            given.append(_values(map(sequential_steps, of)))
-            rows.append([Cell(name), Cell(label(method)), *map(Cell, [*given, *values])])
+    for method, of_method in studied.groupby("method", sort=False):
+        runs = pd.concat([beside[beside["method"] == method], of_method])
+        for name, of in runs.groupby("setting", sort=False):
+            given = [_values(of["learning_rate"]), _values(of["sequential"])]
+            found = (pd.Series([number(a.get(m)) for a in of["average"]]) for m in METRICS)
+            values = [text(v, digits, len(of)) for v, digits in zip(found, (1, 3), strict=True)]
+            runs = runs_of(of.set_index(RUN).index)
+            rows.append([name, label(method), *given, *values, runs])
     caption = (
         "Averages over sources after pre-training, or after continued pre-training where the name "
         f"says so; lower is better; {SPREAD}. Perplexity may be compared within one tokenizer only."
     )
-    head = ["setting", "method", "learning rate", "steps", *METRICS.values()]
-    return plain(corpus, "study", "other settings", caption, head, rows, texts=2)
+    head = ["setting", "method", "learning rate", "steps", *METRICS.values(), "runs"]
+    title = f"{corpus}, other settings"
+    return [Table(corpus, "study", title, caption, head, rows, texts=2)] if rows else []
 
 
-def setting(records: list[Record], corpus: str) -> list[Table]:
+def setting(records: pd.DataFrame, corpus: str) -> list[Table]:
     """What each run was given, as far as it does not depend on the machine."""
     rows, parts = [], []
-    for stage, name in STAGES.items():
-        if stage == "downstream":  # its runs have epochs of a task, not rounds
-            continue
-        found = by_method(select(records, corpus, stage))
-        parts += [len(rows)] if rows and found else []
-        for method, runs in found.items():
-            given = [Cell(name), Cell(label(method)), Cell(str(len(runs)))]
-            keys = ("seed", "draw", "learning_rate", "rounds", "local_steps")
-            values = [_values(run.get(key) for run in runs) for key in keys]
-            values += [_values(map(sequential_steps, runs))]
-            values += [_values(run["tokens"] for run in runs)]
-            rows.append([*given, *map(Cell, values)])
+    stages = [stage for stage in STAGES if stage != "downstream"]  # epochs of a task, not rounds
+    for stage, of_stage in select(records, corpus, *stages).groupby("stage", sort=False):
+        parts += [len(rows)] if rows else []
+        for method, runs in of_stage.groupby("method", sort=False):
+            drawn = runs.assign(draw=runs["draw"].where(runs["draw"] >= 0).astype("Int64"))
+            keys = (
+                "seed",
+                "draw",
+                "learning_rate",
+                "rounds",
+                "local_steps",
+                "sequential",
+                "tokens",
+            )
+            texts = [STAGES[stage], label(method), str(len(runs))]
+            rows.append([*texts, *(_values(drawn[key]) for key in keys)])
     caption = (
         "Draws: numbers of the random embeddings that runs start from. Learning rate: its peak. "
         "Steps: sequential ones of a source's training. Tokens: all that a run trained on."
     )
     head = ["stage", "method", "runs", "seeds", "draws", "learning rate", "rounds"]
     head += ["local steps", "steps", "tokens"]
-    return plain(corpus, "setting", "runs", caption, head, rows, tuple(parts), texts=2)
+    title = f"{corpus}, runs"
+    return [Table(corpus, "setting", title, caption, head, rows, tuple(parts), 2)] if rows else []
 
 
-def _values(values: Iterable[Any]) -> str:
+def _values(values: pd.Series) -> str:
     """What differs among runs, each value once."""
-    distinct = sorted({value for value in values if value is not None})
+    distinct = sorted(values.dropna().unique().tolist())
     texts = [f"{v:,}" if isinstance(v, int) else f"{v:g}" for v in distinct]
     return ", ".join(texts) if len(texts) <= 3 else f"{texts[0]} to {texts[-1]}"
-
-
-def _megabytes(value: float | None) -> str:
-    return "" if value is None else f"{value / 1e6:,.1f} MB"

@@ -2,82 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import pandas as pd
 
-from dept.evaluation.report.measured import SPREAD, Measured, averaged, is_best, lowest
+from dept.evaluation.report.measured import SPREAD, cells, pivoted
 from dept.evaluation.report.names import METRICS, STARTS, label, metric_of
-from dept.evaluation.report.run_records import Record, by_method, select, start_of
-from dept.evaluation.report.table import Cell, Table, plain
+from dept.evaluation.report.run_records import select
+from dept.evaluation.report.table import Table
 
 
-def tuning(records: list[Record], corpus: str) -> list[Table]:
+def tuning(records: pd.DataFrame, corpus: str) -> list[Table]:
     """Learning rates of pre-training, and what each gave."""
     here, metric = select(records, corpus, "tuning"), metric_of("tuning")
-    rates = _rates(here)
-    rows = [
-        [Cell(label(method)), *_cells(_by_rate(runs, rates, metric), digits=3)]
-        for method, runs in by_method(here).items()
-    ]
     caption = (
         f"Average {METRICS[metric]} over sources after pre-training, lower is better; the best "
         f"rate of a method bold; {SPREAD}; blank: not tried."
     )
-    head = ["method", *(f"{rate:g}" for rate in rates)]
-    return plain(corpus, "tuning", "peak learning rates", caption, head, rows)
+    return _by_rate(corpus, here, metric, ["method"], 3, "peak learning rates", caption)
 
 
-def tuning_cpt(records: list[Record], corpus: str) -> list[Table]:
+def tuning_cpt(records: pd.DataFrame, corpus: str) -> list[Table]:
     """Learning rates of continued pre-training, those in use among them.
 
     The runs at a rate in use are those of the comparison, of the same method, start and seeds.
     """
-    tried = select(records, corpus, "tuning_cpt")
-    metric = metric_of("tuning_cpt")
-    found: dict[tuple[str, str], list[Record]] = {}
-    in_use: dict[str, list[Record]] = {}
-    for start, stage in STARTS.items():
-        compared = select(records, corpus, stage)
-        for method, runs in by_method(r for r in tried if start_of(r) == start).items():
-            seeds = {run["seed"] for run in runs}
-            joined = [r for r in compared if r["method"] == method and r["seed"] in seeds]
-            found[start, method] = runs + joined
-            in_use.setdefault(start, []).extend(joined)
-    rates = _rates(run for runs in found.values() for run in runs)
-    rows = [
-        [Cell(start), Cell(label(method)), *_cells(_by_rate(runs, rates, metric), digits=1)]
-        for (start, method), runs in found.items()
-    ]
+    tried, metric = select(records, corpus, "tuning_cpt"), metric_of("tuning_cpt")
+    keys = ["start", "method", "seed"]
+    compared = select(records, corpus, *STARTS.values())
+    starts = {stage: start for start, stage in STARTS.items()}
+    compared = compared.assign(start=compared["stage"].map(starts))
+    in_use = compared.merge(tried[keys].drop_duplicates())
+    together = pd.concat([tried, in_use]).sort_values(
+        "start", key=lambda start: start.map(list(STARTS).index), kind="stable"
+    )
+    rates = in_use.groupby("start")["learning_rate"].unique()
     chosen = [
-        f"{start} {' and '.join(f'{rate:g}' for rate in _rates(runs))}"
-        for start, runs in in_use.items()
-        if runs
+        f"{start} {' and '.join(f'{rate:g}' for rate in sorted(rates[start]))}"
+        for start in STARTS
+        if start in rates
     ]
     used = f"Rates in use, from the runs of the comparison: {', '.join(chosen)}. " if chosen else ""
     caption = (
         f"Average {METRICS[metric]} over sources after continued pre-training, lower is better; "
-        f"the best rate of a row bold; {SPREAD}; (n): of n runs only; blank: not tried. {used}"
+        f"the best rate of a row bold; {SPREAD}; blank: not tried. {used}"
         "Only the seeds that other rates were tried with."
     )
-    head = ["embedding", "method", *(f"{rate:g}" for rate in rates)]
     title = "peak learning rates of continued pre-training"
-    return plain(corpus, "tuning", title, caption, head, rows, texts=2)
+    return _by_rate(corpus, together, metric, ["start", "method"], 1, title, caption)
 
 
-def _rates(runs: Iterable[Record]) -> list[float]:
-    return sorted({run["learning_rate"] for run in runs})
-
-
-def _by_rate(runs: list[Record], rates: list[float], metric: str) -> dict[float, Measured | None]:
-    return {
-        rate: averaged((run for run in runs if run["learning_rate"] == rate), metric)
-        for rate in rates
-    }
-
-
-def _cells(found: Mapping[float, Measured | None], digits: int) -> list[Cell]:
-    best = lowest(found.values(), digits)
-    most = max((each.runs for each in found.values() if each), default=0)
-    return [
-        Cell(each.text(digits, of=most) if each else "", is_best(each, best, digits))
-        for each in found.values()
-    ]
+def _by_rate(
+    corpus: str,
+    runs: pd.DataFrame,
+    metric: str,
+    keys: list[str],
+    digits: int,
+    title: str,
+    caption: str,
+) -> list[Table]:
+    values = pivoted(runs, [of.get(metric) for of in runs["average"]], keys, "learning_rate")
+    if values.empty:
+        return []
+    found = cells(values, digits, axis=1)
+    rows = [[*starts, label(method), *row] for (*starts, method), row in found.items()]
+    names = [{"start": "embedding"}.get(key, key) for key in keys]
+    head = [*names, *(f"{rate:g}" for rate in values), "runs"]
+    return [Table(corpus, "tuning", f"{corpus}, {title}", caption, head, rows, texts=len(keys))]

@@ -3,8 +3,8 @@
     python -m dept.evaluation.report results
 
 reads ``results/runs/*.json`` and writes ``results/tables.md``, ``results/plots/*.png`` and
-``results/index.html``, which needs neither of the others. It needs matplotlib, but no torch and no
-llm-foundry, and the same records give the same bytes (with the same matplotlib).
+``results/index.html``, which needs neither of the others. It needs matplotlib and pandas, but no
+torch and no llm-foundry, and the same records give the same bytes (with the same matplotlib).
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ def write(records: Iterable[Record], folder: Path) -> list[Path]:
     Raises:
         ValueError: there are no records, or ``run_records.check`` refuses them.
     """
-    ordered = arranged(records)
-    if not ordered:
+    records = list(records)
+    if not records:
         raise ValueError("no run has finished, so there is nothing to report")
+    ordered = arranged(records)
     every_table, every_plot = tables(ordered), plots(ordered)
     files = {folder / PLOTS / f"{plot.name}.png": plot.png for plot in every_plot}
     for stale in set((folder / PLOTS).glob("*.png")) - set(files):

@@ -19,7 +19,8 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:pkg_resources is deprecated")  #
 
 from dept.data.corpus import read_corpus
 from dept.evaluation.reproduce import runner
-from dept.evaluation.reproduce.plan import PLAN, jobs, read_plan
+from dept.evaluation.reproduce.jobs import jobs
+from dept.evaluation.reproduce.plan import PLAN, read_plan
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,11 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan = read_plan(options.plan)
         sources = {corpus: read_corpus(Path("."), corpus).sources for corpus in plan.corpora}
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    wanted = [job for job in jobs(plan, sources) if re.search(options.only, job.name)]
-    try:
+        wanted = [job for job in jobs(plan, sources) if re.search(options.only, job.name)]
         done = {job.name for job in wanted if runner.is_finished(job)}
     except ValueError as error:
         print(error, file=sys.stderr)

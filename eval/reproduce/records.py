@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from dept.evaluation.reproduce.plan import Job
+from dept.evaluation.reproduce.jobs import Job
 
-FIGURES = ("loss", "perplexity", "bits_per_byte")
+LOSSES = ("loss", "perplexity", "bits_per_byte")
 FINE_TUNED = ("task", "metric", "init", "learning_rate", "examples", "baselines", "best", "test")
 FINE_TUNED += ("history", "timing")
 
@@ -47,7 +47,7 @@ def _of_job(job: Job) -> dict[str, Any]:
 
 
 def curves(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures of each evaluation, by tokens and by sequential steps trained before it.
+    """Losses of each evaluation, by tokens and by sequential steps trained before it.
 
     Args:
         lines: of ``metrics.jsonl``.
@@ -61,7 +61,7 @@ def curves(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> di
     return {
         "tokens": [round(summary["tokens"] * part) for part in done],
         "steps": [round(sequential * part) for part in done],
-        "average": {key: [line[f"eval/average/{key}"] for line in evaluated] for key in FIGURES},
+        "average": {key: [line[f"eval/average/{key}"] for line in evaluated] for key in LOSSES},
         "sources": {
             name: {"perplexity": [line.get(f"eval/{name}/perplexity") for line in evaluated]}
             for name in names

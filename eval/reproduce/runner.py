@@ -19,7 +19,7 @@ from dept.config import extends
 from dept.evaluation import finetune
 from dept.evaluation.finetuning.options import read_options
 from dept.evaluation.report import run_records, writing
-from dept.evaluation.reproduce.plan import Job
+from dept.evaluation.reproduce.jobs import Job
 from dept.evaluation.reproduce.records import record
 from dept.training import command as training
 from dept.training.summary import read_summary
@@ -46,12 +46,12 @@ def summary_of(job: Job) -> dict | None:
 
 
 def log_of(job: Job) -> Path:
-    """What a job said."""
+    """What a job printed."""
     return Path("runs") / job.name / "log.txt"
 
 
 def run(wanted: list[Job], done: set[str], at_a_time: int) -> list[Job]:
-    """Run all jobs, each when what it goes on from has finished.
+    """Run all jobs, each when the one that it starts from has finished.
 
     Args:
         wanted: in the order of their start.
@@ -87,7 +87,7 @@ def run(wanted: list[Job], done: set[str], at_a_time: int) -> list[Job]:
                 process.join()
                 if process.exitcode == 0 and summary_of(job):
                     progress.advance(task)
-                    _tell(console, job)
+                    _report(console, job)
                 else:
                     failed.append(job)
                     console.print(f"{job.name} failed: see {log_of(job)}", style="red")
@@ -105,16 +105,16 @@ def write(wanted: list[Job], results: Path) -> None:
         print(path)
 
 
-def _tell(console: Console, job: Job) -> None:
+def _report(console: Console, job: Job) -> None:
     summary = summary_of(job)
     if job.stage == "downstream":
-        figure = summary["test"][summary["metric"]]
-        console.print(f"{job.name}: {summary['metric']} {figure:.3f}", highlight=False)
+        value = summary["test"][summary["metric"]]
+        console.print(f"{job.name}: {summary['metric']} {value:.3f}", highlight=False)
         return
-    figures = (summary or {}).get("average") or next(iter(summary["held_out"].values()))["eval"]
+    scores = (summary or {}).get("average") or next(iter(summary["held_out"].values()))["eval"]
     console.print(
-        f"{job.name}: {figures['bits_per_byte']:.3f} bits per byte, perplexity "
-        f"{figures['perplexity']:.1f}, {summary['timing']['train_seconds']:.0f} s",
+        f"{job.name}: {scores['bits_per_byte']:.3f} bits per byte, perplexity "
+        f"{scores['perplexity']:.1f}, {summary['timing']['train_seconds']:.0f} s",
         highlight=False,
     )
 

@@ -1,4 +1,4 @@
-"""Questions of which line goes on with a text, made from documents."""
+"""Questions of which line continues a text, made from documents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONTEXT_LINES = 3
 def continuations(
     texts: Sequence[str], each: int = 1, context_lines: int = CONTEXT_LINES, seed: int = 17
 ) -> list[dict[str, Any]]:
-    """Questions of which line goes on with a text: its own, or one of other texts.
+    """Questions of which line continues a text: its own, or one of other texts.
 
     Args:
         texts: documents; those of too few lines give no question.

@@ -1,4 +1,4 @@
-"""Bits per byte of raw text under a model: figures that may be compared between tokenizers.
+"""Bits per byte of raw text under a model: values that may be compared between tokenizers.
 
 Text is read as in training: an end-of-text token before each document, tokens in a row, cut into
 windows of the model's context. A window begins with the last token of the one before, so each token
@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from dept.errors import ConfigError
-from dept.evaluation.models.source_models import SourceModel
+from dept.evaluation.models.source_models import SourceModel, context_length
 from dept.evaluation.scoring.spelling import Speller
 
 UNKNOWN_BYTE = 8 * math.log(2)
-"""Nats for a byte that the vocabulary cannot tell, on top of its unknown token: one in 256."""
+"""Nats for a byte that the vocabulary cannot spell, on top of its unknown token: one in 256."""
 
 _IGNORED = -100
-_CONTEXT = 2048  # of models without a limit
+CONTEXT = 2048  # of models without a limit
 _LOGITS = 1 << 23  # numbers held at a time; four times as many take 1.6 times as long
 
 
@@ -55,14 +55,6 @@ class Stream:
 
     ids: list[int]
     predicted: list[bool]
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """Tokens that a model reads at a time, as its config says; 2048 if it does not."""
-    for key in ("max_seq_len", "max_position_embeddings", "n_positions"):
-        if length := getattr(model.config, key, None):
-            return int(length)
-    return _CONTEXT
 
 
 def separator(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -99,7 +91,7 @@ class Scorer:
 
     def __init__(self, source: SourceModel, context: int | None = None) -> None:
         self.source = source
-        own = context_length(source.model)
+        own = context_length(source.model) or CONTEXT
         self.context = min(own, context or own)
         if self.context < 2:
             raise ConfigError(f"a context of {self.context} predicts nothing: take 2 or more")

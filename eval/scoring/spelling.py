@@ -1,4 +1,4 @@
-"""Text as token ids, and how much of it they do not tell: for figures that charge for it."""
+"""Text as token ids, and how much of it they do not spell: for scores that charge for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Spelled:
     """Of the text as UTF-8."""
 
     unknown_bytes: int
-    """Of those, bytes of characters that no token tells: they cannot be read from ``ids``."""
+    """Of those, bytes of characters that no token spells: they cannot be read from ``ids``."""
 
 
 class Speller:
@@ -30,7 +30,7 @@ class Speller:
 
     A character is unknown if a token over it is the unknown token or an untrained one, or if there
     is none over it at all: some tokenizers drop what they cannot spell. What a tokenizer replaces
-    (capitals, say) counts as told.
+    (capitals, say) counts as spelled.
 
     Args:
         tokenizer: a fast one.

@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers_and_a_finished_one_is_told(roo
     assert losses("killed") == losses("whole")
     capsys.readouterr()
     assert run(root, "classification", "killed", *more) == gone_on
-    assert "is finished; another run_name trains anew" in capsys.readouterr().err
+    assert "is finished; another run_name trains again" in capsys.readouterr().err
 
 
 def test_the_seed_decides(root):
@@ -140,7 +140,7 @@ def test_the_seed_decides(root):
         ),
         (["checkpoint=runs/none/checkpoints", "run_name=x"], "is not a checkpoint, nor a folder"),
         (["max_length=64", "run_name=x"], "max_length is 64, and the model reads 32 tokens"),
-        (["learning_rate=1", "run_name=x"], "has no option 'learning_rate'"),
+        (["learning_rate=1", "run_name=x"], "has no key 'learning_rate'"),
     ],
 )
 def test_what_cannot_be_run_is_one_sentence(root, capsys, more, message):

@@ -256,7 +256,7 @@ def test_answers_are_a_list_or_columns_of_their_own():
         ({"task": REVIEWS | {"columns": {"premise": "x"}}}, "task.columns has 'premise'"),
         ({"task": REVIEWS | {"labels": ["a"]}}, "two or more different ones"),
         ({"task": REVIEWS | {"labels": [True, False]}}, "yaml takes yes, no, on, off for truth"),
-        ({"dropout": 1.0}, "dropout is 1.0: set it from 0"),
+        ({"dropout": 1.0}, "dropout is 1.0: set it to a number from 0"),
         ({"optimizer": {"lr": "fast"}}, "optimizer.lr is 'fast': set it to a number"),
         ({"data": {"train": "x", "val_fraction": 0.6, "test_fraction": 0.5}}, "leave nothing"),
     ],

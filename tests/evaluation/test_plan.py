@@ -9,7 +9,8 @@ from training import REPOSITORY
 
 from dept.config import extends
 from dept.errors import ConfigError
-from dept.evaluation.reproduce.plan import PLAN, Job, jobs, read_plan
+from dept.evaluation.reproduce.jobs import Job, jobs
+from dept.evaluation.reproduce.plan import PLAN, read_plan
 from dept.evaluation.reproduce.records import record
 
 SOURCES = {"multilingual": ("en", "it"), "multidomain": ("python", "bible")}

@@ -1,9 +1,10 @@
 """The tables of other stages, and the lines of plots, on hand-made records."""
 
 import math
+import warnings
 
 import numpy as np
-from run_record import bold, by_title, cells, fine_tuned, record
+from run_record import bold, by_title, cells, everything, fine_tuned, record
 
 from dept.evaluation.report import curves
 from dept.evaluation.report.run_records import arranged
@@ -23,10 +24,10 @@ def test_plasticity_is_a_table_of_what_the_last_step_gave_by_unseen_source():
     title = "c, plasticity, 30 steps, perplexity, unseen sources, at equal steps and batch"
     table = found[title]
     assert [name for name, _ in table.head] == ["method", "el", "de", "average", "runs"]
-    deviation = np.std([0, 0, 10, 10], ddof=1)
+    deviation, counted = np.std([0, 0, 10, 10], ddof=1), ["2 seeds x 2 draws"]
     assert cells(table) == {
-        "STD τ=0 (steps)": [f"{m:.1f} ± {deviation:.1f}" for m in (305.0, 85.0, 195.0)] + ["4"],
-        "SPEC": [f"{m:.1f} ± {deviation:.1f}" for m in (255.0, 95.0, 175.0)] + ["4"],
+        "STD τ=0 (steps)": [f"{m:.1f} ± {deviation:.1f}" for m in (305.0, 85.0, 195.0)] + counted,
+        "SPEC": [f"{m:.1f} ± {deviation:.1f}" for m in (255.0, 95.0, 175.0)] + counted,
     }
     assert bold(table) == {("SPEC", 0), ("STD τ=0 (steps)", 1), ("SPEC", 2)}
     assert "after the last step" in table.caption and "A body for each source" not in table.caption
@@ -42,8 +43,11 @@ def test_tuning_shows_the_best_rate_of_each_method():
     ]
     records.append(record("glob", {}, "tuning", learning_rate=0.004))
     (table,) = [t for t in tables(arranged(records)) if t.topic == "tuning"]
-    assert [name for name, _ in table.head] == ["method", "0.004", "0.008", "0.016"]
-    assert cells(table) == {"GLOB": ["2.000", "", ""], "SPEC": ["2.100", "2.000", "diverged"]}
+    assert [name for name, _ in table.head] == ["method", "0.004", "0.008", "0.016", "runs"]
+    assert cells(table) == {
+        "GLOB": ["2.000", "", "", "1 seed"],
+        "SPEC": ["2.100", "2.000", "diverged", "1 seed"],
+    }
     assert bold(table) == {("GLOB", 0), ("SPEC", 1)}
 
 
@@ -67,7 +71,9 @@ def test_rates_of_continued_pre_training_stand_beside_the_one_in_use():
         *tried("spec", "merged", 0.004, {None: 180.0}, **tuned),
     ]
     (table,) = [t for t in tables(arranged(runs)) if t.topic == "tuning"]
-    assert [name for name, _ in table.head] == ["embedding", "method", "0.004", "0.008", "0.016"]
+    assert [name for name, _ in table.head] == [
+        *("embedding", "method", "0.004", "0.008", "0.016", "runs")
+    ]
     low, used = np.array([400.0, 420.0, 470.0]), np.array([380.0, 385.0, 390.0])
     assert [[cell.text for cell in row] for row in table.rows] == [
         [
@@ -76,9 +82,10 @@ def test_rates_of_continued_pre_training_stand_beside_the_one_in_use():
             f"{low.mean():.1f} ± {low.std(ddof=1):.1f}",
             f"{used.mean():.1f} ± {used.std(ddof=1):.1f}",
             "diverged (1 of 3)",
+            "1 seed x 3 draws",
         ],
-        ["pretrained", "GLOB", "210.0", "200.0", ""],
-        ["merged", "SPEC", "180.0", "", ""],
+        ["pretrained", "GLOB", "210.0", "200.0", "", "1 seed"],
+        ["merged", "SPEC", "180.0", "", "", "1 seed"],
     ]
     assert [[c.text for c in row if c.best] for row in table.rows] == [
         ["385.0 ± 5.0"],
@@ -96,7 +103,7 @@ def test_studies_are_named_by_their_setting():
     for entry in records:
         entry["run"] += "-momentum"
     (table,) = [t for t in tables(arranged(records)) if t.topic == "study"]
-    assert cells(table) == {"momentum": ["SPEC", "0.008", "30", "", "2.250 ± 0.354"]}
+    assert cells(table) == {"momentum": ["SPEC", "0.008", "30", "", "2.250 ± 0.354", "2 seeds"]}
 
 
 def test_communication_is_what_a_source_gives_to_the_average():
@@ -108,9 +115,9 @@ def test_communication_is_what_a_source_gives_to_the_average():
     ]
     (table,) = [t for t in tables(arranged(records)) if t.topic == "communication"]
     assert cells(table) == {
-        "STD τ=0": ["1,000", "1 times", "0.1 MB", "", ""],
-        "isolated": ["0", "", "0.0 MB", "", ""],
-        "SPEC": ["25", "40 times", "3.0 MB", "2.0 MB", ""],
+        "STD τ=0": ["1,000", "1 times", "0.1 MB", "", "", "1 seed"],
+        "isolated": ["0", "", "0.0 MB", "", "", "1 seed"],
+        "SPEC": ["25", "40 times", "3.0 MB", "2.0 MB", "", "1 seed"],
     }
 
 
@@ -129,14 +136,15 @@ def test_fine_tuning_is_methods_by_tasks_beside_what_tasks_give_without_a_body()
         ("method", ""),
         ("movies", "accuracy"),
         ("pairs", "Pearson correlation"),
+        ("runs", ""),
     ]
     assert cells(table) == {
-        "most frequent class": ["0.500", ""],
-        "bag of words": ["0.800", ""],
-        "no pre-training": ["0.600", ""],
-        "STD τ=0": ["0.720 ± 0.028", "-0.200"],
-        "GLOB": ["", "diverged"],
-        "SPEC": ["0.780", "0.410"],
+        "most frequent class": ["0.500", "", ""],
+        "bag of words": ["0.800", "", ""],
+        "no pre-training": ["0.600", "", "1 seed"],
+        "STD τ=0": ["0.720 ± 0.028", "-0.200 (1)", "2 seeds"],
+        "GLOB": ["", "diverged", "1 seed"],
+        "SPEC": ["0.780", "0.410", "1 seed"],
     }
     assert bold(table) == {("SPEC", 0), ("SPEC", 1)} and table.parts == (3, 4)
 
@@ -156,3 +164,11 @@ def test_curves_are_means_and_tokens_of_bodies_are_added_up():
 
     draws = [record("spec", {}, seed=17, draw=draw) for draw in (0, 1, 2)]
     assert curves.over_tokens(arranged(draws), "c", "cpt_random")["spec"].y.shape == (3, 3)
+
+
+def test_a_comparison_has_tables_after_its_first_run_whichever_that_is():
+    first = [r for r in everything() if r["method"] in ("spec", "std_steps") and r["seed"] == 17]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of pandas, which a user would read
+        for run in [*first, fine_tuned("spec", 0.5, init="random"), record("spec", {}, "study")]:
+            assert len(tables(arranged([run]))) > 1
