@@ -272,10 +272,9 @@ def read_members(
 def _of_zip(
     opened: BinaryIO, archive: str, chosen: Callable, checked: Callable, limit: int, total: int
 ) -> Iterator[tuple[str, bytes]]:
-    listing = zipfile._EndRecData(opened)[zipfile._ECD_SIZE]  # type: ignore[attr-defined]
-    if listing > ENTRY_LIMIT * 64:  # it is read as a whole, before it can be counted
-        raise ValueError(f"{archive} has a list of files of {listing:,} bytes: do not use it.")
-    with zipfile.ZipFile(opened) as file:
+    bounded = _Bounded(opened, archive)
+    with zipfile.ZipFile(bounded) as file:  # type: ignore[call-overload]
+        bounded.limit = sys.maxsize
         entries = file.infolist()
         if len(entries) > ENTRY_LIMIT:
             raise ValueError(f"{archive} holds more than {ENTRY_LIMIT:,} files: do not use it.")
@@ -286,6 +285,32 @@ def _of_zip(
             with file.open(infos[name]) as stream:
                 data = checked(name, infos[name].file_size, stream)
             yield name, data
+
+
+class _Bounded:
+    """A zip file whose list of files, which is read at once before it can be counted, is bounded.
+
+    Args:
+        opened: the file.
+        archive: its name, for the error.
+
+    Attributes:
+        limit: bytes that one read may give.
+    """
+
+    def __init__(self, opened: BinaryIO, archive: str) -> None:
+        self._opened, self._archive = opened, archive
+        self.limit = ENTRY_LIMIT * 64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._opened, name)
+
+    def read(self, size: int = -1) -> bytes:
+        if size > self.limit:
+            raise ValueError(
+                f"{self._archive} has a list of files of {size:,} bytes: do not use it."
+            )
+        return self._opened.read(size)
 
 
 def _of_tar(

@@ -59,6 +59,7 @@ class Workers:
         self._console = console
         self._context = multiprocessing.get_context("spawn")
         self._done = self._context.Value("q", 0)
+        self._is_over = self._context.RawValue("b", 0)  # without a lock, which a dead one may hold
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
@@ -66,10 +67,8 @@ class Workers:
 
     def __exit__(self, *error: object) -> None:
         if self._pool:
-            processes = list(self._pool._processes.values())
+            self._is_over.value = 1
             self._pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()
 
     def run(
         self, title: str, function: Callable, arguments: Sequence[tuple], total: int | None
@@ -92,7 +91,7 @@ class Workers:
             return []
         if self._pool is None:
             self._pool = ProcessPoolExecutor(
-                self._count, self._context, _start, (os.getpid(), self._done)
+                self._count, self._context, _start, (os.getpid(), self._done, self._is_over)
             )
         self._done.value = 0
         start = time.monotonic()
@@ -127,15 +126,15 @@ class Workers:
         return [future.result() for future in futures]
 
 
-def _start(parent: int, counter: Any) -> None:
+def _start(parent: int, counter: Any, is_over: Any) -> None:
     global _counter
     _counter = counter
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is all there is to do
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
 
     def follow() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
+        while os.getppid() == parent and not is_over.value:
+            time.sleep(0.05)
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

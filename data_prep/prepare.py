@@ -39,6 +39,7 @@ from dept.data_prep.train_tokenizer import (
     words_path,
 )
 from dept.errors import DataError
+from dept.log import log
 
 
 class Preparation:
@@ -281,15 +282,13 @@ def main(arguments: list[str] | None = None) -> int:
         )
         worked = preparation.run()
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.error(f"error: {error}")
         return 1
     except OSError as error:
-        print(
-            f"error: {error}; mend it and run the same command again, it goes on.", file=sys.stderr
-        )
+        log.error(f"error: {error}; mend it and run the same command again, it goes on.")
         return 1
     except KeyboardInterrupt:
-        print("stopped; run the same command again, it goes on from here.", file=sys.stderr)
+        log.error("stopped; run the same command again, it goes on from here.")
         return 130
     if not worked:
         console.print(

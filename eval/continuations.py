@@ -20,6 +20,7 @@ from dept.data.corpus import read_corpus
 from dept.errors import DataError
 from dept.evaluation.scoring.questions import continuations
 from dept.evaluation.scoring.validation_text import documents
+from dept.log import log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             durable.write(path, "".join(lines))
             print(f"{path}: {len(questions):,} rows")
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.error(f"error: {error}")
         return 2
     return 0
 

@@ -17,6 +17,7 @@ from dept.data.corpus import read_corpus
 from dept.errors import DataError
 from dept.evaluation.scoring.questions import continuations
 from dept.evaluation.scoring.validation_text import documents
+from dept.log import log
 
 OUT = Path(".lm_eval")
 """Where the tasks look, from the folder that lm_eval is started in."""
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (chosen.out / f"{name}.jsonl").write_text("".join(lines))
             print(f"{chosen.out / name}.jsonl: {len(rows)} rows of {chosen.source}")
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.error(f"error: {error}")
         return 2
     return 0
 

@@ -38,7 +38,7 @@ _WORDS = {
 }
 BUILT_IN = {registry: tuple(words.split()) for registry, words in _WORDS.items()}
 BUILT_IN["optimizers"] += tuple(TORCH_OPTIMIZERS)
-INTERNAL = ("checkpoints", "source_checkpoints", "stop_on_sigterm", "sequential_steps")
+INTERNAL = ("checkpoints", "finishing", "source_checkpoints", "stop_on_sigterm", "sequential_steps")
 """Registered too, for dept/config/complete.py to add."""
 
 

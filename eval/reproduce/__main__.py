@@ -20,6 +20,7 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore:pkg_resources is deprecated")  #
 from dept.data.corpus import read_corpus
 from dept.evaluation.reproduce import runner
 from dept.evaluation.reproduce.plan import PLAN, jobs, read_plan
+from dept.log import log
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,13 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
         plan = read_plan(options.plan)
         sources = {corpus: read_corpus(Path("."), corpus).sources for corpus in plan.corpora}
     except ValueError as error:
-        print(error, file=sys.stderr)
+        log.error(error)
         return 2
     wanted = [job for job in jobs(plan, sources) if re.search(options.only, job.name)]
     try:
         done = {job.name for job in wanted if runner.is_finished(job)}
     except ValueError as error:
-        print(error, file=sys.stderr)
+        log.error(error)
         return 2
     if options.list:
         for job in wanted:
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = runner.run(wanted, done, options.jobs)
     runner.write(wanted, options.results)
     for job in failed:
-        print(f"{job.name} failed: see {runner.log_of(job)}", file=sys.stderr)
+        log.error(f"{job.name} failed: see {runner.log_of(job)}")
     return 1 if failed else 0
 
 
