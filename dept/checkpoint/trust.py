@@ -82,7 +82,8 @@ def guard() -> None:
 
     The environment may say otherwise: ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=0``.
     """
-    if _is_trusting():
+    os.environ.setdefault(FORCE, "1")
+    if not _is_forced():
         return
     know_plain()
     # Composer unpacks a checkpoint that is an archive; no file of it may go elsewhere.
@@ -95,12 +96,12 @@ def guard() -> None:
 
 def guard_resumption() -> None:
     """The same for what Composer pickles itself; apart, since this imports Composer."""
-    if not _is_trusting():
+    if _is_forced():
         library_patches.unpickle_resumption_with(_Resumption)
 
 
-def _is_trusting() -> bool:
-    return os.environ.setdefault(FORCE, "1") not in ("1", "y", "yes", "true")
+def _is_forced() -> bool:
+    return os.environ.get(FORCE, "1") in ("1", "y", "yes", "true")
 
 
 def know_plain() -> None:

@@ -20,7 +20,6 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
 
     * schedulers run on sequential steps (``dept/training/learning_rate.py``);
     * a model of transformers runs no code of its repository, unless the yaml says so;
-    * a run that has nothing left to train comes to its end (``dept/training/finishing.py``);
     * a yaml without a seed has llm-foundry's default, for its summary;
     * a model without a vocabulary size gets that of the global tokenizer;
     * a body that is trained further reads its text in another order;
@@ -34,7 +33,6 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     model = config.get("model")
     if isinstance(model, dict) and str(model.get("name")).startswith("hf_"):
         model.setdefault("trust_remote_code", False)  # llm-foundry's default is true
-    config["callbacks"] = {"finishing": {}, **(config.get("callbacks") or {})}
     if loader is None:
         return config
     config.setdefault("seed", 17)

@@ -39,7 +39,7 @@ _WORDS = {
 BUILT_IN = {registry: tuple(words.split()) for registry, words in _WORDS.items()}
 BUILT_IN["optimizers"] += tuple(TORCH_OPTIMIZERS)
 INTERNAL = ("checkpoints", "finishing", "source_checkpoints", "stop_on_sigterm", "sequential_steps")
-"""Registered too, for dept/config/complete.py to add."""
+"""Registered too, for dept/config/complete.py and dept/training/transform.py to add."""
 
 
 @dataclass(frozen=True)
