@@ -309,11 +309,7 @@ def join(place: Place, timeout: float) -> Workers:
         tensors = figures
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            options = dist.ProcessGroupNCCL.Options()
-            options._timeout = wait
-            tensors = dist.ProcessGroupNCCL(
-                dist.PrefixStore("tensors", store), here, count, options
-            )
+            tensors = dist.ProcessGroupNCCL(dist.PrefixStore("tensors", store), here, count, wait)
     _current = Workers(place, store, figures, tensors, timeout)
     return _current
 
