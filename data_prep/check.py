@@ -36,6 +36,7 @@ from dept.data.tokenizer_files import tokenizer_fault
 from dept.data_prep.files import read_json
 from dept.data_prep.pool import Task, Workers
 from dept.errors import DataError
+from dept.log import log
 
 
 @dataclass
@@ -203,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(line)
     directory = options.root / "data" / options.corpus
     if faults:
-        print(f"{directory} has {len(faults)} faults", file=sys.stderr)
+        log.error(f"{directory} has {len(faults)} faults")
         return 1
     print(f"{directory} is whole ({'; '.join(notes)}; {time.monotonic() - start:.1f} s)")
     return 0

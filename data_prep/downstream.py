@@ -24,6 +24,7 @@ from pathlib import Path
 
 from dept.checkpoint import durable
 from dept.data_prep.embedded.archives import fetch, read_members
+from dept.log import log
 
 Row = Mapping[str, str | int]
 
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             lines = [json.dumps(row, ensure_ascii=False) for row in rows(root / "data/packages")]
         except (ValueError, RuntimeError) as error:
-            print(error, file=sys.stderr)
+            log.error(error)
             return 2
         durable.write(path, "\n".join(lines) + "\n")
         print(f"{path}: {len(lines):,} rows")

@@ -64,16 +64,16 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         self._console = console
         self._done = context.Value("q", 0)
-        self._pool = ProcessPoolExecutor(count, context, _start, (os.getpid(), self._done))
+        self._is_over = context.RawValue("b", 0)  # without a lock, which a dead one may hold
+        given = (os.getpid(), self._done, self._is_over)
+        self._pool = ProcessPoolExecutor(count, context, _start, given)
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        processes = list((self._pool._processes or {}).values())
+        self._is_over.value = 1
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
 
     def run(
         self, title: str, function: Callable, arguments: Sequence[tuple], total: int | None
@@ -127,15 +127,15 @@ class Workers:
         return results
 
 
-def _start(parent: int, counter: Any) -> None:
+def _start(parent: int, counter: Any, is_over: Any) -> None:
     global _counter
     _counter = counter
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is all there is to do
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
 
     def follow() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
+        while os.getppid() == parent and not is_over.value:
+            time.sleep(0.05)
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

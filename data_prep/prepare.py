@@ -41,6 +41,7 @@ from dept.data_prep.train_tokenizer import (
     words_path,
 )
 from dept.errors import DataError
+from dept.log import log
 
 
 class Preparation:
@@ -283,13 +284,13 @@ def main(arguments: list[str] | None = None) -> int:
         preparation = Preparation(corpus, folders, options.root, options.workers, console)
         worked = preparation.run()
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.error(f"error: {error}")
         return 1
     except OSError as error:
-        print(f"error: {error}; correct it and run the same command again.", file=sys.stderr)
+        log.error(f"error: {error}; correct it and run the same command again.")
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command continues from here.", file=sys.stderr)
+        log.error("stopped; the same command continues from here.")
         return 130
     if worked:
         terminal.show(summary_table(options.root, corpus.corpus), keys=2, console=console)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dept.checkpoint import durable
+from dept.checkpoint import durable, library_patches
 from dept.data.corpus import SPLITS, count_tokens, local_vocabulary, unigram_cross_entropy
 from dept.data_prep.files import WORK, publish_directory, read_json, read_texts, write_json
 from dept.data_prep.mds import TokenShards, merged_index
@@ -75,8 +75,7 @@ class Packer:
         self._encoder.encode_special_tokens = True  # "</s>" in a text is text
         self._encoder.no_truncation()
         self._encoder.no_padding()
-        if hasattr(self._encoder.model, "_resize_cache"):  # of BPE and unigram models
-            self._encoder.model._resize_cache(CACHED_WORDS)
+        library_patches.remember_words(self._encoder, CACHED_WORDS)
         self._eos = tokenizer["eos_id"]
         self._vocab_size = tokenizer["vocab_size"]
         self._hash = tokenizer.get("hash")

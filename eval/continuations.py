@@ -19,6 +19,7 @@ from dept.errors import DataError
 from dept.evaluation.output import write_rows
 from dept.evaluation.scoring.questions import continuations
 from dept.evaluation.scoring.validation_text import documents
+from dept.log import log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             texts = [document.text for document in documents(corpus, chosen.source, split=split)]
             write_rows(path, continuations(texts, each, chosen.lines))
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.error(f"error: {error}")
         return 2
     return 0
 

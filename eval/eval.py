@@ -28,6 +28,7 @@ from dept.checkpoint import durable, trust
 from dept.checkpoint.run_folder import find_checkpoint
 from dept.config import extends, icl
 from dept.errors import ConfigError
+from dept.log import log
 from dept.training import scratch
 from dept.transport.launcher import end_with_launcher
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         records = evaluate(config)
     except ValueError as error:
         if is_first:
-            print(f"{arguments[0]}: {error}", file=sys.stderr)
+            log.error(f"{arguments[0]}: {error}")
         return 2
     if is_first:
         from dept.evaluation.models.gauntlet import show

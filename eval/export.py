@@ -21,6 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dept.log import log
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
@@ -126,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for folder, repository in zip(written, repositories, strict=False):
             print(push(folder, repository, private=chosen.private), flush=True)
     except (ConfigError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.error(f"error: {error}")
         return 2
     return 0
 

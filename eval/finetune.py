@@ -32,6 +32,7 @@ from dept.config import extends
 from dept.errors import NotSaved
 from dept.evaluation.finetuning.examples import read_splits
 from dept.evaluation.finetuning.options import FineTuneOptions, read_options
+from dept.log import log
 from dept.training.summary import read_summary
 from dept.transport.launcher import end_with_launcher
 
@@ -55,13 +56,13 @@ def main(arguments: list[str]) -> int:
             with run_folder.hold(folder) if is_first else nullcontext():
                 summary = run(options, name, folder, is_first)
         elif is_first:
-            print(f"{folder} is finished; another run_name trains again", file=sys.stderr)
+            log.info(f"{folder} is finished; another run_name trains again")
     except ValueError as error:
         if is_first:
-            print(f"{arguments[0]}: {error}", file=sys.stderr)
+            log.error(f"{arguments[0]}: {error}")
         return 2
     except NotSaved as error:
-        print(f"{arguments[0]}: {error}", file=sys.stderr)
+        log.error(f"{arguments[0]}: {error}")
         return 1
     if is_first:
         show(summary, folder)
@@ -101,7 +102,7 @@ def run(options: FineTuneOptions, name: str, folder: Path, is_first: bool) -> di
     trust.guard()
     splits = read_splits(options.data, options.task)
     for torn in run_folder.recover(folder / "checkpoints") if is_first else ():
-        print(f"{torn} was cut short by a kill and is left aside", file=sys.stderr)
+        log.warning(f"{torn} was cut short by a kill and is left aside")
     newest = folder / "checkpoints" / "latest-rank0.pt"
     if newest.is_file():
         trust.refuse_code(newest.resolve())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from dept.data.corpus import GLOBAL
 from dept.errors import ConfigError
 from dept.evaluation.scoring.routers import RULES, rank, router_of
+from dept.log import log
 
 if TYPE_CHECKING:
     from dept.evaluation.models.source_models import SourceModel, TrainedRun
@@ -85,7 +86,7 @@ def continuation(source: SourceModel, prompt: str, sampling: Sampling) -> str:
     (spelled,) = Speller(tokenizer, source.untrained_ids).spell([prompt])
     ids, end = [first_token(tokenizer), *spelled.ids], tokenizer.eos_token_id
     if spelled.unknown_bytes:
-        print(f"{source.name} cannot read {spelled.unknown_bytes} bytes of it", file=sys.stderr)
+        log.warning(f"{source.name} cannot read {spelled.unknown_bytes} bytes of it")
     chance = {
         "do_sample": sampling.temperature > 0,
         "temperature": sampling.temperature or None,
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         source, why = _model(options, prompt)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        log.error(error)
         return 2
     source.model.to(options.device)
     print(f"source: {source.name} ({why})\n")

@@ -17,6 +17,7 @@ from dept.errors import DataError
 from dept.evaluation.output import write_rows
 from dept.evaluation.scoring.questions import continuations
 from dept.evaluation.scoring.validation_text import documents
+from dept.log import log
 
 OUT = Path(".lm_eval")
 """Where the tasks look, from the folder that lm_eval is started in."""
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, rows in tables.items():
             write_rows(chosen.out / f"{name}.jsonl", rows)
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.error(f"error: {error}")
         return 2
     return 0
 

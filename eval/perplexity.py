@@ -30,6 +30,7 @@ from dept.data_prep.files import write_json
 from dept.errors import ConfigError
 from dept.evaluation.output import refuse_to_overwrite
 from dept.evaluation.scoring.validation_text import Document, documents
+from dept.log import log
 
 if TYPE_CHECKING:
     from dept.evaluation.models.compared_models import Compared
@@ -200,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found, corpus, folder = _measured(options)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        log.error(error)
         return 2
     _show(found, corpus)
     _save(found, corpus, options.bytes, folder)

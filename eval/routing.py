@@ -28,6 +28,7 @@ from dept.errors import ConfigError
 from dept.evaluation.output import refuse_to_overwrite
 from dept.evaluation.scoring.routers import RULES, Router, UnigramRouter, router_of
 from dept.evaluation.scoring.validation_text import documents, pieces
+from dept.log import log
 
 
 def confusion(router: Router, texts: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
@@ -130,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found, where = _measured(options)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        log.error(error)
         return 2
     terminal.show(table(found, f"routing: {options.checkpoint or options.corpus}"))
     if where:

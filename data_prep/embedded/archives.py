@@ -263,10 +263,9 @@ Entry = tuple[str, int, IO[bytes]]
 
 
 def _of_zip(opened: IO[bytes], archive: str, is_chosen: Callable) -> Iterator[Entry]:
-    listing = zipfile._EndRecData(opened)[zipfile._ECD_SIZE]  # type: ignore[attr-defined]
-    if listing > ENTRY_LIMIT * 64:  # it is read as a whole, before it can be counted
-        raise ValueError(f"{archive} has a list of files of {listing:,} bytes: do not use it.")
-    with zipfile.ZipFile(opened) as file:
+    bounded = _Bounded(opened, archive)
+    with zipfile.ZipFile(bounded) as file:  # type: ignore[call-overload]
+        bounded.limit = sys.maxsize
         entries = file.infolist()
         if len(entries) > ENTRY_LIMIT:
             raise ValueError(f"{archive} holds more than {ENTRY_LIMIT:,} files: do not use it.")
@@ -276,6 +275,32 @@ def _of_zip(opened: IO[bytes], archive: str, is_chosen: Callable) -> Iterator[En
                 raise NotImplementedError("a compression that no wheel has")
             with file.open(infos[name]) as stream:
                 yield name, infos[name].file_size, stream
+
+
+class _Bounded:
+    """A zip file whose list of files, which is read at once before it can be counted, is bounded.
+
+    Args:
+        opened: the file.
+        archive: its name, for the error.
+
+    Attributes:
+        limit: bytes that one read may give.
+    """
+
+    def __init__(self, opened: IO[bytes], archive: str) -> None:
+        self._opened, self._archive = opened, archive
+        self.limit = ENTRY_LIMIT * 64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._opened, name)
+
+    def read(self, size: int = -1) -> bytes:
+        if size > self.limit:
+            raise ValueError(
+                f"{self._archive} has a list of files of {size:,} bytes: do not use it."
+            )
+        return self._opened.read(size)
 
 
 def _of_tar(stream: Any, archive: str, is_chosen: Callable) -> Iterator[Entry]:

@@ -46,6 +46,14 @@ def write(path: str | Path, content: bytes | str) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def link(path: str | Path, target: str) -> None:
+    """Let ``path`` be a symbolic link to ``target``, without a moment at which there is none."""
+    temporary = Path(path).with_name(f".latest.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(path)
+
+
 def is_whole(path: str | Path) -> bool:
     """Whether a file of ``torch.save`` is as it was written, by the CRC-32 of all it holds.
 

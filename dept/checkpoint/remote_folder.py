@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dept.checkpoint import durable
-from dept.checkpoint.notices import tell
 from dept.errors import ConfigError
+from dept.log import log
 
 if TYPE_CHECKING:
     from composer.utils import ObjectStore
@@ -159,7 +159,7 @@ class RemoteFolder:
                     f"{self.address}/{name} could not be written ({_reason(error)}): what was "
                     f"there is kept, and this one is in {self.folder}; mend the connection"
                 )
-                tell(f"{self.unsent}: training goes on, and it is tried again with the next")
+                log.warning(f"{self.unsent}: training goes on, and it is tried again with the next")
                 with self._lock:
                     self._thread = None
                 return

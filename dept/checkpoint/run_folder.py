@@ -162,9 +162,7 @@ def recover(save_folder: str | Path) -> list[Path]:
     link = folder / "latest-rank0.pt"
     if newest is not None:
         if not link.is_symlink() or os.readlink(link) != newest.name:
-            temporary = folder / f".latest.{os.getpid()}"
-            temporary.symlink_to(newest.name)
-            temporary.replace(link)
+            durable.link(link, newest.name)
     elif link.is_symlink():
         link.unlink()
     return aside

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import Any
 
 from composer.callbacks import CheckpointSaver
 from composer.core import Event, State
 from composer.loggers import Logger
-from composer.utils import checkpoint, dist, format_name_with_dist
+from composer.utils import checkpoint, create_symlink_file, dist, format_name_with_dist
 
 from dept.checkpoint import durable
 from dept.checkpoint.epoch_end import after_the_epoch
-from dept.checkpoint.notices import tell
 from dept.checkpoint.remote_checkpoints import checkpoints_among
 from dept.checkpoint.remote_folder import RemoteFolder
 from dept.checkpoint.run_folder import numbered_checkpoints
 from dept.checkpoint.sigterm import StopOnSigterm
 from dept.errors import NotSaved
+from dept.log import log
 
 
 class Checkpoints(CheckpointSaver):
@@ -107,26 +106,51 @@ class Checkpoints(CheckpointSaver):
         if self.remote is not None:
             self.remote.wait_for(checkpoints_among(p.name for p in self.remote.folder.glob("*")))
         try:
-            with _written_whole():
+            if state.fsdp_sharded_state_dict_enabled:
                 super()._save_checkpoint(state, logger)
+            else:
+                self._save_whole(state, logger)
         except NotSaved as error:
             if _is_the_end(state):
                 raise
-            tell(f"{error}: training goes on")
-            dist.barrier()  # where the other ranks wait for the file
+            log.warning(f"{error}: training goes on")
             return
         self._forget_old()
         self._send_newest()
         self._sent_at_the_end(state)
+
+    def _save_whole(self, state: State, logger: Logger) -> None:
+        """As Composer's own for a checkpoint in one file, which has its name once it is whole."""
+        self.last_checkpoint_batch = state.timestamp.batch
+        path = self.filename.format(state)
+        self.all_saved_checkpoints_to_timestamp[path] = state.timestamp  # the file itself lists it
+        _write(state, path, weights_only=self.weights_only, ignore_keys=self.ignore_keys)
+        if dist.get_global_rank() > 0:
+            return
+        if self.num_checkpoints_to_keep != 0:
+            link = self.latest_filename.format(state)
+            durable.link(link, os.path.relpath(path, os.path.dirname(link)))
+        self._offer(path, state, logger)
+        self.saved_checkpoints.append(path)
+        if self.num_checkpoints_to_keep >= 0:
+            self._rotate_checkpoints()
+
+    def _offer(self, path: str, state: State, logger: Logger) -> None:
+        """Give the checkpoint, and a link to it, to loggers that upload files."""
+        name = self.remote_file_name.format(state).lstrip("/")
+        logger.upload_file(remote_file_name=name, file_path=path, overwrite=self.overwrite)
+        link = Path(self.tmp_dir_for_symlink.name, "latest.symlink")
+        create_symlink_file(name, link)
+        latest = self.latest_remote_file_name.format(state).lstrip("/")
+        logger.upload_file(remote_file_name=f"{latest}.symlink", file_path=link, overwrite=True)
+        link.unlink()
 
     def _sent_at_the_end(self, state: State) -> None:
         if self.remote is not None and _is_the_end(state) and not self.remote.wait():
             raise NotSaved(f"{self.remote.unsent}; the same command goes on from there")
 
     def _forget_old(self) -> None:
-        """Drop what Composer keeps of every checkpoint that ever was: a file, and a name in all."""
-        for path in Path(self.tmp_dir_for_symlink.name).iterdir():
-            path.unlink()
+        """Drop names of checkpoints that are gone, which Composer keeps in every checkpoint."""
         for name in [*self.all_saved_checkpoints_to_timestamp][
             : -max(len(self.saved_checkpoints), 1)
         ]:
@@ -159,33 +183,39 @@ def save_whole(state: State, filename: str, **options: Any) -> bool:
     """
     saved = True
     try:
-        with _written_whole():
-            checkpoint.save_checkpoint(state, filename, **options)
+        _write(state, filename, **options)
     except NotSaved as error:
-        tell(f"{error}: training goes on")
-        dist.barrier()  # where the other ranks wait for the file
+        log.warning(f"{error}: training goes on")
         saved = False
     return all(dist.all_gather_object(saved))
 
 
-@contextmanager
-def _written_whole() -> Iterator[None]:
-    """Let Composer write through a temporary file; it has no hook for that."""
-    write = checkpoint._write_checkpoint_file
+def _write(state: State, filename: str, **options: Any) -> None:
+    """Let Composer write under a temporary name.
 
-    def write_whole(state_dict: dict[str, Any], filename: str) -> None:
-        try:
-            with durable.replacing(filename) as temporary:
-                write(state_dict, str(temporary))
-        except (OSError, RuntimeError) as error:  # torch has its own for a failed write
-            reason = str(error).splitlines()[0]
-            raise NotSaved(
-                f"{filename} could not be written ({reason}), the checkpoint before it is kept; "
-                f"make room on that disk"
-            ) from error
-
-    checkpoint._write_checkpoint_file = write_whole
+    Raises:
+        NotSaved: on the first rank, that the disk did not take it; the others come past it alike.
+    """
+    if dist.get_global_rank() > 0 or state.fsdp_sharded_state_dict_enabled:
+        checkpoint.save_checkpoint(state, filename, **options)
+        return
+    is_past = False
     try:
-        yield
-    finally:
-        checkpoint._write_checkpoint_file = write
+        with durable.replacing(filename) as temporary:
+            checkpoint.save_checkpoint(state, str(temporary), **options)
+            is_past = True
+    except (OSError, RuntimeError) as error:
+        if not _is_of_the_disk(error):
+            raise
+        if not is_past:
+            dist.barrier()  # at which the other ranks wait for the file
+        reason = str(error).splitlines()[0]
+        raise NotSaved(
+            f"{filename} could not be written ({reason}), the checkpoint before it is kept; "
+            f"make room on that disk"
+        ) from error
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether a write failed: torch's own error for it comes from its writer of archives."""
+    return isinstance(error, OSError) or "inline_container" in str(error)

@@ -66,7 +66,7 @@ class StopOnSigterm(Callback):
         self._ends = not any(isinstance(c, CheckpointSaver) for c in state.callbacks)
         self._before = signal.signal(signal.SIGTERM, self._receive)
         if ends_epoch(state):  # a worker that is resumed there trains no batch
-            process_group.current().arrive(f"the end of epoch {state.timestamp.epoch.value}")
+            self.end_if_asked(state, Event.BATCH_CHECKPOINT)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if self._ends:

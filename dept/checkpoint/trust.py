@@ -1,24 +1,22 @@
 """Checkpoints and tokenizers from elsewhere are data: nothing in them is run.
 
-Composer loads checkpoints with ``torch.load(weights_only=False)``, which runs whatever a pickle
-says. ``guard`` closes that for a whole process, wherever a checkpoint comes from: ``autoresume``,
-``load_path``, a bucket, an archive, shards of FSDP. ``refuse_code`` says it in a sentence for files
-on this machine, before training.
+Composer 0.32.1 reads checkpoints with ``torch.load(weights_only=False)``, and states to resume from
+with ``pickle.load``; both run whatever a pickle names. ``guard`` and ``guard_resumption`` close
+that for a whole process, as Composer's later pull request 3937 does, wherever a checkpoint comes
+from: ``autoresume``, ``load_path``, a bucket, an archive, shards of FSDP. ``refuse_code`` says it
+in a sentence for files on this machine, before training.
 """
 
 from __future__ import annotations
 
-import _codecs
-import collections
+import codecs
 import dataclasses
 import datetime
 import enum
+import io
 import os
-import pathlib
 import pickle
-import platform
 import tarfile
-import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,12 @@ import numpy as np
 import torch
 from torch.torch_version import TorchVersion
 
+from dept.checkpoint import library_patches
 from dept.data.tokenizer_files import names_code
 from dept.errors import ConfigError
+
+# What an array of numpy is rebuilt by; numpy 1 had it under another name.
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
 
 # What Composer's checkpoints hold beside tensors and plain containers; nothing here runs code.
 PLAIN = [
@@ -36,22 +38,36 @@ PLAIN = [
     TorchVersion,
     np.ndarray,
     np.dtype,
-    np.dtypes.UInt32DType,
-    np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-    _codecs.encode,
+    *(d for d in vars(np.dtypes).values() if isinstance(d, type) and issubclass(d, np.dtype)),
+    _RECONSTRUCT,
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
+    codecs.encode,
 ]
 
-# What the file `.metadata` of a checkpoint in shards (FSDP) holds.
-_METADATA = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("pathlib", "PosixPath"): pathlib.PosixPath,
-    ("torch", "Size"): torch.Size,
-    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+# What the file `.metadata` of a checkpoint in shards (FSDP) names, beside its descriptions.
+_OF_METADATA = {
+    ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
 }
 _DESCRIPTIONS = (
     "torch.distributed.checkpoint.metadata",
     "torch.distributed.checkpoint.filesystem",
 )
+
+# What a state to resume from names: counts, times, random states, tensors and plain containers.
+_OF_RESUMPTION = {
+    ("_codecs", "encode"),
+    *(("builtins", name) for name in ("complex", "frozenset", "set", "slice")),
+    *(("collections", name) for name in ("Counter", "OrderedDict", "defaultdict", "deque")),
+    ("datetime", "timedelta"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+}
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _MEND = f"if you trust who made it, set {FORCE}=0 in the environment"
@@ -66,26 +82,26 @@ def guard() -> None:
 
     The environment may say otherwise: ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=0``.
     """
-    if os.environ.setdefault(FORCE, "1") not in ("1", "y", "yes", "true"):
+    os.environ.setdefault(FORCE, "1")
+    if not _is_forced():
         return
     know_plain()
     # Composer unpacks a checkpoint that is an archive; no file of it may go elsewhere.
     if hasattr(tarfile, "data_filter"):
         tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore
-    else:  # Python below 3.10.12 and 3.11.4, hence that of Debian 12
-        tarfile.TarFile.extractall = _refuse_archive  # type: ignore[method-assign]
-    from torch.distributed.checkpoint import filesystem
-
-    filesystem.pickle = types.SimpleNamespace(  # type: ignore[assignment]
-        load=lambda file: _Metadata(file).load(), dump=pickle.dump
-    )
+    else:
+        library_patches.refuse_archives()
+    library_patches.unpickle_metadata_with(_Metadata)
 
 
-def _refuse_archive(archive: tarfile.TarFile, *_: Any, **__: Any) -> None:
-    raise ConfigError(
-        f"{archive.name} is an archive, which Python {platform.python_version()} cannot unpack "
-        f"safely: take Python 3.10.12, 3.11.4, 3.12 or unpack it"
-    )
+def guard_resumption() -> None:
+    """The same for what Composer pickles itself; apart, since this imports Composer."""
+    if _is_forced():
+        library_patches.unpickle_resumption_with(_Resumption)
+
+
+def _is_forced() -> bool:
+    return os.environ.get(FORCE, "1") in ("1", "y", "yes", "true")
 
 
 def know_plain() -> None:
@@ -100,8 +116,8 @@ class _Metadata(pickle.Unpickler):
     """Of a checkpoint in shards: takes descriptions of tensors alone."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _METADATA:
-            return _METADATA[module, name]
+        if (module, name) in _OF_METADATA:
+            return super().find_class(module, name)
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
         if module in _DESCRIPTIONS and "." not in name:
@@ -109,6 +125,17 @@ class _Metadata(pickle.Unpickler):
             is_plain = dataclasses.is_dataclass(found) or isinstance(found, enum.EnumMeta)
             if is_plain and found.__module__ == module:
                 return found
+        raise CodeRefused(f"{module}.{name}")
+
+
+class _Resumption(pickle.Unpickler):
+    """Of a state to resume from: takes counts, times, random states and tensors alone."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _OF_RESUMPTION:
+            return super().find_class(module, name)
+        if (module, name) == ("torch.storage", "_load_from_bytes"):  # a file of torch within
+            return lambda content: torch.load(io.BytesIO(content), weights_only=True)
         raise CodeRefused(f"{module}.{name}")
 
 

@@ -9,11 +9,7 @@ with the one tokenizer of the yaml, whose ids are not theirs.
 
 from __future__ import annotations
 
-import atexit
-import functools
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from dept.checkpoint import library_patches
 from dept.config.options import DeptOptions
 from dept.data.corpus import PreparedCorpus
 from dept.errors import ConfigError
@@ -143,15 +140,13 @@ def results(state: Any) -> dict[str, float]:
 def register() -> None:
     """Make the types of tasks in own tokens known, and keep copies of task files out of the way."""
     from llmfoundry import registry
-    from llmfoundry.utils import builders
 
     for kind in _METRICS:
         if OWN + kind not in registry.icl_datasets:
             registry.icl_datasets.register(
                 OWN + kind, func=_reading_own_tokens(registry.icl_datasets.get(kind))
             )
-    if getattr(builders.build_icl_evaluators, "__module__", "") != __name__:
-        builders.build_icl_evaluators = _in_a_folder_of_its_own(builders.build_icl_evaluators)
+    library_patches.copy_tasks_to_own_folder()
 
 
 def _reading_own_tokens(dataset: type) -> Callable[..., Any]:
@@ -162,20 +157,4 @@ def _reading_own_tokens(dataset: type) -> Callable[..., Any]:
         own = {"tokenizer": tokenizer, "pad_tok_id": tokenizer.pad_token_id}
         return dataset(**{**options, **own})
 
-    return build
-
-
-def _in_a_folder_of_its_own(build_icl_evaluators: Callable[..., Any]) -> Callable[..., Any]:
-    """llm-foundry copies task files to the working directory, removing those of other jobs."""
-
-    def build(*arguments: Any, **options: Any) -> Any:
-        from composer.utils import dist
-
-        folder = [tempfile.mkdtemp(prefix="icl-") if dist.get_global_rank() == 0 else ""]
-        dist.broadcast_object_list(folder)  # ranks of a worker read what the first one copies
-        os.makedirs(folder[0], exist_ok=True)
-        atexit.register(shutil.rmtree, folder[0], ignore_errors=True)
-        return build_icl_evaluators(*arguments, **{"destination_dir": folder[0], **options})
-
-    functools.update_wrapper(build, build_icl_evaluators, assigned=("__doc__", "__name__"))
     return build

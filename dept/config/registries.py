@@ -29,17 +29,17 @@ _WORDS = {
     "system_metrics_monitor",
     "callbacks_with_config": "run_files start_from async_eval curriculum_learning dataset_swap",
     "dataloaders": "sources mixture validation text finetuning contrastive_pairs",
-    "loggers": "jsonl file_logger inmemory in_memory_logger mlflow mosaicml tensorboard wandb",
+    "loggers": "file_logger jsonl inmemory in_memory_logger mlflow mosaicml tensorboard wandb",
     "models": "mpt_causal_lm hf_causal_lm hf_t5 openai_causal_lm fmapi_causal_lm openai_chat "
-    "fmapi_chat finetune_embedding_model contrastive_lm",
+    "fmapi_chat finetune_embedding_model contrastive_lm source_model",
     "optimizers": "adalr_lion clip_lion decoupled_lionw decoupled_adamw no_op",
     "schedulers": "constant_with_warmup cosine_with_warmup linear_decay_with_warmup "
     "inv_sqrt_with_warmup",
 }
 BUILT_IN = {registry: tuple(words.split()) for registry, words in _WORDS.items()}
 BUILT_IN["optimizers"] += tuple(TORCH_OPTIMIZERS)
-INTERNAL = ("checkpoints", "source_checkpoints", "stop_on_sigterm", "sequential_steps")
-"""Registered too, for dept/config/complete.py to add."""
+INTERNAL = ("checkpoints", "finishing", "source_checkpoints", "stop_on_sigterm", "sequential_steps")
+"""Registered too, for dept/config/complete.py and dept/training/transform.py to add."""
 
 
 @dataclass(frozen=True)

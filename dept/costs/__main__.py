@@ -24,6 +24,7 @@ from dept import terminal
 from dept.config import extends
 from dept.costs import paper
 from dept.costs.experiment import Costs, costs_of
+from dept.log import log
 
 NOTES = """\
 Of the model that a worker trains, for a source of mean size. In float32, without activations:
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with _hushed() if chosen.build else nullcontext():
                 every[path] = costs_of(config, slots=chosen.slots, build=chosen.build)
         except ValueError as error:
-            print(f"{path}: {error}", file=sys.stderr)
+            log.error(f"{path}: {error}")
             return 2
     if chosen.json:
         print(json.dumps({path: costs.as_dict() for path, costs in every.items()}, indent=1))

@@ -79,9 +79,9 @@ class LiveModel:
         self._holders: dict[str, list[tuple[nn.Module, str]]] = {}
         by_id = {id(parameter): name for name, parameter in model.named_parameters()}
         for module in model.modules():
-            for attribute, parameter in module._parameters.items():
-                if parameter is not None:
-                    self._holders.setdefault(by_id[id(parameter)], []).append((module, attribute))
+            own = module.named_parameters(recurse=False, remove_duplicate=False)
+            for attribute, parameter in own:
+                self._holders.setdefault(by_id[id(parameter)], []).append((module, attribute))
 
         model.register_load_state_dict_pre_hook(self._refuse_other_rows)
 
@@ -114,7 +114,7 @@ class LiveModel:
     def parameter(self, name: str) -> nn.Parameter:
         """The parameter now called ``name``."""
         module, attribute = self._holders[name][0]
-        return module._parameters[attribute]
+        return getattr(module, attribute)
 
     def values(self) -> dict[str, Tensor]:
         """Every parameter's tensor, not copied: the next ``load`` may write into it."""
@@ -176,7 +176,7 @@ class LiveModel:
         new = nn.Parameter(value.detach().to(old.device, old.dtype, copy=True))
         new.requires_grad_(old.requires_grad)
         for module, attribute in self._holders[name]:
-            module._parameters[attribute] = new
+            setattr(module, attribute, new)
         for group in self.optimizer.param_groups:
             group["params"] = [
                 new if parameter is old else parameter for parameter in group["params"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from types import CodeType, TracebackType
+from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 # Functions of llm-foundry and Composer, and what of the yaml each of them is given.
@@ -26,10 +27,6 @@ SECTIONS = {
 NAN = "Train loss contains a NaN."  # Composer's NaNMonitor
 
 
-class FirstStepFailed(RuntimeError):
-    """Training ended before its first step was taken; what ended it is the cause."""
-
-
 def sentence(error: Exception, config: Mapping[str, Any]) -> str | None:
     """What to say of an error that a run ended with; ``None`` if only its traceback would do.
 
@@ -40,10 +37,10 @@ def sentence(error: Exception, config: Mapping[str, Any]) -> str | None:
         config: the resolved yaml, as plain containers.
     """
     doing = "cannot be built"
-    if isinstance(error, FirstStepFailed):
-        error, doing = error.__cause__, "does not take a first step"
-    elif any(code.co_name == "fit" for code in _codes(error.__traceback__)):
-        doing = None
+    fits = [f.f_locals.get("self") for f in _frames(error) if f.f_code.co_name == "fit"]
+    if fits:  # of Composer's trainer
+        is_begun = fits[0].state.timestamp.batch.value > 0
+        doing = None if is_begun else "does not take a first step"
     if str(error) == NAN:
         return (
             "the loss is NaN, and the run stops before it trains on that: metrics.jsonl has the "
@@ -62,7 +59,7 @@ def _key(error: Exception, config: Mapping[str, Any]) -> str | None:
     """The key that an error is about: by the code that it came from, or by the builder of that."""
     if isinstance(getattr(error, "full_key", None), str):  # of OmegaConf, which checks types
         return error.full_key
-    codes = list(_codes(error.__traceback__))
+    codes = [frame.f_code for frame in _frames(error)]
     registered = sys.modules.get("dept.training.registered")
     if registered is not None:  # else nothing has been built yet
         keys = registered.keys_by_code(config)
@@ -72,7 +69,5 @@ def _key(error: Exception, config: Mapping[str, Any]) -> str | None:
     return next((SECTIONS[c.co_name] for c in codes if c.co_name in SECTIONS), None)
 
 
-def _codes(traceback: TracebackType | None) -> Iterator[CodeType]:
-    while traceback is not None:
-        yield traceback.tb_frame.f_code
-        traceback = traceback.tb_next
+def _frames(error: Exception) -> Iterator[FrameType]:
+    return (frame for frame, _ in walk_tb(error.__traceback__))

@@ -17,9 +17,9 @@ import pickle
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from copy import deepcopy
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
 
 # Before torch is imported: threads that wait by spinning make a CPU that other work shares up to
 # eight times slower.
@@ -28,31 +28,41 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # and a run must give the same numbers on any number of workers and of cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from dept.checkpoint import remote_checkpoints, run_folder, trust
-from dept.checkpoint.remote_folder import RemoteFolder
+from dept.checkpoint import run_folder, trust
 from dept.config import complete as configs
 from dept.config import extends, provenance
 from dept.costs import machine
 from dept.errors import ConfigError, DataError, NotSaved, NumericalFault, WorkerLost
+from dept.log import log
 from dept.training import build_errors, preflight, scratch
-from dept.training.summary import read_summary, show
+from dept.training.earlier_job import look_into
+from dept.training.summary import show
 from dept.transport import process_group
 from dept.transport.launcher import end_with_launcher
 from dept.transport.topology import Place
+
+# Errors that end training in one sentence, and the exit status of each.
+EXITS = {
+    ConfigError: 2,  # of what is read only then
+    DataError: 2,
+    pickle.UnpicklingError: 2,
+    NotSaved: 1,
+    NumericalFault: 1,
+    WorkerLost: 1,
+}
 
 # What the pinned libraries say of themselves at import, or of each other, on every run.
 NOISE = (
     "pkg_resources is deprecated",
     "alibi or rope is turned on",
     "Cannot split tensor of length",
+    "To copy construct from a tensor",
 )
-NOISE += ("To copy construct from a tensor",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one experiment; returns the exit status."""
     chosen = parser().parse_args(arguments)
-    arguments = [chosen.yaml, *chosen.overrides]
     if chosen.debug:
         os.environ["DEPT_DEBUG"] = "1"
     if chosen.print:
@@ -61,61 +71,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return preflight.main(chosen.yaml, chosen.overrides, chosen.workers)
     end_with_launcher()
     is_first = os.environ.get("RANK", "0") == "0"
-    try:
-        config = extends.load(arguments[0], arguments[1:])
-        plain = extends.resolve(config)
-        trust.guard()
-        trust.check(plain)
-        notes = configs.check(plain)
-        machine.check(plain)
-        folder = run_folder.folder_of(plain)
-        lock = run_folder.hold(folder) if is_first and plain.get("save_folder") else None
-        finished = look_into(folder, plain, is_first)
+    with ExitStack() as held:
+        try:
+            config = extends.load(chosen.yaml, chosen.overrides)
+            plain = extends.resolve(config)
+            trust.guard()
+            trust.check(plain)
+            notes = configs.check(plain)
+            machine.check(plain)
+            folder = run_folder.folder_of(plain)
+            if is_first and plain.get("save_folder"):
+                held.enter_context(run_folder.hold(folder))
+            finished = look_into(folder, plain, is_first)
+        except (ValueError, OSError) as error:
+            if is_first:  # every process comes to the same end
+                log.error(f"{chosen.yaml}: {error}")
+            return 2
         for note in notes if is_first and finished is None else ():
-            print(f"{arguments[0]}: {note}", file=sys.stderr)
-    except (ValueError, OSError) as error:
-        # Every process comes to the same end; one says so.
-        if is_first:
-            print(f"{arguments[0]}: {error}", file=sys.stderr)
-        return 2
-    scratch.enter()  # while LOCAL_RANK is still that of the machine, not of the worker
-    try:
-        everyone = meet(plain)
-        if everyone.value_of_first(finished is not None, stage="the start"):
-            if is_first:
-                print(f"{folder} is finished; set another run_name to train again", file=sys.stderr)
-                show(finished, folder)
-            return 0
-        pretrain(config)
-    except SystemExit as stop:
-        if stop.code == 128 + signal.SIGTERM:  # by Composer's handler: let its user know
-            print(
-                f"{arguments[0]}: ended by SIGTERM, as a scheduler sends it, or the launcher when "
-                f"another process died; the same command goes on from the last checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
-        raise
-    except (DataError, ConfigError, pickle.UnpicklingError) as error:  # of what is read only now
-        said = trust.say(error) if isinstance(error, pickle.UnpicklingError) else error
-        print(f"{arguments[0]}: {said}", file=sys.stderr, flush=True)
-        return 2
-    except (NotSaved, NumericalFault) as error:
-        print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
-        return 1
-    except WorkerLost as error:
-        print(f"{arguments[0]}: {error}", file=sys.stderr, flush=True)
-        os._exit(1)  # an orderly end would wait for the lost worker too
-    except Exception as error:
-        said = None if os.environ.get("DEPT_DEBUG") else build_errors.sentence(error, plain)
-        if said is None:
+            log.info(f"{chosen.yaml}: {note}")
+        scratch.enter()  # while LOCAL_RANK is still that of the machine, not of the worker
+        try:
+            everyone = meet(plain)
+            if everyone.value_of_first(finished is not None, stage="the start"):
+                if is_first:
+                    log.info(f"{folder} is finished; set another run_name to train again")
+                    show(finished, folder)
+                return 0
+            pretrain(config)
+        except SystemExit as stop:
+            if stop.code == 128 + signal.SIGTERM:  # by Composer's handler, without a word
+                log.error(
+                    f"{chosen.yaml}: ended by SIGTERM, as a scheduler sends it, or the launcher "
+                    f"when another process died; the same command goes on from the last checkpoint"
+                )
             raise
-        print(f"{arguments[0]}: {said}", file=sys.stderr, flush=True)
-        return 1
-    finally:
-        if lock is not None:
-            lock.lock.release()
+        except Exception as error:
+            said, status = ending(error, plain)
+            if said is None:
+                raise
+            log.error(f"{chosen.yaml}: {said}")
+            if isinstance(error, WorkerLost):
+                os._exit(status)  # an orderly end would wait for the lost worker too
+            return status
     return 0
+
+
+def ending(error: Exception, config: Mapping[str, Any]) -> tuple[str | None, int]:
+    """The sentence that ends training, if a traceback says no more, and the exit status."""
+    for kind, status in EXITS.items():
+        if isinstance(error, kind):
+            return trust.say(error) if kind is pickle.UnpicklingError else str(error), status
+    return None if os.environ.get("DEPT_DEBUG") else build_errors.sentence(error, config), 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -136,31 +142,9 @@ def _print(path: str, overrides: Sequence[str]) -> int:
     try:
         print(provenance.annotated(path, overrides), end="")
     except ConfigError as error:
-        print(f"{path}: {error}", file=sys.stderr)
+        log.error(f"{path}: {error}")
         return 2
     return 0
-
-
-def look_into(folder: Path, config: dict, is_first: bool) -> dict | None:
-    """Look at what an earlier job left, here or remotely; the summary if the run is finished."""
-    checkpoints, address = run_folder.checkpoints_of(config), run_folder.remote_of(config)
-    remote = RemoteFolder(checkpoints, address) if address and is_first else None
-    if remote is not None:
-        remote.check()
-    if not config.get("autoresume"):
-        return None
-    run_folder.refuse_other_settings(configs.complete(deepcopy(config)), folder / "config.yaml")
-    for path in run_folder.recover(checkpoints) if is_first else ():
-        print(f"{path} was cut short by a kill and is left aside", file=sys.stderr)
-    if remote is not None:
-        dept, _ = configs.options_of(config)
-        for said in remote_checkpoints.bring(remote, with_sources=dept and dept.upload_sources):
-            print(said, file=sys.stderr)
-    newest = checkpoints / "latest-rank0.pt"
-    if newest.is_file():
-        trust.refuse_code(newest.resolve())
-    summary = read_summary(folder / "summary.json")
-    return summary if summary and f"{summary['rounds']}ep" == str(config["max_duration"]) else None
 
 
 def meet(config: dict) -> process_group.Workers:

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
-from composer import Trainer
-
-from dept.errors import ConfigError, DataError, NotSaved, NumericalFault, WorkerLost
-from dept.training.build_errors import FirstStepFailed
-
-SENTENCES = (ConfigError, DataError, NotSaved, NumericalFault, WorkerLost)
-"""Errors that train.py shows as they are."""
+from composer.core import Callback, State, Time
+from composer.loggers import Logger
 
 
-class FinishingTrainer(Trainer):
-    """Composer's trainer, which with nothing left to train goes to the end instead of refusing."""
+class Finishing(Callback):
+    """Lets a run with nothing left to train come to its end, where Composer refuses to train.
 
-    def fit(self, *args: Any, **options: Any) -> None:
-        """As Composer's; all that follows the last round has been seen by the checkpoint.
+    Composer looks at the duration before training starts, so until then the run seems to be a
+    little longer. All that follows the last round has been seen by the checkpoint. To be listed
+    before callbacks that ask for the duration when training starts.
+    """
 
-        Raises:
-            FirstStepFailed: an error of a library, before the first step.
-        """
-        duration = self.state.max_duration
-        if duration is None or args or options or self.state.timestamp < duration:
-            try:
-                super().fit(*args, **options)
-            except SENTENCES:
-                raise
-            except Exception as error:
-                if self.state.timestamp.batch.value > 0:
-                    raise
-                raise FirstStepFailed(str(error)) from error
-            return
-        self.state.evaluators = []
-        self.spin_dataloaders = False
-        self._train_loop()
+    def __init__(self) -> None:
+        self._duration: Time | None = None
 
+    def after_load(self, state: State, logger: Logger) -> None:
+        duration = state.max_duration
+        if duration is not None and state.timestamp >= duration:
+            self._duration = duration
+            state.max_duration = state.timestamp.get(duration.unit) + Time(1, duration.unit)
 
-def register() -> None:
-    """Let llm-foundry build this one; it has no registry of trainers."""
-    importlib.import_module("llmfoundry.command_utils.train").Trainer = FinishingTrainer  # type: ignore[attr-defined]
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if self._duration is not None:
+            state.max_duration, self._duration = self._duration, None
+            state.evaluators = []

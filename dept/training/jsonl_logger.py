@@ -15,8 +15,8 @@ from composer.utils import dist
 from torch import Tensor
 
 from dept.checkpoint import durable
-from dept.checkpoint.notices import tell
 from dept.errors import NotSaved
+from dept.log import log
 
 
 class JsonlLogger(LoggerDestination):
@@ -101,7 +101,7 @@ class JsonlLogger(LoggerDestination):
             append(self.path, "".join(self._waiting).encode())
         except OSError as error:
             if not self._is_told:
-                tell(
+                log.warning(
                     f"{self.path} could not be written ({error.strerror}): its lines are kept in "
                     f"memory, make room on that disk; training goes on"
                 )

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from dept.callbacks.norms import Norms
+from dept.checkpoint import trust
 from dept.checkpoint.saver import Checkpoints
 from dept.checkpoint.sigterm import StopOnSigterm
 from dept.config import icl
@@ -35,10 +36,11 @@ from dept.data.loader import OpenSource, SourceLoader, ValidationLoader
 from dept.data.mixture import Mixture
 from dept.data.shard_cache import ShardCache
 from dept.method.outer_optimizer import TORCH_OPTIMIZERS
-from dept.training import finishing, registered
+from dept.training import registered
 from dept.training.active_forgetting import ActiveForgetting
 from dept.training.algorithm import Dept
 from dept.training.best_checkpoint import BestCheckpoint
+from dept.training.finishing import Finishing
 from dept.training.jsonl_logger import JsonlLogger
 from dept.training.learning_rate import SequentialStepsScheduler
 from dept.training.progress import RunProgress
@@ -178,6 +180,7 @@ def register() -> None:
     registry.callbacks.register("active_forgetting", func=ActiveForgetting)
     registry.callbacks.register("best_checkpoint", func=BestCheckpoint)
     registry.callbacks.register("checkpoints", func=Checkpoints)
+    registry.callbacks.register("finishing", func=Finishing)
     registry.callbacks.register("norms", func=Norms)
     registry.callbacks.register("progress", func=RunProgress)
     registry.callbacks.register("source_checkpoints", func=SourceCheckpoints)
@@ -188,7 +191,7 @@ def register() -> None:
     registry.config_transforms.register("registered", func=registered.check)
     registry.config_transforms.register("dept", func=transform)
     icl.register()
-    finishing.register()
+    trust.guard_resumption()
     for name, optimizer in TORCH_OPTIMIZERS.items():
         if name not in registry.optimizers:
             registry.optimizers.register(name, func=optimizer)

@@ -35,7 +35,8 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
     if first["loaded"] is None:
         return
     loaded, round_index = first["loaded"], first["round"]
-    run.outer_optimizer.load_state_dict(loaded["outer_optimizer"], device=state.device._device)
+    device = next(state.model.parameters()).device
+    run.outer_optimizer.load_state_dict(loaded["outer_optimizer"], device=device)
     run.reductions.returned_error |= loaded["coding_error"]
     run.totals |= loaded["totals"]
     run.totals["wait_seconds"] = [0.0] * workers.count

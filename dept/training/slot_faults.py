@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from dept.checkpoint.notices import tell
 from dept.errors import NumericalFault
+from dept.log import log
 from dept.method import faults
 from dept.training.run import Run
 
@@ -60,5 +60,5 @@ def left_out(run: Run, stage: str) -> dict[str, faults.Fault]:
     if run.workers.place.global_rank == 0:
         whole = len(found) == run.schedule.sources_per_round
         for line in faults.told(found.values(), whole):
-            tell(line)
+            log.warning(line)
     return found

@@ -11,7 +11,6 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler
 
 from dept.checkpoint.epoch_end import after_the_epoch, ends_epoch
-from dept.checkpoint.notices import tell
 from dept.checkpoint.remote_checkpoints import bring_states, checkpoints_among, states_at
 from dept.checkpoint.remote_folder import RemoteFolder
 from dept.checkpoint.run_folder import progress
@@ -19,6 +18,7 @@ from dept.checkpoint.saver import Checkpoints
 from dept.checkpoint.sigterm import StopOnSigterm
 from dept.checkpoint.source_files import FOLDER, SourceFiles, name_of, outdated, read_by
 from dept.errors import NotSaved
+from dept.log import log
 from dept.training.algorithm import Dept
 
 
@@ -171,7 +171,7 @@ class SourceCheckpoints(Callback):
                 try:
                     self.files.write(source, round_index, step, found)
                 except (OSError, RuntimeError) as error:  # torch has its own for a failed write
-                    tell(
+                    log.warning(
                         f"{self.files.folder / source} could not be written "
                         f"({str(error).splitlines()[0]}), so there is no checkpoint now and the "
                         f"one before it is kept; make room on that disk: training goes on"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from dept.data.corpus import GLOBAL, PreparedCorpus, read_corpus
 from dept.embeddings.merged import SourceEmbedding, merge
 from dept.embeddings.token_strings import strings_of
 from dept.errors import ConfigError
+from dept.log import log
 from dept.method.live_model import parameter_roles, random_embedding, vocabulary_modules
 from dept.method.streams import seed_of
 from dept.method.variants import VARIANTS, Role, Vocabulary
@@ -107,7 +107,7 @@ class StartFrom(CallbackWithConfig):
                 values[name] = merged.vectors
                 if dist.get_global_rank() == 0:
                     told = ", ".join(f"{n} {origin}" for origin, n in merged.summary().items())
-                    print(f"{name} from {len(sources)} sources: rows {told}", file=sys.stderr)
+                    log.info(f"{name} from {len(sources)} sources: rows {told}")
         return values
 
 

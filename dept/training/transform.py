@@ -29,6 +29,8 @@ def transform(config: dict[str, Any]) -> dict[str, Any]:
 
     if not is_prepared:
         _prepare(config)
+    # First of all callbacks: the others may ask for the duration that it restores.
+    config["callbacks"] = {"finishing": {}, **(config.get("callbacks") or {})}
     return complete.complete(config)
 
 

@@ -98,11 +98,6 @@ class Workers:
             self._meet(lambda: self.figures.barrier(dist.BarrierOptions()), stage)
         self.waited += time.perf_counter() - began
 
-    def arrive(self, point: str) -> None:
-        """Let others know that this worker is at ``point``, without waiting for them."""
-        if self.store is not None and self.leads:
-            self.store.set(f"{point}/{self.place.worker}", "1")
-
     def stop_before(self, point: str) -> None:
         """Let those who wait at ``point`` stop, since this worker will not come there."""
         if self.store is not None and self.leads:
@@ -111,7 +106,7 @@ class Workers:
     def all_arrive(self, point: str, stops: Callable[[], bool], *, stage: str) -> bool:
         """Wait until every worker is at ``point``, or one of them stops instead.
 
-        No other wait can be left when this process is asked to stop: Python runs no handler of
+        Unlike other waits, it ends when this process is asked to stop: Python runs no handler of
         signals while a group waits.
 
         Args:
@@ -123,28 +118,26 @@ class Workers:
             Whether all arrived; the same on every rank of every worker that is here.
 
         Raises:
-            WorkerLost: a worker did not come in time, or the first one is gone.
+            WorkerLost: a worker is gone, or did not come in time.
         """
         if self.count == 1:
             return True
         return self._from_leader(self._all_arrive(point, stops, stage) if self.leads else None)
 
     def _all_arrive(self, point: str, stops: Callable[[], bool], stage: str) -> bool:
-        assert self.store is not None
+        assert self.store is not None and self.figures is not None
         began, decision = time.perf_counter(), f"{point}/decision"
-        everyone = [f"{point}/{worker}" for worker in range(self.count)]
         try:
-            self.arrive(point)
+            self.store.set(f"{point}/{self.place.worker}", "1")
+            all_here = self.figures.barrier(dist.BarrierOptions())
             while not self.store.check([decision]):
-                waited = time.perf_counter() - began
-                if self.store.check(everyone):
+                if all_here.is_completed():
+                    all_here.wait()  # raises if it was completed by the loss of a worker
                     self.store.compare_set(decision, "", "go")
                 elif stops():
                     self.stop_before(point)
-                elif waited > self.timeout:
-                    raise RuntimeError("timed out")
                 else:
-                    time.sleep(min(0.001 + waited / 100, 0.05))
+                    time.sleep(min(0.001 + (time.perf_counter() - began) / 100, 0.05))
             self.waited += time.perf_counter() - began
             return self.store.get(decision) == b"go"
         except RuntimeError as error:
@@ -309,11 +302,7 @@ def join(place: Place, timeout: float) -> Workers:
         tensors = figures
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            options = dist.ProcessGroupNCCL.Options()
-            options._timeout = wait
-            tensors = dist.ProcessGroupNCCL(
-                dist.PrefixStore("tensors", store), here, count, options
-            )
+            tensors = dist.ProcessGroupNCCL(dist.PrefixStore("tensors", store), here, count, wait)
     _current = Workers(place, store, figures, tensors, timeout)
     return _current
 

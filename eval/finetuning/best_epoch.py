@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
+
+from dept.log import log
 
 
 class BestEpoch(Callback):
@@ -32,11 +33,7 @@ class BestEpoch(Callback):
         self.history.append({"epoch": time.epoch.value, "batch": time.batch.value, **found})
         if dist.get_global_rank() == 0:
             texts = ", ".join(f"{split} {of[self.metric]:.3f}" for split, of in found.items())
-            print(
-                f"epoch {time.epoch.value}, batch {time.batch.value}: {self.metric} {texts}",
-                file=sys.stderr,
-                flush=True,
-            )
+            log.info(f"epoch {time.epoch.value}, batch {time.batch.value}: {self.metric} {texts}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}

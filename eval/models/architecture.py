@@ -41,8 +41,10 @@ def assemble(
     content["vocab_size"] = rows
     try:
         model, values = _built(content, parameters, native)
-        # A checkpoint holds a tied matrix under both names, and under one as it was built.
-        tied = (model._tied_weights_keys or ()) if model.config.tie_word_embeddings else ()
+        # A checkpoint holds a tied matrix under both names, or under the first of them.
+        first = {id(parameter): name for name, parameter in model.named_parameters()}
+        every = model.named_parameters(remove_duplicate=False)
+        tied = [name for name, parameter in every if first[id(parameter)] != name]
         values = {name: value for name, value in values.items() if name not in tied}
         missing, unexpected = model.load_state_dict(values, strict=False)
     except (ImportError, ValueError, RuntimeError) as error:

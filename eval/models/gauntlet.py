@@ -16,6 +16,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from dept import terminal
+from dept.checkpoint import trust
 from dept.config import icl
 from dept.evaluation.models.source_models import load
 
@@ -62,6 +63,7 @@ def register() -> None:
     registry.models.register("source_model", func=SourceCausalLM)
     registry.tokenizers.register("source_model", func=SourceTokenizer)
     icl.register()
+    trust.guard_resumption()
 
 
 def record(trainer: Any, model: Mapping[str, Any]) -> dict[str, Any]:

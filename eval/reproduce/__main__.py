@@ -21,6 +21,7 @@ from dept.data.corpus import read_corpus
 from dept.evaluation.reproduce import runner
 from dept.evaluation.reproduce.jobs import jobs
 from dept.evaluation.reproduce.plan import PLAN, read_plan
+from dept.log import log
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         wanted = [job for job in jobs(plan, sources) if re.search(options.only, job.name)]
         done = {job.name for job in wanted if runner.is_finished(job)}
     except ValueError as error:
-        print(error, file=sys.stderr)
+        log.error(error)
         return 2
     if options.list:
         for job in wanted:
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = runner.run(wanted, done, options.jobs)
     runner.write(wanted, options.results)
     for job in failed:
-        print(f"{job.name} failed: see {runner.log_of(job)}", file=sys.stderr)
+        log.error(f"{job.name} failed: see {runner.log_of(job)}")
     return 1 if failed else 0
 
 

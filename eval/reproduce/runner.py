@@ -1,6 +1,5 @@
 """Runs of a plan, several at a time, each an ordinary run of `train.py` or `eval/finetune.py`."""
 
-import atexit
 import json
 import multiprocessing
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dept.checkpoint import durable
+from dept.checkpoint import durable, library_patches
 from dept.config import extends
 from dept.evaluation import finetune
 from dept.evaluation.finetuning.options import read_options
@@ -139,7 +138,7 @@ def _train(job: Job) -> None:
         command = finetune.main if job.stage == "downstream" else training.main
         sys.exit(command([job.yaml, *job.overrides]))
     finally:
-        atexit._run_exitfuncs()  # a forked process ends without; Composer and Streaming clean up so
+        library_patches.run_exit_functions()
 
 
 def _end_with_parent(grace: float = 30.0) -> None:

@@ -1,13 +1,16 @@
 """Checkpoints and tokenizers made to run code: none is run, and a sentence says what it was."""
 
+import datetime
+import io
 import json
 import pickle
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hostile import Hostile
+from hostile import Calls, Hostile
 
 from dept.checkpoint import trust
 from dept.errors import ConfigError
@@ -68,6 +71,47 @@ def test_a_checkpoint_in_shards_is_read_without_code(guarded, tmp_path):
     (tmp_path / "whole" / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(BaseException, match=r"posix.mkdir"):
         sharded.load(found, checkpoint_id=tmp_path / "whole", no_dist=True)
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_both_ways_in_which_composer_loads_take_plain_data_alone(guarded, tmp_path):
+    """The paths that Composer's pull request 3937 restricts: a checkpoint, a state to resume."""
+    from composer.checkpoint.load import load_resumption_checkpoint
+    from composer.core import Timestamp
+    from composer.utils.checkpoint import safe_torch_load
+
+    trust.guard_resumption()
+    rng = {"numpy": np.random.get_state(), "python": (3, (1, 2), None), "torch": torch.ones(3)}
+    time = Timestamp(epoch=2, total_wct=datetime.timedelta(seconds=5))
+    plain = {"timestamp": time.state_dict(), "rng": [rng], "rank_zero_seed": 17}
+    plain |= {"schedulers": {"s": {"last_epoch": 4, "seen": {1, 2}}}, "dataset_state": {}}
+    state = SimpleNamespace(
+        timestamp=Timestamp(), schedulers=[], _load_dataset_state=lambda found: None
+    )
+    file, resumption = tmp_path / "c.pt", tmp_path / "resumption.pkl"
+    torch.save(plain, file)
+    resumption.write_bytes(pickle.dumps(plain))
+    assert torch.equal(safe_torch_load(file)["rng"][0]["torch"], torch.ones(3))
+    (found,) = load_resumption_checkpoint(state, str(resumption))
+    assert np.array_equal(found["numpy"][1], rng["numpy"][1]) and found["python"] == rng["python"]
+    assert torch.equal(found["torch"], rng["torch"]) and state.rank_zero_seed == 17
+    assert state.timestamp.epoch == 2 and state.timestamp.total_wct.seconds == 5
+
+    hostile = Hostile(tmp_path / "hacked")
+    inside = io.BytesIO()
+    torch.save(hostile, inside)
+    torch.save({**plain, "more": hostile}, file)
+    with pytest.raises(pickle.UnpicklingError, match=r"posix.mkdir"):
+        safe_torch_load(file)
+    for more, name in (
+        (hostile, "posix.mkdir"),
+        (Calls(eval, "1"), "builtins.eval"),
+        (Calls(torch.storage._load_from_bytes, inside.getvalue()), "posix.mkdir"),
+    ):
+        resumption.write_bytes(pickle.dumps({**plain, "more": more}))
+        with pytest.raises(pickle.UnpicklingError, match=name):
+            load_resumption_checkpoint(state, str(resumption))
     assert not (tmp_path / "hacked").exists()
 
 

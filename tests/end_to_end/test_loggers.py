@@ -50,7 +50,8 @@ def expected(run):
 def test_the_event_files_of_tensorboard_hold_them(run, expected):
     events = EventAccumulator(str(run / "tensorboard/logged")).Reload()
     for name, values in expected.items():
-        found = [event.value for event in events.Scalars(name)]
+        # In the order of names of files, of which there are several within a second.
+        found = [e.value for e in sorted(events.Scalars(name), key=lambda event: event.step)]
         assert found == pytest.approx(values, rel=1e-6)  # stored in single precision
 
 

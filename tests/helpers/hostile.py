@@ -3,11 +3,18 @@
 import os
 
 
-class Hostile:
+class Calls:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+class Hostile(Calls):
     """Makes a folder when it is unpickled."""
 
     def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
+        super().__init__(os.mkdir, str(folder))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dept.data_prep.mds import TokenShards, write_index
+from dept.data_prep.mds import TokenShards, index_of
 
 LENGTH = 8
 
@@ -55,4 +55,4 @@ def _write(directory: Path, shards: list[np.ndarray]) -> None:
         (entry,) = json.loads((part / "index.json").read_text())["shards"]
         entry["raw_data"]["basename"] = f"{part.name}/{entry['raw_data']['basename']}"
         entries.append(entry)
-    write_index(directory, entries)
+    (directory / "index.json").write_bytes(index_of(entries))

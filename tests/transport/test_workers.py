@@ -5,12 +5,12 @@ import os
 import signal
 import socket
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from forks import forks
 
 from dept.costs.transport import coded_step_bytes, every_step_bytes, outer_step_bytes
@@ -184,65 +184,67 @@ def test_all_start_where_the_first_one_does():
     assert [r[2].get("start", 0) for r in results] == [2 * (12 + 16), 0, 0]
 
 
-def at_the_end_of_a_round(store, worker, stops, timeout=60.0):
-    place = Place(worker=worker, workers=2)
-    workers = Workers(place, store=store, timeout=timeout)
-    return workers.all_arrive("round 0", lambda: stops, stage="the outer step of round 1")
+def at_the_end_of_a_round(workers):
+    """Whether all come to the end of a round; then of one that the second is asked to stop in."""
+    stage = "the outer step"
+    first = workers.all_arrive("round 0", lambda: False, stage=stage)
+    if workers.place.worker == 0:
+        time.sleep(0.3)
+    return first, workers.all_arrive("round 1", lambda: workers.place.worker == 1, stage=stage)
 
 
-@pytest.mark.parametrize("stopping", [(), (0,), (1,), (0, 1)])
-def test_workers_that_all_came_to_the_end_of_a_round_finish_it_whoever_is_to_stop(stopping):
-    store = dist.HashStore()
-    Workers(Place(worker=1, workers=2), store=store).arrive("round 0")
-    assert at_the_end_of_a_round(store, 0, 0 in stopping)
-    assert at_the_end_of_a_round(store, 1, 1 in stopping)
+def test_workers_finish_a_round_that_all_come_to_and_stop_together_else():
+    assert in_workers(at_the_end_of_a_round, 2) == [(True, False)] * 2
 
 
-def test_a_worker_that_waits_stops_as_soon_as_another_one_stops():
-    store = dist.HashStore()
-    with ThreadPoolExecutor() as pool:
-        waits = pool.submit(at_the_end_of_a_round, store, 0, False)
-        Workers(Place(worker=1, workers=2), store=store).stop_before("round 0")
-        assert not waits.result()
+def stop_while_another_waits(workers):
+    if workers.place.worker == 1:
+        time.sleep(0.2)
+        workers.stop_before("round 0")
+        return None
+    return workers.all_arrive("round 0", lambda: False, stage="the outer step of round 1")
 
 
-def test_a_worker_that_stops_while_it_waits_lets_one_that_comes_later_stop_too():
-    store = dist.HashStore()
-    assert not at_the_end_of_a_round(store, 1, stops=True)
-    assert not at_the_end_of_a_round(store, 0, stops=False)
+def test_a_worker_that_waits_stops_with_another_one():
+    assert in_workers(stop_while_another_waits, 2) == [False, None]
 
 
-def test_waiting_at_the_end_of_a_round_has_an_end():
-    with pytest.raises(WorkerLost, match=r"worker 1 did not come .* round 1 within 0 s"):
-        at_the_end_of_a_round(dist.HashStore(), 0, stops=False, timeout=0.1)
+def gather(workers, stage):
+    workers.gather(1, stage=stage)
 
 
-def die(workers):
+def arrive(workers, stage):
+    workers.all_arrive("round 6", lambda: False, stage=stage)
+
+
+def die(wait, workers):
     workers.wait_for_all("the start")
     if workers.place.worker == 1:
         time.sleep(0.5)
         return "left"
     try:
-        workers.gather(1, stage="the outer step of round 7")
+        wait(workers, "the outer step of round 7")
     except WorkerLost as error:
         return str(error)
 
 
-def test_a_lost_worker_is_named():
+@pytest.mark.parametrize("wait", [gather, arrive])
+def test_a_lost_worker_is_named(wait):
     context = forks()
     answers, at = context.Queue(), port()
-    processes = [context.Process(target=_report, args=(w, at, answers)) for w in range(3)]
+    jobs = [(w, at, answers, wait) for w in range(3)]
+    processes = [context.Process(target=_report, args=job) for job in jobs]
     for process in processes:
         process.start()
-    told = [answers.get(timeout=120) for _ in range(2)]
+    messages = [answers.get(timeout=120) for _ in range(2)]
     for process in processes:
         process.join()
     expected = "worker 1 did not come to the outer step of round 7 and is gone"
-    assert all(message.startswith(expected) for message in told), told
+    assert all(message.startswith(expected) for message in messages), messages
 
 
-def _report(worker, at, answers):
-    message = _in_worker((die, worker, 3, at))
+def _report(worker, at, answers, wait):
+    message = _in_worker((partial(die, wait), worker, 3, at))
     if worker == 1:
         os._exit(9)
     answers.put(message)
