@@ -348,7 +348,7 @@ def process(split, remote, limit, passes=1):
 def test_two_processes_read_one_folder(tmp_path, split):
     assert address_of(str(tmp_path / "remote"), split.local) == str(split.remote)
     limit = block_bytes(split.local, 4)
-    readers = [process(split, tmp_path / "remote", limit, passes=40) for _ in range(2)]
+    readers = [process(split, tmp_path / "remote", limit, passes=15) for _ in range(2)]
     for reader in readers:
         reader.stdin.write("\n")
         reader.stdin.flush()

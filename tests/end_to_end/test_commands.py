@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_with_the_same_command_to_the_same_numbers(prepared
 
 
 # Long enough to be killed in mid-round; a process looks for its launcher once a second
-LONG = ["algorithms.dept.local_steps=150", "save_interval=7ba", "max_duration=2ep"]
+LONG = ["algorithms.dept.local_steps=120", "save_interval=20ba", "max_duration=2ep"]
 
 
 def ranks_of(launcher):
