@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dept.data_prep.mds import TokenShards, index_of
+from dept.data_prep.mds import TokenShards, merged_index
 
 LENGTH = 8
 
@@ -46,13 +46,10 @@ def reshard(prepared: Path, root: Path, samples: int) -> None:
 
 def _write(directory: Path, shards: list[np.ndarray]) -> None:
     """As data preparation does it: a subdirectory for each part, and an index over all."""
-    entries = []
+    parts = []
     for number, tokens in enumerate(shards):
-        part = directory / f"{number:05}"
-        writer = TokenShards(part, tokens.shape[1], tokens.dtype.name)
+        parts.append(f"{number:05}")
+        writer = TokenShards(directory / parts[-1], tokens.shape[1], tokens.dtype.name)
         writer.write(tokens)
         writer.close()
-        (entry,) = json.loads((part / "index.json").read_text())["shards"]
-        entry["raw_data"]["basename"] = f"{part.name}/{entry['raw_data']['basename']}"
-        entries.append(entry)
-    (directory / "index.json").write_bytes(index_of(entries))
+    (directory / "index.json").write_bytes(merged_index(directory, parts))
