@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dept.data.corpus import GLOBAL, SPLITS, described
@@ -120,7 +120,8 @@ def work_folder(folder: Path) -> Iterator[None]:
     What a killed process left in it is cleared away, so that it never passes for a whole file.
     """
     while (handle := locked(folder, fcntl.LOCK_EX)) is None:
-        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # raised if another process removes it at that moment
+            folder.mkdir(parents=True, exist_ok=True)
     try:
         for left in folder.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -231,23 +231,25 @@ def die(wait, workers):
 @pytest.mark.parametrize("wait", [gather, arrive])
 def test_a_lost_worker_is_named(wait):
     context = forks()
-    answers, at = context.Queue(), port()
-    jobs = [(w, at, answers, wait) for w in range(3)]
+    answers, over, at = context.Queue(), context.Event(), port()
+    jobs = [(w, at, answers, over, wait) for w in range(3)]
     processes = [context.Process(target=_report, args=job) for job in jobs]
     for process in processes:
         process.start()
     messages = [answers.get(timeout=120) for _ in range(2)]
+    over.set()
     for process in processes:
         process.join()
     expected = "worker 1 did not come to the outer step of round 7 and is gone"
     assert all(message.startswith(expected) for message in messages), messages
 
 
-def _report(worker, at, answers, wait):
+def _report(worker, at, answers, over, wait):
     message = _in_worker((partial(die, wait), worker, 3, at))
     if worker == 1:
         os._exit(9)
     answers.put(message)
+    over.wait()  # the store that says who is missing lives in the first worker
 
 
 def _waits_for_nobody(at, began):
