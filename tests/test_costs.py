@@ -117,7 +117,7 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
         reduction.add(source, shared, Share(1.0, slots.rows(source)))
     memory = dept_memory(
         shared=sum(value.numel() for value in slots.start.values()),
-        private=local - slots.handed_over("a"),
+        private=local - slots.communicated("a"),
         local=local,
         slots=2,
         optimizer={"name": "adamw"},

@@ -71,7 +71,7 @@ def run_ours(variant, *, tied, positions, inner_state, rounds, outer="fedavg", i
                 if interrupt and i == 1:
                     slots.park()
             reduction.add(source, slots.finish(), Share(1.0, slots.rows(source)))
-            handed += slots.handed_over(source)
+            handed += slots.communicated(source)
         slots.park()
         slots.close_round(outer_optimizer.step(slots.start, reduction.averages()))
     return slots, handed

@@ -159,7 +159,9 @@ class RemoteFolder:
                     f"{self.address}/{name} could not be written ({_reason(error)}): what was "
                     f"there is kept, and this one is in {self.folder}; mend the connection"
                 )
-                log.warning(f"{self.unsent}: training goes on, and it is tried again with the next")
+                log.warning(
+                    f"{self.unsent}: training continues, and it is tried again with the next"
+                )
                 with self._lock:
                     self._thread = None
                 return

@@ -25,11 +25,11 @@ class Checkpoints(CheckpointSaver):
     """Composer's saver of checkpoints, for disks that fill up and processes that die.
 
     * A checkpoint gets its name when all of it is on disk.
-    * One that cannot be written (a full disk) is given up with a warning, and training goes on
+    * One that cannot be written (a full disk) is given up with a warning, and training continues
       to the next; but the last one of a run must be written, or the run fails.
     * After SIGTERM one is taken before the end.
     * ``num_checkpoints_to_keep`` counts those from before the run was resumed, too.
-    * To a remote folder it is sent in a thread, while training goes on until the next one is due.
+    * To a remote folder it is sent in a thread, while training continues until the next one is due.
       What cannot be sent is said, and tried again then; but the last one of a run must be.
 
     Args:
@@ -113,7 +113,7 @@ class Checkpoints(CheckpointSaver):
         except NotSaved as error:
             if _is_the_end(state):
                 raise
-            log.warning(f"{error}: training goes on")
+            log.warning(f"{error}: training continues")
             return
         self._forget_old()
         self._send_newest()
@@ -147,7 +147,7 @@ class Checkpoints(CheckpointSaver):
 
     def _sent_at_the_end(self, state: State) -> None:
         if self.remote is not None and _is_the_end(state) and not self.remote.wait():
-            raise NotSaved(f"{self.remote.unsent}; the same command goes on from there")
+            raise NotSaved(f"{self.remote.unsent}; the same command resumes from there")
 
     def _forget_old(self) -> None:
         """Drop names of checkpoints that are gone, which Composer keeps in every checkpoint."""
@@ -185,7 +185,7 @@ def save_whole(state: State, filename: str, **options: Any) -> bool:
     try:
         _write(state, filename, **options)
     except NotSaved as error:
-        log.warning(f"{error}: training goes on")
+        log.warning(f"{error}: training continues")
         saved = False
     return all(dist.all_gather_object(saved))
 

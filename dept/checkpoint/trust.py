@@ -70,7 +70,7 @@ _OF_RESUMPTION = {
 }
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_MEND = f"if you trust who made it, set {FORCE}=0 in the environment"
+_FIX = f"if you trust who made it, set {FORCE}=0 in the environment"
 
 
 class CodeRefused(pickle.UnpicklingError):
@@ -158,7 +158,7 @@ def refuse_code(path: str | Path) -> None:
     if names:
         raise ConfigError(
             f"{path} holds {', '.join(sorted(names))}, which loading it would run: take another "
-            f"checkpoint; {_MEND}"
+            f"checkpoint; {_FIX}"
         )
 
 
@@ -192,5 +192,5 @@ def say(error: pickle.UnpicklingError) -> str:
     named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line] or lines[:1]
     return (
         f"the checkpoint to go on from holds more than plain data ({named[0][:160]}) and is not "
-        f"loaded: take another one; {_MEND}"
+        f"loaded: take another one; {_FIX}"
     )

@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if stop.code == 128 + signal.SIGTERM:  # by Composer's handler, without a word
                 log.error(
                     f"{chosen.yaml}: ended by SIGTERM, as a scheduler sends it, or the launcher "
-                    f"when another process died; the same command goes on from the last checkpoint"
+                    f"when another process died; the same command resumes from the last checkpoint"
                 )
             raise
         except Exception as error:

@@ -148,7 +148,7 @@ class Evaluation:
         """Log what the evaluations of all workers gave since the last round.
 
         Raises:
-            WorkerLost: another worker did not come.
+            WorkerLost: another worker did not arrive.
         """
         tasks = icl.results(state) if self.has_tasks else {}
         here = {"unseen": self.unseen_tokens, "tasks": tasks}

@@ -68,7 +68,7 @@ class JsonlLogger(LoggerDestination):
         if self._waiting:
             raise NotSaved(
                 f"{len(self._waiting)} lines of {self.path} could not be written: make room on "
-                f"that disk; the same command goes on from the last checkpoint"
+                f"that disk; the same command resumes from the last checkpoint"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class JsonlLogger(LoggerDestination):
             if not self._is_told:
                 log.warning(
                     f"{self.path} could not be written ({error.strerror}): its lines are kept in "
-                    f"memory, make room on that disk; training goes on"
+                    f"memory, make room on that disk; training continues"
                 )
             self._is_told = True
         else:

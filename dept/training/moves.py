@@ -24,7 +24,7 @@ def check_folder(run: Run) -> None:
 
     Raises:
         ConfigError: there is no folder, or not all of them write to the same one.
-        WorkerLost: a worker did not come.
+        WorkerLost: a worker did not arrive.
     """
     workers = run.workers
     if run.held.files is None:
@@ -65,7 +65,7 @@ def follow(run: Run, round_index: int) -> None:
 
     Raises:
         NotSaved: a file could not be written, on any worker, or not be read.
-        WorkerLost: a worker did not come.
+        WorkerLost: a worker did not arrive.
     """
     here, moving = run.workers.place.worker, run.schedule.moving(run.held.round_index, round_index)
     if not moving:

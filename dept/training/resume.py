@@ -24,7 +24,7 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
 
     Raises:
         ConfigError: the state of a source is missing, or is of another tokenizer.
-        WorkerLost: a worker did not come.
+        WorkerLost: a worker did not arrive.
     """
     workers, slots, held = run.workers, run.slots, run.held
     here = {"round": state.timestamp.epoch.value, "from": state.load_path, "loaded": loaded}

@@ -183,7 +183,7 @@ class Run:
 
         Raises:
             NumericalFault: a value would not be finite.
-            WorkerLost: another worker did not come.
+            WorkerLost: another worker did not arrive.
         """
         drawn = [
             self.schedule.slots_of(w, self.totals["rounds"]) for w in range(self.workers.count)
@@ -234,7 +234,7 @@ class Run:
             The records of all slots of the round, by source.
 
         Raises:
-            WorkerLost: another worker did not come.
+            WorkerLost: another worker did not arrive.
         """
         slots = {source: record.state_dict() for source, record in self.records.items()}
         here = {"slots": slots, "sent": dict(self.workers.sent), "waited": self.workers.waited}

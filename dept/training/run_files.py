@@ -60,7 +60,7 @@ def _write(path: Path, content: str) -> None:
     except OSError as error:
         raise NotSaved(
             f"{path} could not be written ({error.strerror}): make room on that disk; the same "
-            f"command goes on from the last checkpoint"
+            f"command resumes from the last checkpoint"
         ) from error
 
 
@@ -155,7 +155,7 @@ def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
         }
     sent, rounds = dept.totals["sent_bytes"], max(state.timestamp.epoch.value, 1)
     trained = dept.totals["rounds_trained"]
-    handed = sum(count * dept.run.slots.handed_over(source) for source, count in trained.items())
+    handed = sum(count * dept.run.slots.communicated(source) for source, count in trained.items())
     slots = max(sum(trained.values()), 1)
     per_step = handed / slots / dept.options.local_steps
     coded = sum(count * dept.run.message_bytes(source) for source, count in trained.items()) / slots

@@ -26,7 +26,7 @@ def judge(run: Run, source: str) -> bool:
     """
     record, slots = run.records[source], run.slots
     local = {name: slots.live.values()[name] for name in slots.shared_names}
-    norm = slots.handed_over_norm(source, local)
+    norm = slots.pseudo_gradient_norm(source, local)
     record.reach = faults.reach(norm, record.rates)
     fault = record.fault
     if fault is None:
@@ -52,13 +52,13 @@ def left_out(run: Run, stage: str) -> dict[str, faults.Fault]:
     """What no average may hold of this round, on every worker alike; the first one logs it.
 
     Raises:
-        WorkerLost: another worker did not come.
+        WorkerLost: another worker did not arrive.
     """
     here = {source: record.fault for source, record in run.records.items() if record.fault}
     every = run.workers.gather(here, stage=stage)
     found = {source: fault for given in every for source, fault in given.items()}
     if run.workers.place.global_rank == 0:
         whole = len(found) == run.schedule.sources_per_round
-        for line in faults.told(found.values(), whole):
+        for line in faults.messages(found.values(), whole):
             log.warning(line)
     return found

@@ -29,7 +29,7 @@ class SourceCheckpoints(Callback):
     outer step, so it costs nothing to meet again. In mid-round none waits for another. For that to
     be safe, a run that saves in mid-round writes its sources at the start of each round as well;
     then every checkpoint finds a state of each source in its own round. If a source cannot be
-    written (a full disk), there is no checkpoint that would need it, and training goes on.
+    written (a full disk), there is no checkpoint that would need it, and training continues.
 
     To a remote folder they are sent in a thread; the checkpoint waits there for all of them. At the
     next one the worker waits until they are sent.
@@ -134,7 +134,7 @@ class SourceCheckpoints(Callback):
     def fit_end(self, state: State, logger: Logger) -> None:
         # The first worker has waited for all, once its own last checkpoint was written here.
         if self.remote is not None and self._saver is None and not self.remote.wait():
-            raise NotSaved(f"{self.remote.unsent}; the same command goes on from there")
+            raise NotSaved(f"{self.remote.unsent}; the same command resumes from there")
 
     @property
     def _mine(self) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ class SourceCheckpoints(Callback):
         if _is_the_end(state):
             raise NotSaved(
                 f"the end of the run could not be written to {self.files.folder}: make room on "
-                f"that disk; the same command goes on from the last checkpoint"
+                f"that disk; the same command resumes from the last checkpoint"
             )
         assert self._decided is not None
         self._decided = (self._decided[0], False)
@@ -174,7 +174,7 @@ class SourceCheckpoints(Callback):
                     log.warning(
                         f"{self.files.folder / source} could not be written "
                         f"({str(error).splitlines()[0]}), so there is no checkpoint now and the "
-                        f"one before it is kept; make room on that disk: training goes on"
+                        f"one before it is kept; make room on that disk: training continues"
                     )
                     return False
                 self._held.in_file[source] = (round_index, step)
