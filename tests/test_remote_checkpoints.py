@@ -173,7 +173,7 @@ def test_what_cannot_be_sent_costs_nothing_that_was(
 
     with monkeypatch.context() as patch:
         patch.setattr(StopOnSigterm, "batch_end", fails)
-        with pytest.raises(NotSaved, match=r"could not be written .*mend the connection"):
+        with pytest.raises(NotSaved, match=r"could not be written .*check the connection"):
             run.goes_on()
     said = capfd.readouterr().err
     assert "what was there is kept" in said and "training continues" in said

@@ -1,8 +1,8 @@
-"""The config transform: what llm-foundry calls for every train yaml once this package is installed.
+"""The config transform, which llm-foundry calls for every train yaml if this package is installed.
 
 llm-foundry finds it by its entry point (pyproject.toml). So ``algorithms: {dept: ...}`` works with
-llm-foundry's own train command, in a yaml that builds on none of ours. A yaml without DEPT and
-without a loader of ours is returned as it is.
+llm-foundry's own train command, in a yaml that extends none of ours. A yaml without DEPT and
+without a loader of ours is returned unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llmfoundry import registry
 
 
 def transform(config: dict[str, Any]) -> dict[str, Any]:
-    """Complete a yaml of ours; with llm-foundry's own command, do first what train.py would.
+    """Complete a yaml of ours; with llm-foundry's own command, first do the work of train.py.
 
     Raises:
         ConfigError: the yaml cannot run.
@@ -44,7 +44,7 @@ def is_ours(config: Mapping[str, Any]) -> bool:
 
 
 def _prepare(config: Mapping[str, Any]) -> None:
-    """Check the yaml, let workers meet, and register what has no entry point."""
+    """Check the yaml, connect the workers, and register the names without an entry point."""
     from dept.checkpoint import trust
     from dept.config.check import check
     from dept.config.options import options_of
