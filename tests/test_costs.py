@@ -59,7 +59,7 @@ def test_a_model_by_hand():
     ],
 )
 def test_a_model_that_the_formula_does_not_know_is_refused(unknown):
-    with pytest.raises(ConfigError, match=f"does not know model.{next(iter(unknown))}.* --build"):
+    with pytest.raises(ConfigError, match=f"does not cover model.{next(iter(unknown))}.* --build"):
         mpt_parameters({**MPT, **unknown})
 
 
@@ -269,7 +269,7 @@ def test_the_command_imports_nothing_slow():
             ["yamls/dept_spec_llama.yaml", "variables.vocabulary={global: 8192, trimmed: 2000}"],
             "give --build",
         ),
-        (["yamls/pile/1b_spec.yaml", "optimizer.name=adafactor"], "not known how much that keeps"),
+        (["yamls/pile/1b_spec.yaml", "optimizer.name=adafactor"], "whose state has an unknown size"),
         (["yamls/pile/1b_spec.yaml", "algorithms.dept.variant=specs"], "glob, trim, spec"),
     ],
 )

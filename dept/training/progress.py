@@ -77,10 +77,10 @@ class RunProgress(Callback):
             done = state.timestamp.batch.value - batches
             left = (_batches(state) - state.timestamp.batch.value) / max(done, 1)
             left *= time.monotonic() - seconds
-            parts = "  ".join(f"{source} {loss:.2f}".strip() for source, loss in losses.items())
+            each = "  ".join(f"{source} {loss:.2f}".strip() for source, loss in losses.items())
             with contextlib.suppress(OSError):  # the disk of the log may be full
                 self._console.print(
-                    f"round {state.timestamp.epoch.value}/{state.max_duration.value}  loss {parts}  "
+                    f"round {state.timestamp.epoch.value}/{state.max_duration.value}  loss {each}  "
                     f"{self._rate(state):,.0f} tokens/s  {timedelta(seconds=round(left))} left",
                     soft_wrap=True,
                     highlight=False,

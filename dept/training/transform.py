@@ -24,12 +24,12 @@ def transform(config: dict[str, Any]) -> dict[str, Any]:
     is_prepared = "checkpoints" in registry.callbacks
     if not is_prepared and not is_ours(config):
         return config
-    # Only here: a yaml that is not ours must not pay for these imports, nor fail with them.
+    # These imports are here, since a yaml that is not ours must neither wait for nor fail in them.
     from dept.config import complete
 
     if not is_prepared:
         _prepare(config)
-    # First of all callbacks: the others may ask for the duration that it restores.
+    # It is the first callback, since the others may read the duration that it restores.
     config["callbacks"] = {"finishing": {}, **(config.get("callbacks") or {})}
     return complete.complete(config)
 
