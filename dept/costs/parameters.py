@@ -42,7 +42,7 @@ class Parameters:
 
 
 def mpt_parameters(model: Mapping[str, Any]) -> Parameters:
-    """Count the parameters of llm-foundry's ``mpt_causal_lm`` with its defaults; imports none of it.
+    """Count the parameters of llm-foundry's ``mpt_causal_lm`` with its defaults; imports nothing.
 
     A block of an MPT without biases has 4 d^2 numbers of attention, 8 d^2 of feed-forward network
     and 2 d of norms.
