@@ -273,7 +273,7 @@ def _fetch(options: TokenizerOptions, directory: Path) -> None:
 
 
 def describe_tokenizer(directory: Path, options: TokenizerOptions) -> dict[str, Any]:
-    """What shards need to know of a tokenizer directory.
+    """The properties of a tokenizer directory that shards need.
 
     Returns:
         `eos_id`, `special_ids` (ascending) and `vocab_size`: the largest id + 1, or `vocab_size` of

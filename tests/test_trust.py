@@ -150,7 +150,7 @@ def test_a_python_that_cannot_unpack_safely_unpacks_nothing(guarded, tmp_path, m
     trust.guard()
     with tarfile.open(tmp_path / "c.tar", "w") as archive:
         archive.add(__file__, "inside.py")
-    with tarfile.open(tmp_path / "c.tar") as archive, pytest.raises(ConfigError, match="take Pyth"):
+    with tarfile.open(tmp_path / "c.tar") as archive, pytest.raises(ConfigError, match="use Pyth"):
         archive.extractall(tmp_path / "in")
     assert not (tmp_path / "in").exists()
 

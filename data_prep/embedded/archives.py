@@ -145,7 +145,7 @@ def _download(requirement: str, folder: Path, kind: str, sha256: str | None) -> 
         try:
             target.replace(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same file
+            if not folder.is_dir():  # otherwise another process has published the same file
                 raise
 
 

@@ -31,8 +31,8 @@ class TaskOptions:
     list of columns."""
 
     labels: list[Any] | None = None
-    """The classes, in the order of their numbers; a row has the name or the number. Without them
-    the label is a number that is to be estimated."""
+    """The classes, in the order of their numbers; a row has the name or the number. Without classes
+    the label is a number, and the task is a regression."""
 
     def __post_init__(self) -> None:
         one_of(*LAYOUTS).check("task.kind", self.kind)
@@ -154,7 +154,7 @@ class FineTuneOptions:
     """Examples, of all processes together."""
 
     device_train_microbatch_size: int | None = None
-    """Examples that a process takes through the model at once; all of its batch by default."""
+    """Examples in one forward pass of a process; all of its batch by default."""
 
     optimizer: Any = field(default_factory=dict)
     """:class:`OptimizerOptions`"""
@@ -175,8 +175,8 @@ class FineTuneOptions:
     """Of what the embedding gives to the body, 0.1 in Radford et al., who pre-trained with it."""
 
     token_dropout: float = 0.0
-    """Share of the tokens that the body does not get to see, drawn for each batch: for small
-    bodies, which would learn examples by heart."""
+    """Fraction of tokens that are hidden from the body, drawn for each batch: small bodies would
+    otherwise memorise the examples."""
 
     precision: str = "fp32"
     """``amp_bf16`` on GPUs."""
@@ -212,7 +212,7 @@ def read_options(config: Mapping[str, Any]) -> FineTuneOptions:
     """The options of a resolved yaml.
 
     Raises:
-        ConfigError: a key is unknown or missing, or a value cannot be.
+        ConfigError: a key is unknown or missing, or a value is not allowed.
     """
     free = {key: value for key, value in config.items() if key != "variables"}
     return parse(FineTuneOptions, "the yaml", free)

@@ -15,7 +15,7 @@ SPREAD = (
     "mean over runs ± their sample standard deviation (n - 1), nothing of a single run; "
     "(n): of n runs only"
 )
-"""What captions say of ``text``."""
+"""The description of ``text`` in captions."""
 
 
 def by_source(records: pd.DataFrame, kind: str, names: Iterable[str], metric: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What methods and stages are called in tables and plots, in which order and colour."""
+"""Names, order and colours of methods and stages in tables and plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of finished runs, as a report takes them: read, checked, and in order in one table.
+"""Records of finished runs for a report: read, checked, and arranged in one table.
 
 A record is what ``results/runs/<run>.json`` holds; ``eval/reproduce/records.py`` makes it from a
 run's folder. Nothing here needs torch, so that a report can be rebuilt wherever the records are.

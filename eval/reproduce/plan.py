@@ -1,4 +1,4 @@
-"""What the yaml of a comparison may hold: corpora, methods, and what is run of them."""
+"""The yaml of a comparison: corpora, methods, and the runs of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAN = Path(__file__).parent.parent / "reproduce.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What may be limited to some runs of the plan."""
+    """A part of a plan that may be limited to some runs."""
 
     seeds: list[int] | None = None
     """Those of the plan by default."""

@@ -1,4 +1,4 @@
-"""Text as token ids, and how much of it they do not spell: for scores that charge for it."""
+"""Text as token ids, and the bytes that they do not spell, which scores must include."""
 
 from __future__ import annotations
 
