@@ -95,7 +95,7 @@ def output_of(config: dict[str, Any]) -> Path:
         run = find_checkpoint(checkpoint).parent.parent
         path = run / f"gauntlet-{source or 'global'}.json"
     if path.exists():
-        raise ConfigError(f"{path} is there already: remove it, or set variables.output to another")
+        raise ConfigError(f"{path} exists already: remove it, or set variables.output to another")
     return path
 
 

@@ -51,7 +51,7 @@ def export(
     from dept.errors import ConfigError
 
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there already, and not empty: choose another --out")
+        raise ConfigError(f"{folder} exists already, and not empty: choose another --out")
     if remote_code and run.trained.model_config["model_type"] != "mpt":
         raise ConfigError(f"{run.trained.path} is no MPT: leave --remote-code out")
     folder.parent.mkdir(parents=True, exist_ok=True)

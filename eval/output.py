@@ -18,7 +18,7 @@ def refuse_to_overwrite(path: Path | None, force: bool) -> None:
         ConfigError: the file exists, and ``force`` is not set.
     """
     if path is not None and path.exists() and not force:
-        raise ConfigError(f"{path} is there already: name another --out, or give --force")
+        raise ConfigError(f"{path} exists already: name another --out, or give --force")
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> None:

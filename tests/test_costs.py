@@ -239,7 +239,7 @@ def test_a_figure_that_drifts_is_noticed(monkeypatch, tmp_path, what, value):
     assert paper.show(Console(file=written, width=120)) == 0
     monkeypatch.setattr(paper, what, value)
     assert paper.show(Console(file=written, width=120)) == 1
-    assert "(?)" in written.getvalue() and "no note says why" in written.getvalue()
+    assert "(?)" in written.getvalue() and "without a note" in written.getvalue()
 
 
 def test_the_command_imports_nothing_slow():

@@ -98,7 +98,7 @@ def check_embedding(
         if task.get("icl_task_type") not in _METRICS:
             raise ConfigError(
                 f"icl_tasks: {task.get('label')} is of type {task.get('icl_task_type')}, which "
-                f"needs a tokenizer of its own embedding: evaluate the checkpoint with eval/eval.py"
+                f"needs the tokenizer of its embedding: evaluate the checkpoint with eval/eval.py"
             )
 
 

@@ -17,7 +17,7 @@ class StartFromOptions:
     the newest is used."""
 
     embedding: str = "random"
-    """``random``: drawn from a stream of its own, the same for every method; ``pretrained``: the
+    """``random``: drawn from a separate stream, the same for every method; ``pretrained``: the
     global one of the checkpoint (STD, GLOB, TRIM); ``merged``: made from the private ones of its
     sources (SPEC, SPEC-OPT), by token string (``embeddings/merged.py``). A new source has no
     pretrained one."""

@@ -122,7 +122,7 @@ def compare() -> Iterator[tuple[str, Costs, list[Figure]]]:
         values = _figures(costs, costs.parameters.body)
         nominal = _figures(costs, body.size)
         counted = to_digits_of(body.counted, costs.parameters.body) == body.counted
-        figures = []
+        found = []
         for theirs, value, with_theirs in zip(printed, values, nominal, strict=True):
             note: str | None = ""
             if to_digits_of(theirs, value) == theirs:
@@ -131,8 +131,8 @@ def compare() -> Iterator[tuple[str, Costs, list[Figure]]]:
                 note = body.note
             elif value == 50_257 * 1024 and to_digits_of(theirs, value, cut=True) == theirs:
                 note = CUT
-            figures.append(Figure(theirs, to_digits_of(theirs, value), note))
-        yield name, costs, figures
+            found.append(Figure(theirs, to_digits_of(theirs, value), note))
+        yield name, costs, found
 
 
 def compare_reduction() -> Figure:
@@ -154,12 +154,12 @@ def show(console: Console | None = None) -> int:
     reduction = compare_reduction()
     notes: list[str] = []
     before, rows, unaccounted = "", list(compare()), 0
-    for name, costs, figures in rows:
+    for name, costs, found in rows:
         if before and before != name.split("_")[0]:
             table.add_section()
         before = name.split("_")[0]
         cells = []
-        for figure in figures:
+        for figure in found:
             unaccounted += figure.note == ""
             cells += [figure.theirs, _cell(figure, notes)]
         table.add_row(name, f"{costs.vocabulary.held:,.0f}", *cells)

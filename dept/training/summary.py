@@ -59,7 +59,7 @@ def show(summary: Mapping[str, Any], folder: Path) -> None:
     sent = summary["communication"]
     if sent["reduction"]:
         terminal.say(
-            f"A source gives {sent['parameters_per_step']:,.0f} parameters a step to the average, "
+            f"A source communicates {sent['parameters_per_step']:,.0f} parameters per step, "
             f"in {sent['byte_reduction']:,.0f} times fewer bytes than exchanging every gradient."
         )
     if sent["sent_bytes"]:

@@ -83,7 +83,7 @@ def _counts(runs: Iterable[int]) -> str:
 
 
 def _bars(found: list[Comparison]) -> Plot | None:
-    """A panel of bars for each source, with a scale of its own: sources differ too much for one."""
+    """A panel of bars for each source, with its own scale, since sources differ too much."""
     if not found:
         return None
     corpus, stage, metric = found[0].corpus, found[0].stage, METRICS[found[0].metric]
