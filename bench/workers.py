@@ -47,12 +47,14 @@ class Pair:
         return first
 
     def close(self) -> None:
+        """End both processes."""
         for pipe, process in zip(self.pipes, self.processes, strict=True):
             pipe.send(None)
             process.join()
 
 
 def main() -> None:
+    """Command line: run both measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slow", type=float, default=0.05, help="seconds added to each step")
     parser.add_argument("--steps", type=int, default=40, help="local steps of a slot")

@@ -63,6 +63,7 @@ def text_of(comparison: Comparison) -> str:
 
 
 def percent(value: float) -> str:
+    """An improvement as text, in percent."""
     return f"{value:+.1f} %" if math.isfinite(value) else "diverged"
 
 

@@ -109,4 +109,5 @@ def metric_of(stage: str) -> str:
 
 
 def label(method: str) -> str:
+    """The name of a method in tables and plots."""
     return METHODS[method].label
