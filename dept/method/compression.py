@@ -129,12 +129,23 @@ class Compression:
         return update
 
     def bytes_of(self, numbers: int, rows: float, width: int) -> float:
-        """Bytes of a message of ``numbers`` numbers and ``rows`` rows (or a mean) of ``width``."""
+        """Bytes of a message, from counts.
+
+        Args:
+            numbers: how many numbers are averaged as a whole.
+            rows: how many token rows are sent; may be a mean over sources.
+            width: numbers of a row.
+        """
         whole = -(-numbers // self.codec.block) * self.codec.width
         return whole + (rows * of_rows(self.codec, width).width if rows else 0) + CHECKSUM
 
     def size(self, like: Mapping[str, Tensor], by_row: Collection[str]) -> int:
-        """The exact bytes of a message, from the shapes of the update."""
+        """The exact bytes of a message, from the shapes of the update.
+
+        Args:
+            like: tensors with the names and shapes of the update.
+            by_row: names of the parameters whose rows are blocks.
+        """
         blocks = [count * codec.width for _, codec, (count, _) in self._layout(like, by_row)]
         return sum(blocks) + CHECKSUM
 

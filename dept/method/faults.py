@@ -57,7 +57,15 @@ def reach(norm: float, rates: Sequence[float]) -> float | None:
 
 
 def multiple_of(history: Sequence[float], here: float | None) -> float | None:
-    """A reach as a multiple of the median of the last rounds; ``None`` if either is missing."""
+    """A reach as a multiple of the median of the last rounds.
+
+    Args:
+        history: reaches of earlier rounds, oldest first.
+        here: reach of this round.
+
+    Returns:
+        The multiple; ``None`` if there is no reach to compare, or no history.
+    """
     usual = median(history[-REMEMBERED:]) if history else 0.0
     return here / usual if here is not None and usual > 0 else None
 

@@ -51,7 +51,13 @@ def grouped(sources: Sequence[str], count: int) -> list[tuple[str, ...]]:
 def draw(
     groups: Sequence[Sequence[str]], of_each: int, *, seed: int, round_index: int
 ) -> tuple[str, ...]:
-    """Draw ``of_each`` sources of each group without replacement, from ``(seed, round)`` alone.
+    """Draw the sources of a round, S_t, without replacement (Algorithm 1, line 1).
+
+    Args:
+        groups: groups of sources.
+        of_each: how many sources to draw from each group.
+        seed: seed of the run.
+        round_index: from 0. The draw depends on it and on ``seed`` alone.
 
     Returns:
         The sources, in the order of the groups.
@@ -64,5 +70,13 @@ def draw(
 
 
 def chances(groups: Sequence[Sequence[str]], of_each: int) -> dict[str, Fraction]:
-    """The probability of each source to be drawn in a round."""
+    """The probability of each source to be drawn in a round.
+
+    Args:
+        groups: groups of sources.
+        of_each: how many sources are drawn from each group.
+
+    Returns:
+        Exact probabilities by source.
+    """
     return {source: Fraction(of_each, len(group)) for group in groups for source in group}

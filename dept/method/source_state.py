@@ -198,7 +198,12 @@ class Slots:
         return {name: local[name] - self.start[name] for name in self.body_names}
 
     def pseudo_gradient_norm(self, source: str, local: Mapping[str, Tensor]) -> float:
-        """L2 norm of the pseudo-gradient: of all shared parameters, embeddings included."""
+        """L2 norm of the pseudo-gradient, over all shared parameters including embeddings.
+
+        Args:
+            source: its name.
+            local: shared parameters of its local model, by name (see :meth:`finish`).
+        """
         rows = self.rows(source)
         norms = []
         for name, value in local.items():

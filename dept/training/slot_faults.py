@@ -21,6 +21,10 @@ def look_at_loss(run: Run, source: str, loss: float) -> None:
 def judge(run: Run, source: str) -> bool:
     """After the last local step of a slot: decide whether its update may be averaged.
 
+    Args:
+        run: the run of this worker.
+        source: the source of the slot.
+
     Raises:
         NumericalFault: it may not, and ``algorithms.dept.faults`` is ``stop``.
     """

@@ -114,6 +114,10 @@ class StartFrom(CallbackWithConfig):
 def body(trained: Trained, model: nn.Module) -> dict[str, Tensor]:
     """The parameters of the body, by name.
 
+    Args:
+        trained: the checkpoint.
+        model: the model to load them into.
+
     Raises:
         ConfigError: the model has another body than the checkpoint.
     """
@@ -135,6 +139,11 @@ def body(trained: Trained, model: nn.Module) -> dict[str, Tensor]:
 
 def pretrained(trained: Trained, model: nn.Module, corpus: PreparedCorpus) -> dict[str, Tensor]:
     """The global embedding that was trained with the body (of STD, GLOB and TRIM), by name.
+
+    Args:
+        trained: the checkpoint.
+        model: the model to load it into.
+        corpus: the corpus of this run, whose tokenizer must be that of the checkpoint.
 
     Raises:
         ConfigError: there is no global embedding, or it is of another tokenizer.

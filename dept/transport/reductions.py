@@ -19,12 +19,27 @@ class Reduction(Protocol):
     """Averages the local models of one round; a transport is a class with these two methods."""
 
     def add(self, source: str, local: Mapping[str, Tensor], share: Share) -> None:
-        """Add the local model of a source of this worker."""
+        """Add the local model of a source of this worker.
+
+        Args:
+            source: its name.
+            local: shared parameters of its local model, by name.
+            share: its weight and its token rows.
+        """
 
     def averages(
         self, workers: Workers, shares: Sequence[Mapping[str, Share]], *, stage: str
     ) -> dict[str, Average]:
-        """The average over all workers, each with the sources of its entry of ``shares``."""
+        """The average over all workers, on every rank.
+
+        Args:
+            workers: the workers of the job.
+            shares: for each worker, the shares of its sources by name.
+            stage: name of this point in errors.
+
+        Returns:
+            The average of every shared parameter, by name.
+        """
 
 
 @dataclass
@@ -50,7 +65,12 @@ class Reductions:
         return CodedReduction(start, self.compression, self.errors, self.returned_error, self.order)
 
     def message_bytes(self, start: Mapping[str, Tensor], share: Share) -> int:
-        """Bytes that a source with this share contributes to the average."""
+        """Bytes that a source contributes to the average.
+
+        Args:
+            start: the global parameters by name; only their shapes are read.
+            share: the share of the source.
+        """
         like = {
             name: value.new_empty((len(share.rows[name]), *value.shape[1:]), device="meta")
             if name in share.rows
