@@ -83,7 +83,7 @@ class Workers:
             title: of the progress bar and the line that remains.
             function: a module-level function.
             arguments: one tuple a task.
-            total: bytes of text that the tasks will report in all, None when nobody knows.
+            total: bytes of text that the tasks will report in all, None if unknown.
 
         Returns:
             The results in the order of the arguments.

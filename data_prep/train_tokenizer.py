@@ -134,7 +134,7 @@ def _train(
 ) -> None:
     """Trains a unigram model and writes it as a transformers tokenizer.
 
-    When the text has too few different words for `vocab_size`, the vocabulary is what there is.
+    When the text has too few different words for `vocab_size`, the vocabulary is smaller.
     """
     import sentencepiece
 

@@ -164,7 +164,7 @@ def english_share(text: str) -> float:
 
 
 def key(passage: str) -> str:
-    """What duplicates have in common: letters without case, numbers without value.
+    """The key of duplicates: letters without case, numbers without value.
 
     A passage without letters is compared as it is.
     """

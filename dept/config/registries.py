@@ -143,7 +143,7 @@ def check(config: Mapping[str, Any]) -> None:
     """Refuse names that no registry can have.
 
     Raises:
-        ConfigError: one sentence, with the nearest name that there is.
+        ConfigError: one sentence, with the nearest valid name.
     """
     for thing in things(config):
         if not TEXT.fits(thing.name) or not (

@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Sharing(str, Enum):
-    """What the outer step does with a parameter of the local models."""
+    """How the outer step treats a parameter of the local models."""
 
     AVERAGED = "averaged"
     """The updates of all sources are averaged into one global value."""

@@ -83,7 +83,7 @@ def token_counts(tokenizer: Any, rows: int) -> Any:
 
 
 def _features(examples: Sequence[Example], kind: str, counts: Any) -> csr_matrix:
-    """Of each example, or of each answer of a choice."""
+    """Features of each example, or of each answer of a choice."""
     if kind == "choice":  # all else is the same for every answer, and a linear model cannot use it
         return counts([answer for example in examples for answer in example.pieces["answers"]])
     names = list(examples[0].pieces)

@@ -15,7 +15,7 @@ from dept.method.live_model import parameter_roles
 from dept.method.variants import Role
 
 # Of a machine, or of a model on the hub that the run began with; a class named in `auto_map` is
-# code of others, which whoever loads an export with remote code would run.
+# code of others, which would run when an export is loaded with remote code.
 _NOT_ARCHITECTURE = ("_name_or_path", "auto_map", "torch_dtype", "transformers_version")
 
 

@@ -40,7 +40,7 @@ class SourceModel:
     """A model with the embedding and tokenizer of one source."""
 
     name: str
-    """Of the source, ``global``, or of an external model."""
+    """Name of the source, ``global``, or name of an external model."""
 
     model: PreTrainedModel
     """In evaluation mode, on the CPU; its ids are those of ``tokenizer``."""
@@ -55,7 +55,7 @@ class SourceModel:
 
     @property
     def parameters(self) -> int:
-        """Of body and embedding; a tied matrix once."""
+        """Parameters of body and embedding; a tied matrix counts once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property

@@ -122,7 +122,7 @@ def _with_parts(model: Mapping[str, Any], token_ids: Sequence[int]) -> list[int]
 
 
 def _renumber(step: Any, rows: Mapping[int, int]) -> None:
-    """Let the special tokens that a post-processor adds have their new ids, in place."""
+    """Renumber the special tokens that a post-processor adds, in place."""
     if isinstance(step, list):
         for inner in step:
             _renumber(inner, rows)

@@ -58,7 +58,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 
 def text_of(comparison: Comparison) -> str:
-    """What its columns are."""
+    """A text that describes its columns."""
     return "unseen sources" if comparison.stage in PLASTICITY else _KINDS[comparison.kind]
 
 

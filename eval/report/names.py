@@ -20,7 +20,7 @@ class Method:
 
     marker: str
     what: str
-    """What it is, in a line."""
+    """Description in one line."""
 
 
 BUDGETS = {
@@ -104,7 +104,7 @@ METRICS = {"perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 
 
 def metric_of(stage: str) -> str:
-    """What methods are compared by: perplexity only where all read one tokenizer."""
+    """The metric of comparisons: perplexity only if all methods have the same tokenizer."""
     return "bits_per_byte" if stage in ("pretrain", "tuning", "study") else "perplexity"
 
 

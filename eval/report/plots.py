@@ -155,7 +155,7 @@ def _norms(records: pd.DataFrame, corpus: str) -> Plot | None:
 
 
 def _bytes(records: pd.DataFrame, corpus: str, here: list[Comparison]) -> Plot | None:
-    """What a source gave to the average, against what the method reached."""
+    """Bytes that a source communicates against the score of the method."""
     given = sent(records, corpus)["exchanged"].dropna()
     compared = [c for c in here if c.kind == "sources" and c.stage in COMPARED]
     points = [(c, found) for c in compared if not (found := _points(c, given)).empty]

@@ -133,7 +133,7 @@ def _train(job: Job) -> None:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK"):
-        os.environ.pop(name, None)  # a run is a job by itself, whoever started the comparison
+        os.environ.pop(name, None)  # a run is a separate job, however the comparison was started
     try:
         command = finetune.main if job.stage == "downstream" else training.main
         sys.exit(command([job.yaml, *job.overrides]))

@@ -35,7 +35,7 @@ class Score:
     """The cost of a text under one model."""
 
     nats: float
-    """Of all tokens, unknown bytes among them."""
+    """Nats of all tokens, including unknown bytes."""
 
     tokens: int
     """Predicted, the end-of-text tokens among them."""

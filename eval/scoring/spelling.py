@@ -19,10 +19,10 @@ class Spelled:
     ids: list[int]
 
     bytes: int
-    """Of the text as UTF-8."""
+    """Bytes of the text as UTF-8."""
 
     unknown_bytes: int
-    """Of those, bytes of characters that no token spells: they cannot be read from ``ids``."""
+    """Bytes among them of characters that no token spells, so that ``ids`` lack them."""
 
 
 class Speller:
