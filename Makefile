@@ -1,4 +1,4 @@
-# Every target makes what it needs; nothing is done twice.
+# Every target makes its prerequisites; nothing is done twice.
 PYTHON ?= python3
 CORPUS ?= multilingual
 YAML ?= yamls/dept_spec.yaml
@@ -43,31 +43,31 @@ data: $(READY)  ## tokenizers and MDS shards of CORPUS=multilingual or multidoma
 check-data: $(READY)  ## every shard, count and tokenizer of a prepared CORPUS against each other
 	$(BIN)/python data_prep/check.py $(CORPUS)
 
-downstream: $(READY)  ## labelled text that fine-tuning is tried on
+downstream: $(READY)  ## labelled text for fine-tuning
 	$(BIN)/python data_prep/downstream.py
 
 demo: data  ## pre-train SPEC on eight languages; YAML=... for another experiment, WORKERS=1, 2, 4 or 8
 	$(BIN)/composer -n $(WORKERS) train.py $(YAML) $(ARGS)
 
-check: $(READY)  ## whether YAML=... can start here, with WORKERS and ARGS, and why not; in seconds
+check: $(READY)  ## check in seconds whether YAML=... can start here, with WORKERS and ARGS
 	$(BIN)/python train.py --check $(YAML) --workers $(WORKERS) $(ARGS)
 
 test: $(READY)  ## every test, in two processes: a line a file with its time, and the slowest at the end
 	$(TEST)
 
-unit: $(READY)  ## the tests that train nothing
+unit: $(READY)  ## the tests that launch no runs
 	$(TEST) -m 'not end_to_end'
 
-reproduce: $(READY)  ## the paper's comparison on both corpora, into results/; goes on where it was
+reproduce: $(READY)  ## the paper's comparison on both corpora, into results/; resumes after an interruption
 	$(MAKE) data CORPUS=multilingual
 	$(MAKE) data CORPUS=multidomain
 	$(MAKE) downstream
 	$(BIN)/python -m dept.evaluation.reproduce $(ARGS)
 
-bench: data  ## what a slow worker costs another, and what an outer step sends
+bench: data  ## the time a slow worker costs another, and the bytes of an outer step
 	$(BIN)/python bench/workers.py
 
-faults: data  ## runs killed again and again, against one that is not; a corpus that is damaged
+faults: data  ## killed runs compared with an uninterrupted one; detection of a damaged corpus
 	$(BIN)/python bench/faults.py kills --workers 1 $(ARGS)
 	$(BIN)/python bench/faults.py kills --workers 2 $(ARGS)
 	$(BIN)/python bench/faults.py kills --workers 2 --launcher --window 2 $(ARGS)
@@ -92,5 +92,5 @@ lint: $(READY)  ## ruff, which rooms import which, and known vulnerabilities of 
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python .ci/audit.py
 
-clean:  ## remove everything that is made, data and runs included
+clean:  ## remove all generated files, including data and runs
 	rm -rf .venv .venv-lm-eval .lm_eval build *.egg-info data tokenizers runs

@@ -2,8 +2,9 @@
 
     python .ci/audit.py
 
-asks with pip-audit. Those of `accepted-vulnerabilities.txt`, beside this file, are not told again;
-any other makes the exit status 1. Where the package index serves no such data, one line says so.
+runs pip-audit. Vulnerabilities listed in `accepted-vulnerabilities.txt`, beside this file, are not
+reported; any other makes the exit status 1. If the package index serves no such data, it prints one
+line about that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 REQUIREMENTS = HERE.parent / "requirements.txt"
-PROBE = "torch"  # is asked about first, alone
+PROBE = "torch"  # it is audited first, alone, to see whether there is an answer
 PATIENCE = 300  # seconds
 
 
@@ -28,7 +29,7 @@ def accepted(text: str) -> dict[str, str]:
     found = {}
     for parts in filter(None, lines):
         if len(parts) < 2:
-            raise ValueError(f"{parts[0]} is accepted without a reason: write one behind it")
+            raise ValueError(f"{parts[0]} is accepted without a reason: write one after it")
         found[parts[0]] = parts[1]
     return found
 
@@ -48,7 +49,7 @@ def unaccepted(report: Mapping[str, Any], known: Mapping[str, str]) -> list[str]
 
 
 def audit(requirements: str) -> dict[str, Any] | None:
-    """What pip-audit says of pinned requirements; `None` if it gets no answer."""
+    """The report of pip-audit on pinned requirements; `None` if it gets no answer."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(requirements)
         file.flush()
@@ -68,16 +69,16 @@ def main() -> int:
     probe = [line for line in pinned if line.startswith(f"{PROBE}==")]
     report = audit(probe[0]) and audit("\n".join(pinned))
     if report is None:
-        print("audit: the package index serves no data on vulnerabilities here; none was looked at")
+        print("audit: the package index serves no data on vulnerabilities; nothing was checked")
         return 0
     known = accepted((HERE / "accepted-vulnerabilities.txt").read_text())
     lines = unaccepted(report, known)
     for line in lines:
         print(f"{line}: take that version, or accept it in .ci/accepted-vulnerabilities.txt")
     if not lines:
-        told = sum(len(package.get("vulns", ())) for package in report["dependencies"])
+        count = sum(len(package.get("vulns", ())) for package in report["dependencies"])
         print(
-            f"audit: {len(report['dependencies'])} packages, {told} vulnerabilities, all accepted"
+            f"audit: {len(report['dependencies'])} packages, {count} vulnerabilities, all accepted"
         )
     return 1 if lines else 0
 

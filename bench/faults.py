@@ -1,20 +1,20 @@
-"""What goes wrong, again and again: `make faults` and `make soak`.
+"""Repeated faults in runs and corpora: `make faults` and `make soak`.
 
     python bench/faults.py kills [--workers 2] [--launcher] [--kills 30] [--seed 0] [key=value ...]
     python bench/faults.py damage [--corpus multilingual] [--tries 30] [--seed 0]
     python bench/faults.py soak [--rounds 1000] [--every 50] [--memory 16] [key=value ...]
 
-`kills` trains an experiment once in peace. Then it trains it under another name, kills its
-processes at random moments and gives the same command again, until the run comes to its end, or
-has been killed often enough; if it ends before, another one is begun. It fails if what was
-learned, or `metrics.jsonl`, is not the same to the last bit.
+`kills` trains an experiment once without interruption. Then it trains it under another name, kills
+its processes at random times and runs the same command again, until there were enough kills and the
+run has finished; if it finishes earlier, another run is started. It fails if the parameters or
+`metrics.jsonl` differ in a single bit.
 
-`damage` damages one file of a copy of a corpus at a random place, asks `make check-data` and the
-check that `train.py` makes before it trains, and repairs the file. It fails if one was not named.
+`damage` damages one file of a copy of a corpus at a random place, runs `make check-data` and the
+checks of `train.py` before training, and repairs the file. It fails if a damaged file is not named.
 
-`soak` trains many short rounds, and fails if what the process holds grows: the first tenth of the
-rounds apart, the second half is compared with the first. The least memory of a sample may be more
-by `--memory` MiB (the most depends on whether it was taken in an evaluation), the others by none.
+`soak` trains many short rounds, and fails if the resources of the process grow: it compares the
+second half of the rounds with the first half, without the first tenth. The least memory of a sample
+may grow by `--memory` MiB (the greatest depends on evaluations), other resources must not grow.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ STATS, TOKENIZER = "data/*/*/*/stats.json", "tokenizers/*/*/tokenizer.json"
 
 
 def table(*rows: tuple) -> str:
-    """Rows as Markdown, the first of them as its head."""
+    """Rows as a Markdown table; the first one is the head."""
     head, *rest = ("| " + " | ".join(map(str, row)) + " |" for row in rows)
     return "\n".join([head, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *rest])
 
@@ -74,12 +74,12 @@ class Fire:
     """How a run is killed.
 
     Attributes:
-        kills: how often.
-        seed: of the moments.
-        launcher: whether by composer's launcher, not forked.
-        window: seconds after the first batch of a start, in which the moment is drawn.
-        early: which part of the kills is before training, while a start looks into what is left.
-        startup: seconds after a start, in which the moment of those is drawn.
+        kills: number of kills.
+        seed: seed of the times of kills.
+        launcher: whether composer's launcher starts the ranks, instead of a fork.
+        window: seconds after the first batch of a start, within which the time is drawn.
+        early: fraction of kills before training, while a start checks earlier files.
+        startup: seconds after a start, within which the time of those is drawn.
     """
 
     kills: int = 30
@@ -97,13 +97,13 @@ class Fire:
 
 @dataclass
 class Outcome:
-    """What a killed run went through.
+    """The result of a killed run.
 
     Attributes:
-        lost: batches that had to be trained again, at each death, by kind.
-        survived: after how many deaths the same command continued, by kind.
-        differences: names of what is not the same as in the run that was left in peace.
-        failure: what a start failed with.
+        lost: batches that had to be trained again after each kill, by kind.
+        survived: number of kills after which the same command resumed, by kind.
+        differences: names of values that differ from the uninterrupted run.
+        failure: the error of a start that failed.
     """
 
     lost: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -132,7 +132,7 @@ def kills(options: argparse.Namespace, overrides: list[str]) -> int:
     kind = "of composer -n" if fire.launcher else "that were forked"
     print(
         f"{outcome.kills} kills of {options.workers} processes {kind}, seed {fire.seed}, "
-        f"{time.monotonic() - began:.0f} s; differences from the run in peace: "
+        f"{time.monotonic() - began:.0f} s; differences from the uninterrupted run: "
         f"{', '.join(outcome.differences) or 'none'}"
     )
     if outcome.failure:
@@ -141,20 +141,20 @@ def kills(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def compare(yaml: str, overrides: list[str], workers: int, fire: Fire) -> Outcome:
-    """Train in peace, and under fire, and compare.
+    """Train once without interruption and once with kills, and compare.
 
     Args:
         yaml: the experiment.
-        overrides: of it.
-        workers: processes that train sources side by side.
-        fire: how it is killed.
+        overrides: overrides of the yaml.
+        workers: number of workers, one process each.
+        fire: how the run is killed.
     """
     runs = {name: Path("runs", f"tmp-kills-{os.getpid()}-{name}") for name in ("peace", "fire")}
     commands = {n: [yaml, f"run_name={f.name}", *overrides] for n, f in runs.items()}
     outcome, draw = Outcome(), random.Random(fire.seed)
     job = Job(commands["peace"], workers, fire.launcher)
     if job.wait() != 0:
-        outcome.failure = f"the run in peace failed: see {job.log}"
+        outcome.failure = f"the uninterrupted run failed: see {job.log}"
     while outcome.kills < fire.kills and outcome.failure is None:
         shutil.rmtree(runs["fire"], ignore_errors=True)
         under_fire(commands["fire"], runs["fire"], workers, fire, draw, outcome)
@@ -175,7 +175,7 @@ def under_fire(
     draw: random.Random,
     outcome: Outcome,
 ) -> None:
-    """Kill a run until it was killed often enough, and let it come to its end."""
+    """Kill a run as often as asked, then let it finish."""
     died: list[str] = []  # since a start came to train
     while True:
         job = Job(command, workers, fire.launcher)
@@ -207,7 +207,7 @@ def under_fire(
 
 
 def batch_reached(folder: Path) -> int:
-    """The last batch of the first worker that ``metrics.jsonl`` has a line of."""
+    """The last batch of the first worker in ``metrics.jsonl``."""
     file = folder / "metrics.jsonl"
     whole = file.read_text().split("\n")[:-1] if file.is_file() else []
     return json.loads(whole[-1])["batch"] if whole else 0
@@ -223,7 +223,7 @@ def newest_checkpoint(folder: Path) -> int:
 
 
 def differences(peace: Path, fire: Path) -> list[str]:
-    """What two finished runs do not have in common: tensors, metrics, numbers of the summary."""
+    """Names of tensors, metrics and numbers of the summary that differ between two runs."""
     import torch
 
     ours, theirs = (_learned(folder) for folder in (peace, fire))
@@ -262,29 +262,29 @@ def flip(path: Path, draw: random.Random) -> None:
 
 
 def cut(path: Path, draw: random.Random) -> None:
-    """Take away the end."""
+    """Cut off the end of a file."""
     os.truncate(path, draw.randrange(path.stat().st_size))
 
 
 def remove(path: Path, draw: random.Random) -> None:
-    """Take away the file."""
+    """Remove a file."""
     path.unlink()
 
 
 def empty(path: Path, draw: random.Random) -> None:
-    """What is left after a loss of power on some file systems: zeros."""
+    """Fill a file with zeros, as some file systems do after a loss of power."""
     path.write_bytes(bytes(path.stat().st_size))
 
 
 def misname(path: Path, draw: random.Random) -> None:
-    """Let an index name a shard that is not there."""
+    """Make an index name a missing shard."""
     content = json.loads(path.read_bytes())
     draw.choice(content["shards"])["raw_data"]["basename"] = "00000/shard.99999.mds"
     path.write_text(json.dumps(content))
 
 
 def swap(path: Path, draw: random.Random) -> None:
-    """Put another one of the same kind, of another folder, in its place."""
+    """Replace a file by one of the same kind from another folder."""
     others = [p for p in path.parents[4].rglob(path.name) if p.read_bytes() != path.read_bytes()]
     shutil.copy(draw.choice(others), path)
 
@@ -372,7 +372,7 @@ def is_refused(root: Path, corpus: str, path: Path) -> bool:
 
 
 def growth(samples: list[dict[str, float]]) -> dict[str, float]:
-    """How much more of each there is in the second half, the first tenth of the rounds apart."""
+    """The growth of each resource from the first to the second half, without the first tenth."""
     settled = [sample for sample in samples if sample["round"] >= samples[-1]["round"] / 10]
     half = max(len(settled) // 2, 1)
     found = {}
@@ -423,10 +423,10 @@ def main(arguments: list[str] | None = None) -> int:
     add("--yaml", default="yamls/dept_spec.yaml")
     add("--launcher", action="store_true", help="composer -n W train.py, a minute for each start")
     add("--kills", type=int, default=30)
-    add("--seed", type=int, default=0, help="of the moments")
+    add("--seed", type=int, default=0, help="seed of the times of kills")
     add("--window", type=float, default=0.4, help="seconds after the first batch")
-    add("--early", type=float, default=0.1, help="part of kills before training")
-    add("--startup", type=float, help="seconds that those are drawn from")
+    add("--early", type=float, default=0.1, help="fraction of kills before training")
+    add("--startup", type=float, help="seconds within which those are drawn")
     add = commands.add_parser("damage", help="a corpus that is damaged").add_argument
     add("--corpus", default="multilingual")
     add("--tries", type=int, default=30, help="of each kind")

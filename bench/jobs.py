@@ -1,7 +1,7 @@
-"""Jobs of `train.py` that can be killed: by composer's launcher, or forked, which start at once.
+"""Jobs of `train.py` that can be killed, started by composer's launcher or by a fork.
 
-A forked job is of processes whose imports are done, in place of composer's launcher; they die as
-any other.
+A forked job starts at once, since its processes have already done their imports. It replaces
+composer's launcher.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Job:
     Args:
         command: arguments of `train.py`.
         workers: number of ranks.
-        launcher: whether by `composer -n W train.py`, not forked.
+        launcher: whether to start with `composer -n W train.py` instead of a fork.
     """
 
     def __init__(self, command: list[str], workers: int, launcher: bool = False) -> None:
@@ -53,36 +53,36 @@ class Job:
 
     @property
     def status(self) -> int | None:
-        """That the launcher ended with, or ``None``."""
+        """Exit status of the launcher; ``None`` if it is running."""
         return self._process.poll() if self._launched else self._process.exitcode
 
     def ranks(self) -> list[psutil.Process]:
-        """Processes that train, as far as they are there, the first of them first."""
+        """The existing training processes, in the order of ranks."""
         with contextlib.suppress(psutil.NoSuchProcess):
             return sorted(psutil.Process(self._process.pid).children(), key=lambda rank: rank.pid)
         return []
 
     def wait_until_training(self, folder: Path) -> None:
-        """Until the first rank of this start has written a metric, or its end."""
+        """Wait until the first rank of this start has written a metric, or the job has ended."""
         before = _changed(folder)
         while _changed(folder) == before and self.status is None:
             time.sleep(0.005)
 
     def wait_until_saving(self, folder: Path) -> None:
-        """Until a file is being written, or the end."""
+        """Wait until a file is being written, or the job has ended."""
         while self.status is None:
             if next((folder / "checkpoints").rglob(".writing-*"), None) is not None:
                 return
 
     def wait(self, seconds: float = float("inf")) -> int | None:
-        """Until its end, but no longer than that; the exit status."""
+        """Wait for the end, at most ``seconds``; returns the exit status."""
         until = time.monotonic() + seconds
         while self.status is None and time.monotonic() < until:
             time.sleep(0.005)
         return self.status
 
     def die(self, death: str, draw: random.Random) -> None:
-        """Kill it, and wait until nothing is left of it."""
+        """Kill the job, and wait until all its processes are gone."""
         ranks, launcher = [rank.pid for rank in self.ranks()], self._process.pid
         if death == "SIGTERM to all":
             killed = [*ranks, launcher] if self._launched else ranks
@@ -99,7 +99,7 @@ class Job:
 
 
 def _launch(command: list[str], workers: int, log: str) -> None:
-    """As composer's launcher: starts ranks, ends all when one dies."""
+    """Start ranks, and end all when one dies, as composer's launcher does."""
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -132,11 +132,11 @@ def _rank(command: list[str], rank: int, workers: int, port: int) -> None:
 
         sys.exit(main(command))
     finally:
-        atexit._run_exitfuncs()  # multiprocessing leaves them out
+        atexit._run_exitfuncs()  # multiprocessing does not run them
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process is there, and not only its entry in the table."""
+    """Whether a process exists and is not a zombie."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -11,10 +11,10 @@ from llmfoundry import registry
 
 
 class Soak(Callback):
-    """Notes what the process holds, every few rounds, after the checkpoint.
+    """Records the resources of the process every few rounds, after the checkpoint.
 
     Attributes:
-        samples: of each, the round, the seconds since the first one, MiB of memory, and numbers.
+        samples: round, seconds since the first sample, MiB of memory, and counts of resources.
     """
 
     samples: list[dict[str, float]]

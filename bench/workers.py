@@ -1,12 +1,12 @@
-"""Two workers, measured: what a slow one costs the other, and what an outer step sends.
+"""Measure two workers: the delay that a slow one causes, and the bytes of an outer step.
 
     python bench/workers.py [--slow 0.05] [--steps 40]
 
-1. Two workers train the same SPEC experiment, the second made slower by sleeping at each step:
-   once as the two ranks of one Composer world that exchange no gradients, and once each in a world
-   of its own, as `train.py` runs them. Told are the seconds that the *fast* one needs for a local
-   step, and the collectives that Composer makes for it.
-2. Two workers train each variant for two rounds. Told are the bytes that DEPT counts at the
+1. Two workers train the same SPEC experiment, and the second sleeps at each step: once as the two
+   ranks of one Composer world that exchange no gradients, and once as separate worlds, as
+   `train.py` runs them. Printed are the time of a local step of the *fast* worker, and the number
+   of collectives of Composer.
+2. Two workers train each variant for two rounds. Printed are the bytes that DEPT counts at the
    transport, and those that the loopback interface counts over the whole run (Linux).
 """
 
@@ -24,7 +24,7 @@ SMALL = ["eval_interval=0", "save_folder=null", "autoresume=false"]
 
 
 class Pair:
-    """Two processes that train as often as asked; imports are paid for once."""
+    """Two processes that train several times, after doing their imports once."""
 
     def __init__(self) -> None:
         context = get_context("spawn")
@@ -39,7 +39,7 @@ class Pair:
             pipe.recv()  # imports are done
 
     def train(self, experiment: str, *overrides: str, own_worlds: bool = True, slow: float = 0.0):
-        """One run; what the first process measured."""
+        """Train one run; returns the measurements of the first process."""
         self.port += 1
         for rank, pipe in enumerate(self.pipes):
             pipe.send((experiment, overrides, own_worlds, slow * rank, rank, self.port))
@@ -47,12 +47,14 @@ class Pair:
         return first
 
     def close(self) -> None:
+        """End both processes."""
         for pipe, process in zip(self.pipes, self.processes, strict=True):
             pipe.send(None)
             process.join()
 
 
 def main() -> None:
+    """Command line: run both measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slow", type=float, default=0.05, help="seconds added to each step")
     parser.add_argument("--steps", type=int, default=40, help="local steps of a slot")
@@ -64,11 +66,11 @@ def main() -> None:
 
 
 def slow_worker(pair: Pair, slow: float, steps: int) -> None:
-    """A row for each way, of the better of two runs; and what slowing down one worker costs."""
+    """Print a row for each way, from the better of two runs, with the cost of a slow worker."""
     results: dict = {}
     options = ["train_loader.sources=[en,it]", "max_duration=1ep"]
     options.append(f"algorithms.dept.local_steps={steps}")
-    # In turn, so that a drift of the machine's speed meets both
+    # The two ways alternate, so that a drift of the machine's speed affects both.
     for sleep in (0.0, slow, 0.0, slow):
         for own_worlds in (False, True):
             batch = f"global_train_batch_size={8 if own_worlds else 16}"
@@ -90,7 +92,7 @@ def bytes_sent(pair: Pair) -> None:
     """A row for each variant: bytes counted by DEPT, and by the interface."""
     print("\nTwo workers, two rounds, all eight sources: bytes on the way between them.")
     print(
-        f"{'':12}{'model':>14}{'start, figures':>16}{'interface':>14}{'ratio':>8}{'outer step':>13}"
+        f"{'':12}{'model':>14}{'start, metrics':>16}{'interface':>14}{'ratio':>8}{'outer step':>13}"
     )
     for variant in ("spec", "trim", "glob"):
         before = loopback_bytes()
@@ -110,7 +112,7 @@ def loopback_bytes() -> int:
 
 
 def serve(pipe) -> None:
-    """The life of one of the two processes."""
+    """Run one of the two processes."""
     os.chdir(REPOSITORY)
     from composer.core import Callback
     from llmfoundry import registry
@@ -120,7 +122,7 @@ def serve(pipe) -> None:
     registration.register()
 
     class Sleep(Callback):
-        """Makes each step longer, and notes when it began."""
+        """Makes each step longer, and records when it began."""
 
         def __init__(self, seconds: float) -> None:
             self.seconds = seconds
@@ -153,8 +155,8 @@ def train(experiment, overrides, own_worlds: bool, slow: float, rank: int, port:
     os.environ.update(NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if dist.is_initialized():
         dist.destroy_process_group()
-    # In one world nobody joins: each rank takes itself for the only worker and trains all
-    # sources; what Composer does for each batch is what it would do for workers.
+    # In one world no process joins workers: each rank acts as the only worker and trains all
+    # sources; Composer does the same work per batch as it would for workers.
     process_group.join(Place.of(os.environ, 1) if own_worlds else Place(), timeout=600)
     path = REPOSITORY / "yamls" / f"{experiment}.yaml"
     config = extends.load(path, [*SMALL, "device_train_microbatch_size=8", *overrides])
@@ -176,7 +178,7 @@ def train(experiment, overrides, own_worlds: bool, slow: float, rank: int, port:
         for name, original in originals.items():
             setattr(dist, name, original)
     if dist.get_world_size() == 1:
-        counted = [0, 0]  # of one process: nothing travels
+        counted = [0, 0]  # one process sends nothing
     batches = trainer.state.timestamp.batch.value
     totals = next(a for a in trainer.state.algorithms if hasattr(a, "run")).totals
     sleep = next(c for c in trainer.state.callbacks if type(c).__name__ == "Sleep")

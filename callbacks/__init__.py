@@ -1,1 +1,1 @@
-"""Composer callbacks and loggers that are of use without DEPT too."""
+"""Composer callbacks and loggers that are also useful without DEPT."""

@@ -1,4 +1,4 @@
-"""How large activations and parameters are while a model trains: the first sign of divergence."""
+"""Norms of activations and parameters in training; their growth is a first sign of divergence."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Norms(Callback):
-    """Logs L2 norms every few batches (the figures of the paper's section on stability).
+    """Logs L2 norms every few batches, as in the paper's section on stability.
 
-    * ``norm/activations``: of the output of a block, for one token; mean over tokens and blocks;
-    * ``norm/body``, ``norm/embedding``: of all parameters of the body, and of token embeddings.
+    * ``norm/activations``: norm of the output of a block per token; mean over tokens and blocks.
+    * ``norm/body``, ``norm/embedding``: norms of all parameters of the body and of the embedding.
 
-    With DEPT they are those of the local model being trained. Composer's ``ActivationMonitor`` has
-    four figures of every input and output of every module, hundreds a step; add it to look deeper.
+    With DEPT they are the norms of the current local model. Composer's ``ActivationMonitor`` logs
+    four values for every input and output of every module, hundreds per step, for more detail.
 
     Args:
         interval: batches between two measurements.
@@ -44,7 +44,7 @@ class Norms(Callback):
             return
         metrics = {"norm/activations": float(torch.stack(self._norms).mean())}
         self._norms = []
-        model = getattr(state.model, "module", state.model)  # out of DDP
+        model = getattr(state.model, "module", state.model)  # without the wrapper of DDP
         for name, every in zip(("body", "embedding"), body_and_embedding(model), strict=True):
             norms = [torch.linalg.vector_norm(p.detach().float()) for p in every]
             metrics[f"norm/{name}"] = float(torch.linalg.vector_norm(torch.stack(norms)))

@@ -1,10 +1,10 @@
-"""Verifies a prepared corpus completely, and names everything that is wrong with it.
+"""Verifies a prepared corpus completely, and reports every fault.
 
     python data_prep/check.py multilingual [--root .] [--workers N]
 
 Every shard is read: its size and hashes against the index, its layout, its tokens against the
-vocabulary. What follows from the tokens (counts.npy, stats.json) is computed again, and tokenizers
-are held against the hashes that the corpus was made with. Exit status 1 if anything is wrong.
+vocabulary. counts.npy and stats.json are recomputed from the tokens, and tokenizers are compared
+with the hashes that the corpus was made with. The exit status is 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from dept.log import log
 
 @dataclass
 class SplitReport:
-    """What a look at all shards of a split gave."""
+    """The result of checking all shards of a split."""
 
     faults: list[str]
     counts: np.ndarray  # of every token of the shards without fault
@@ -55,8 +55,8 @@ def check_split(task: Task, index: SplitIndex, vocab_size: int) -> SplitReport:
 
     Args:
         task: reports progress, in bytes of shards.
-        index: of the split.
-        vocab_size: that every token must be below.
+        index: index of the split.
+        vocab_size: every token must be below this.
     """
     report = SplitReport([], np.zeros(vocab_size, np.int64), 0, len(index.shards), 0)
     for shard in index.shards:
@@ -76,7 +76,7 @@ def check_split(task: Task, index: SplitIndex, vocab_size: int) -> SplitReport:
 
 
 def statistics_faults(source: PreparedSource, reports: dict[str, SplitReport]) -> Iterator[str]:
-    """Where counts.npy and stats.json of a source differ from its shards."""
+    """Differences of counts.npy and stats.json of a source from its shards."""
     stats, corpus = source.directory / "stats.json", source.directory.parent.parent.name
     train, val = reports["train"].counts, reports["val"].counts
     size = len(local_vocabulary(train, source.special_ids))
@@ -110,11 +110,11 @@ def check_corpus(root: Path, name: str, pool: Workers) -> tuple[list[str], list[
 
     Args:
         root: folder that holds `data/` and `tokenizers/`.
-        name: of the corpus.
+        name: name of the corpus.
         pool: processes that read shards.
 
     Returns:
-        What is wrong, in sentences; and what else there is to say.
+        All faults, and notes; one sentence each.
     """
     directory = root / "data" / name
     try:
@@ -174,7 +174,7 @@ def check_corpus(root: Path, name: str, pool: Workers) -> tuple[list[str], list[
 def _of_another(
     source: PreparedSource, folder: Path, facts: dict[str, Any], corpus: str, length: int
 ) -> Iterator[str]:
-    """What of a stats.json belongs to another folder, tokenizer or corpus."""
+    """Entries of a stats.json that belong to another folder, tokenizer or corpus."""
     fact = facts[folder.name]
     for key, said, expected in (
         ("source", source.name, folder.parent.name),
@@ -185,7 +185,7 @@ def _of_another(
     ):
         if said != expected:
             yield (
-                f"{folder / 'stats.json'} says {key} = {said}, the corpus {expected}: "
+                f"{folder / 'stats.json'} has {key} = {said}, the corpus has {expected}: "
                 f"{make_again(corpus)}"
             )
 

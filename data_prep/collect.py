@@ -1,9 +1,9 @@
 """Stage 1: documents of a source -> parts of text, split into training and validation.
 
 A part is a pair of files, `text/train/00007.jsonl.zst` and `text/val/00007.jsonl.zst` (absent when
-empty), closed together once they hold `part_bytes`; `text/parts/00007.json`, written after both,
-says how much is in them and where the reader was. A killed run continues behind the last such
-record. `text/collected.json`, written last, sums up.
+empty), closed together once they hold `part_bytes`. `text/parts/00007.json`, written after both,
+records their sizes and the position of the reader. A killed run resumes after the last such
+record. `text/collected.json`, written last, has the totals.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dept.data_prep.pool import Task
 from dept.data_prep.reader import Document, Reader
 from dept.errors import DataError
 
-SURVEY_BYTES = 8 * 10**6  # text that decides the share of validation
-SURVEY_DOCUMENTS = 16  # but more of it where documents are long
+SURVEY_BYTES = 8 * 10**6  # text from which the share of validation is computed
+SURVEY_DOCUMENTS = 16  # at least this many, so more text if documents are long
 BYTES_PER_TOKEN = 6  # for that estimate only
 LARGEST_SHARE = 0.2  # of a small source, that val_samples may take
 
@@ -32,8 +32,8 @@ LARGEST_SHARE = 0.2  # of a small source, that val_samples may take
 def document_draw(data: bytes) -> tuple[float, float]:
     """Two numbers in [0, 1) that depend on the document alone.
 
-    The first decides its split, so a document that occurs twice, even in two sources, is never on
-    both sides; the second decides whether tokenizers are trained on it.
+    The first determines its split, so a document that occurs twice, even in two sources, is never
+    in both splits. The second determines whether tokenizers are trained on it.
     """
     digest = hashlib.blake2b(data, digest_size=16).digest()
     return tuple(int.from_bytes(digest[i : i + 8], "big") / 2**64 for i in (0, 8))  # type: ignore
@@ -61,7 +61,7 @@ def validation_share(source: Source, draws: list[tuple[float, int]], sequence_le
     if not 0 < val < total:
         raise DataError(
             f"Source {source.name}: its {len(draws)} documents of {total:,} bytes cannot be split "
-            "into training and validation: bring more of them, or smaller ones (`document: line`)."
+            "into training and validation: add more of them, or smaller ones (`document: line`)."
         )
     return share
 
@@ -69,10 +69,10 @@ def validation_share(source: Source, draws: list[tuple[float, int]], sequence_le
 def _survey(
     source: Source, reader: Reader, stream: Iterator[Document]
 ) -> list[tuple[Document, Any, int]]:
-    """The first documents of a source, with the position behind each and bad ones skipped so far.
+    """The first documents of a source, with the position after each and bad ones skipped so far.
 
-    They decide the share of validation before anything is written, and are taken off the stream
-    that the rest will come from, so a source is read once.
+    The share of validation is computed from them before anything is written. They come from the
+    same stream as the rest, so a source is read once.
     """
     documents = []
     total = 0
@@ -166,7 +166,7 @@ def collect(
         found = [(number, r[split]) for number, r in enumerate(records) if r[split]["documents"]]
         if not found:
             raise DataError(
-                f"Source {source.name} has no text for {split}: bring more documents, "
+                f"Source {source.name} has no text for {split}: add more documents, "
                 "or correct its split."
             )
         summary[split] = {

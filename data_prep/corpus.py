@@ -1,6 +1,6 @@
-"""The corpus yaml: every option once, beside its default; anything else is refused in one sentence.
+"""The corpus yaml: each option with its default; any other key is refused in one sentence.
 
-The smallest one:
+A minimal example:
 
     corpus: mine
     sources:
@@ -27,18 +27,18 @@ from dept.errors import DataError
 
 FORMATS = (".txt", ".jsonl", ".parquet")  # .txt and .jsonl also with .gz or .zst after it
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-REMARKS = ("licence", "about", "text_bytes", "documents")  # for readers of the yaml, not for us
+REMARKS = ("licence", "about", "text_bytes", "documents")  # for readers of the yaml; not used
 CHOICES = {"document": ("paragraph", "line", "file"), "bad_documents": ("refuse", "skip")}
 PACKAGE_ONLY_OURS = ("split", "tokenizer", "bad_documents", "max_document_bytes")
 
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """`split:` of the corpus, and of a source where it differs."""
+    """`split:` of the corpus, and of a source if it differs."""
 
     val_fraction: float = 0.03  # share of the documents, drawn by their hash, that is validation
-    val_samples: int = 64  # raise that share, to 0.2 of a small source, until about so many result
-    train_bytes: int | None = None  # stop after so much training text; null takes all
+    val_samples: int = 64  # the share is raised, to at most 0.2, until there are about this many
+    train_bytes: int | None = None  # stop after this much training text; null takes all
     val_bytes: int | None = 16 * 10**6  # take no more validation text than this; null takes all
 
 

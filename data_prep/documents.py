@@ -96,7 +96,7 @@ class PackageReader(Reader):
 def open_source(
     source: Source, folders: tuple[Path, ...], cache: Path, position: Any = None
 ) -> Reader:
-    """The reader of a source, from its start or from a position that it gave."""
+    """Open the reader of a source, at its start or at an earlier position of the reader."""
     if source.files:
         return FileReader(source, find_files(source, folders), position)
     if source.hub:

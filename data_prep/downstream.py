@@ -9,7 +9,7 @@ writes, below ``data/downstream``:
     news.jsonl    2,125 news texts: `text`, `label` (business, entertainment, politics, sports,
                   tech)
 
-What is there already is left as it is. Licences of the packages: both MIT; the sentences are from
+Existing files are not changed. Licences of the packages: both MIT; the sentences are from
 rottentomatoes.com, the news from the BBC, both for research.
 """
 
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, rows in {"movies": movies, "news": news}.items():
         path = root / "data" / "downstream" / f"{name}.jsonl"
         if path.exists():
-            print(f"{path}: there already")
+            print(f"{path}: exists already")
             continue
         try:
             lines = [json.dumps(row, ensure_ascii=False) for row in rows(root / "data/packages")]

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: JSON, folders, compressed parts of text."""
+"""Atomic writes of JSON, folders and compressed parts of text."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """Content of a JSON file, or None when there is none (a file of ours that exists is whole)."""
+    """Content of a JSON file, or None if there is no file (an existing file is complete)."""
     return json.loads(path.read_bytes()) if path.exists() else None
 
 
 def publish_directory(temporary: Path, final: Path) -> None:
     """Renames a finished directory into place.
 
-    What is there already is kept: content is a function of the inputs, so it is the same.
+    An existing directory is kept: its content is the same, since it depends only on the inputs.
     """
     if final.exists():
         shutil.rmtree(temporary)

@@ -1,7 +1,7 @@
-"""Documents out of local files: .txt, .jsonl (also with .gz or .zst after it), .parquet.
+"""Documents from local files: .txt, .jsonl (also with .gz or .zst after it), .parquet.
 
-They are not read by `datasets`: its readers take a whole file into memory when rows differ in type,
-cannot say which line is at fault, and cost five seconds of imports.
+`datasets` is not used: its readers load a whole file into memory when rows differ in type, cannot
+name the faulty line, and need five seconds of imports.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""MDS shards of fixed-length token samples, the bytes that streaming's MDSWriter writes for them.
+"""MDS shards of fixed-length token samples, byte for byte as streaming's MDSWriter writes them.
 
-MDSWriter itself costs 20 s of imports (torch, every cloud client) in each process, and a Python
+MDSWriter itself needs 20 s of imports (torch, every cloud client) in each process, and a Python
 call for each sample. For one column of fixed size the format is a header and a block of memory,
-written here by numpy; tests/end_to_end/test_preparation.py holds the bytes against MDSWriter's.
+which numpy writes here; tests/end_to_end/test_preparation.py compares the bytes with MDSWriter's.
 
 A shard: uint32 samples n | uint32 offsets[n + 1] from the start of the file | JSON of the columns |
 samples.
@@ -82,7 +82,7 @@ class TokenShards:
 def merged_index(directory: Path, parts: list[str]) -> bytes:
     """The `index.json` that makes one data set of those in subdirectories, in their order.
 
-    streaming's merge_index does the same, for the price of its imports.
+    streaming's merge_index does the same, but needs its slow imports.
     """
     shards = []
     for part in parts:

@@ -1,5 +1,4 @@
-"""Tasks on all cores, with one progress bar: rate in text bytes a second and the time that is
-left."""
+"""Tasks on all cores, with one progress bar: rate in text bytes per second and remaining time."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ _counter: Any = None  # shared bytes-done counter of a worker process, set by _s
 
 
 class Task:
-    """What a task reports while it runs."""
+    """Reports the progress of a task while it runs."""
 
     def __init__(self) -> None:
         self._at = 0
@@ -64,7 +63,7 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         self._console = console
         self._done = context.Value("q", 0)
-        self._is_over = context.RawValue("b", 0)  # without a lock, which a dead one may hold
+        self._is_over = context.RawValue("b", 0)  # without a lock, which a dead process may hold
         given = (os.getpid(), self._done, self._is_over)
         self._pool = ProcessPoolExecutor(count, context, _start, given)
 
@@ -84,7 +83,7 @@ class Workers:
             title: of the progress bar and the line that remains.
             function: a module-level function.
             arguments: one tuple a task.
-            total: bytes of text that the tasks will report in all, None when nobody knows.
+            total: bytes of text that the tasks will report in all, None if unknown.
 
         Returns:
             The results in the order of the arguments.
@@ -117,7 +116,7 @@ class Workers:
         except BrokenProcessPool:
             raise DataError(
                 "A worker process was killed, perhaps for lack of memory: "
-                "run the same command again with --workers 1; it continues from here."
+                "run the same command again with --workers 1; it resumes from here."
             ) from None
         size, seconds = self._done.value, time.monotonic() - start
         self._console.print(

@@ -4,8 +4,8 @@
 
 Three stages, each resumable, all parallel: documents are collected and split (collect.py),
 tokenizers trained (train_tokenizer.py), text tokenized (shards.py). Results depend on the yaml and
-the text alone, not on the number of workers or on how often the run was stopped. What comes out:
-dept/data/corpus.py; what the yaml may say: data_prep/corpus.py.
+the text alone, not on the number of workers or on interruptions. dept/data/corpus.py documents the
+output, data_prep/corpus.py the yaml.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from dept.log import log
 
 
 class Preparation:
-    """One corpus on its way through the stages.
+    """The preparation of one corpus in three stages.
 
     Args:
         corpus: what to prepare.
@@ -68,7 +68,7 @@ class Preparation:
         self.sources = corpus.sources + corpus.held_out
 
     def run(self) -> bool:
-        """Does what is not yet done.
+        """Runs the stages that are not yet complete.
 
         Returns:
             Whether there was anything to do.
@@ -129,7 +129,7 @@ class Preparation:
         )
 
     def _sweep(self) -> None:
-        """Removes what a killed run left unfinished."""
+        """Removes unfinished files of a killed run."""
         for folder in (self.data, self.tokenizers):
             shutil.rmtree(folder / WORK, ignore_errors=True)
             for path in folder.rglob(".writing-*"):
@@ -199,7 +199,7 @@ class Preparation:
         return options
 
     def _same_tokenizers(self, tokenizers: dict[str, dict[str, Any]]) -> None:
-        """Refuses other tokenizers than those of the shards that are there."""
+        """Refuses tokenizers other than those of the existing shards."""
         before = read_json(self.data / "tokenizers.json")
         for name, facts in (before or {}).items():
             if tokenizers[name] != facts:
@@ -244,7 +244,7 @@ class Preparation:
 
 
 def _is_whole(read: Callable[..., PreparedSource], *arguments: Any) -> bool:
-    """Whether a prepared source can be read, and all its shards are there."""
+    """Whether a prepared source can be read and has all its shards."""
     try:
         for index in read(*arguments).indexes.values():
             refuse_missing(index)
@@ -290,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.error(f"error: {error}; correct it and run the same command again.")
         return 1
     except KeyboardInterrupt:
-        log.error("stopped; the same command continues from here.")
+        log.error("stopped; the same command resumes from here.")
         return 130
     if worked:
         terminal.show(summary_table(options.root, corpus.corpus), keys=2, console=console)

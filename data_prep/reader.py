@@ -1,6 +1,6 @@
-"""What all sources of text have in common: good documents out of rows, bad ones refused or skipped.
+"""The common part of all readers of text: rows become documents, bad ones are refused or skipped.
 
-A reader can say where it is (`position`) and start there again: stage 1 is resumable by that.
+A reader has a `position`, from which it can start again, so that stage 1 can be resumed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dept.errors import DataError
 
 
 class Document(NamedTuple):
-    """A document and what stage 1 needs to know of it."""
+    """A document and its properties for stage 1."""
 
     text: str
     data: bytes  # the same as UTF-8
@@ -63,7 +63,7 @@ class Reader:
                 self.skipped += 1
 
     def position(self) -> Any:
-        """Where to start again to get the document after the last one, as JSON."""
+        """The position after the last document, as JSON."""
         raise NotImplementedError
 
     def consumed(self) -> int:
@@ -71,7 +71,7 @@ class Reader:
         return self._bytes
 
     def total(self) -> int | None:
-        """Bytes to read in all, None when nobody knows."""
+        """Bytes to read in all, None if unknown."""
         return self.source.split.train_bytes
 
     def _rows(self) -> Iterator[tuple[str, str | None, Any]]:

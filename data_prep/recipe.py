@@ -1,4 +1,4 @@
-"""What prepared data was made from, so that data of two recipes is never mixed."""
+"""The recipe of prepared data, which prevents mixing data of two recipes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_recipe(
             now["inputs"] = {**before["inputs"], **now["inputs"]}
         change = difference(before, now)
         if change:
-            raise DataError(f"{directory} was made from something else: {change}; {fix}")
+            raise DataError(f"{directory} was made from another recipe: {change}; {fix}")
     elif before != now:
         write_json(directory / "recipe.json", now)
 

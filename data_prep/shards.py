@@ -46,7 +46,7 @@ def write_part(
     Args:
         task: reports progress, in bytes of text.
         texts: text parts, read one after another.
-        tokenizer: `path`, and what describe_tokenizer says.
+        tokenizer: `path`, and the result of describe_tokenizer.
         sequence_length: tokens of a sample.
         target: directory to make.
     """
@@ -145,9 +145,9 @@ class Packer:
 
 
 def bytes_of_tokens(encoder: Any, text: str, tokens: int) -> int:
-    """UTF-8 bytes of the text that its first `tokens` tokens stand for.
+    """UTF-8 bytes of the text that its first `tokens` tokens represent.
 
-    A character that goes through several byte tokens counts by the share of them that is in.
+    A character of several byte tokens counts in proportion to those included.
     """
     offsets = encoder.encode(text, add_special_tokens=False).offsets
     if tokens >= len(offsets):
@@ -167,7 +167,7 @@ def finish(
     Args:
         directory: `data/<corpus>/<source>/<tokenizer>`.
         source: name of the source.
-        tokenizer: `name`, `hash`, and what describe_tokenizer says.
+        tokenizer: `name`, `hash`, and the result of describe_tokenizer.
         sequence_length: tokens of a sample.
         parts: split -> names of its subdirectories.
 
@@ -191,7 +191,7 @@ def finish(
         if not splits[split]["samples"]:
             raise DataError(
                 f"Source {source}: its {split} text has {splits[split]['dropped_tokens']} tokens "
-                f"({tokenizer['name']} tokenizer) and a sample takes {sequence_length}: bring more "
+                f"({tokenizer['name']} tokenizer) and a sample takes {sequence_length}: add more "
                 "text, lower sequence_length, or raise split.val_fraction."
             )
     indexes = {split: merged_index(directory / split, parts[split]) for split in SPLITS}

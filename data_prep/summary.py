@@ -1,4 +1,4 @@
-"""The table that a preparation ends with."""
+"""The table that a preparation prints at its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dept.data.corpus import GLOBAL, SPLITS, read_corpus
 
 
 def summary_table(root: Path, name: str) -> Table:
-    """What a prepared corpus holds, a row for each source and tokenizer."""
+    """Sizes of a prepared corpus, a row for each source and tokenizer."""
     corpus = read_corpus(root, name)
     table = Table("source", "tokenizer", box=box.SIMPLE)
     table.title = f"samples of {corpus.sequence_length} tokens"

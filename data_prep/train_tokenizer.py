@@ -34,7 +34,7 @@ SPECIALS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_
 PIECE_LENGTH = 16  # characters of the longest piece
 SEED_CHARACTERS = 2 * 10**6  # of the commonest words, whose parts are candidates
 SEED_PIECES = 10**6  # candidates in all
-COVERAGE = 0.9995  # share of characters that get a piece of their own; the rest goes through bytes
+COVERAGE = 0.9995  # share of characters that get their own piece; the rest is spelled with bytes
 
 # sentencepiece reads lines of word, tab, count: what would break a line stands in private-use
 # characters meanwhile.
@@ -134,7 +134,7 @@ def _train(
 ) -> None:
     """Trains a unigram model and writes it as a transformers tokenizer.
 
-    When the text has too few different words for `vocab_size`, the vocabulary is what there is.
+    When the text has too few different words for `vocab_size`, the vocabulary is smaller.
     """
     import sentencepiece
 
@@ -190,7 +190,7 @@ def _seeds(words: dict[str, int]) -> list[tuple[str, int]]:
     """Candidate pieces with their scores (count * length), from which the trainer prunes.
 
     The trainer's own candidates come from a suffix array of the lines, which overlooks whole words
-    when each stands in a line of its own: with these, 2 to 40 % fewer tokens on the same text.
+    when each is on a separate line: with these, there are 2 to 40 % fewer tokens on the same text.
     """
     escape = ESCAPE | {ord(" "): "\u2581"}
     counts: Counter[str] = Counter()
@@ -273,7 +273,7 @@ def _fetch(options: TokenizerOptions, directory: Path) -> None:
 
 
 def describe_tokenizer(directory: Path, options: TokenizerOptions) -> dict[str, Any]:
-    """What shards need to know of a tokenizer directory.
+    """The properties of a tokenizer directory that shards need.
 
     Returns:
         `eos_id`, `special_ids` (ascending) and `vocab_size`: the largest id + 1, or `vocab_size` of

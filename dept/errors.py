@@ -15,19 +15,19 @@ class DataError(ValueError):
 
 
 class NumericalFault(ArithmeticError):
-    """Training came to values that are not finite, or are beyond what was configured."""
+    """Training reached values that are not finite, or that exceed a configured limit."""
 
 
 class WorkerLost(RuntimeError):
-    """Another worker did not come to where all synchronise."""
+    """Another worker did not reach a point where all workers synchronise."""
 
 
 class NotSaved(OSError):
-    """A checkpoint could not be written; the one before it is as it was."""
+    """A checkpoint could not be written; the previous one is unchanged."""
 
 
 def shown(value: Any) -> str:
-    """A value in an error: on one line, and not long."""
+    """Format a value for an error message: on one line, with at most 80 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:80]}..."
 

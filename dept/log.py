@@ -1,9 +1,9 @@
-"""Messages to whoever watches a command: ``logging`` under the name ``dept``, shown on stderr.
+"""Messages to the user of a command: the logger ``dept``, which writes to stderr.
 
-A message is one plain sentence, without time or level. Where the root logger shows its records on
-stderr itself (a user's ``logging.basicConfig``, or ``python_log_level`` of a yaml), it shows these
-as well, in its own format, and they are not shown twice. Other handlers of the root logger, such as
-one that writes a file, get them in any case.
+A message is one plain sentence, without time or level. If the root logger already writes to stderr
+(a user's ``logging.basicConfig``, or ``python_log_level`` of a yaml), it shows these messages in
+its own format, and they are not shown twice. Other handlers of the root logger, such as one that
+writes a file, always receive them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ log = logging.getLogger("dept")
 
 
 class _Plain(logging.StreamHandler):
-    """Writes to what ``sys.stderr`` is at the time: progress bars and tests exchange it."""
+    """Writes to the current ``sys.stderr``, since progress bars and tests replace it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -30,7 +30,7 @@ class _Plain(logging.StreamHandler):
         return not any(getattr(handler, "stream", None) is sys.stderr for handler in handlers)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        # A full disk that holds the output must not end what the message is about.
+        # If the disk of the output is full, the operation that logs must still continue.
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 

@@ -1,4 +1,4 @@
-"""What commands print on the terminal or into a file: tables without a cell that is cut."""
+"""Output of commands on the terminal or into a file: sentences, and tables with uncut cells."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-_FOLDED = 16  # columns that a text which may be broken inside of words keeps at least
+_FOLDED = 16  # least width of a column whose text may be broken inside words
 
 
 def say(sentence: str, style: str | None = None, console: Console | None = None) -> None:
-    """Print a sentence on one line, however long: a path in it can be copied."""
+    """Print a sentence on one line, whatever its length, so that a path in it can be copied."""
     console = console or Console()
     console.print(sentence, style=style, highlight=False, soft_wrap=True)
 
@@ -19,8 +19,8 @@ def say(sentence: str, style: str | None = None, console: Console | None = None)
 def show(table: Table, keys: int = 1, console: Console | None = None) -> None:
     """Print a table in the width of the terminal, or of 80 columns in a file.
 
-    Headers and texts wrap between words, values do not. Columns that find no room are shown below,
-    in a table of the same rows.
+    Headers and texts wrap between words, values do not. Columns that do not fit are shown below, in
+    a table of the same rows.
 
     Args:
         table: made by ``add_column`` and ``add_row``.
@@ -33,7 +33,7 @@ def show(table: Table, keys: int = 1, console: Console | None = None) -> None:
 
 
 def parts(table: Table, keys: int, width: int) -> list[Table]:
-    """A table as several that are no wider than ``width``: each has the key columns and others."""
+    """Split a table into several of at most ``width`` columns; each repeats the key columns."""
     limits = [_limits(column) for column in table.columns]
 
     def room(places: list[int]) -> int:
@@ -60,7 +60,7 @@ def parts(table: Table, keys: int, width: int) -> list[Table]:
 
 
 def _limits(column: Column) -> tuple[int, int]:
-    """The least and the greatest width of a column: what must stay on a line, and all on one."""
+    """Least and greatest width of a column: its longest unbreakable text, and its longest cell."""
     texts = [column.header, *column.cells]
     header, *cells = (Text.from_markup(t) if isinstance(t, str) else t for t in texts)
     words = [cell_len(word) for text in (header, *cells) for word in text.plain.split()]

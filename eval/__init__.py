@@ -1,1 +1,1 @@
-"""Evaluation: comparing runs, what is written of them, and trained models in use."""
+"""Evaluation: comparison of runs, its report, and use of trained models."""

@@ -2,9 +2,10 @@
 
     python eval/continuations.py --corpus multidomain --source bible
 
-writes, below `data/downstream`, `bible_continues_train.jsonl` from the text that bodies are trained
-on, and `bible_continues_test.jsonl` from validation text, which they never see: what
-`eval/yamls/finetune/continuations.yaml` reads. Counting words says nothing of the answer.
+writes, below `data/downstream`, the files that `eval/yamls/finetune/continuations.yaml` reads:
+`bible_continues_train.jsonl` from the text that bodies are trained on, and
+`bible_continues_test.jsonl` from validation text, which they never see. Word counts do not reveal
+the answer.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--source", required=True)
     parser.add_argument("--root", type=Path, default=Path(), help="folder of data/ and tokenizers/")
-    parser.add_argument("--train", type=int, default=2, help="questions of a training document")
-    parser.add_argument("--test", type=int, default=20, help="of one of validation")
-    parser.add_argument("--lines", type=int, default=2, help="that a question begins with")
+    parser.add_argument("--train", type=int, default=2, help="questions per training document")
+    parser.add_argument("--test", type=int, default=20, help="questions per validation document")
+    parser.add_argument("--lines", type=int, default=2, help="lines that a question begins with")
     chosen = parser.parse_args(arguments)
     folder = chosen.root / "data" / "downstream"
     try:

@@ -34,7 +34,7 @@ from dept.transport.launcher import end_with_launcher
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Evaluate what a yaml says; returns the exit status."""
+    """Evaluate the models of a yaml; returns the exit status."""
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(__doc__)
         return 0 if arguments else 2
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def load(path: str, overrides: Sequence[str]) -> DictConfig:
-    """A yaml with overrides; one of a variable needs no ``variables.`` in front.
+    """A yaml with overrides; the override of a variable needs no prefix ``variables.``.
 
     Raises:
         ConfigError: as :func:`dept.config.extends.load`.
@@ -76,10 +76,10 @@ def load(path: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def output_of(config: dict[str, Any]) -> Path:
-    """Where results go: as the yaml says, or beside the run whose checkpoint is evaluated.
+    """The file of results: that of the yaml, or one beside the run of the evaluated checkpoint.
 
     Raises:
-        ConfigError: there is such a file, or no run, or no such checkpoint.
+        ConfigError: the file exists, or there is no run or no such checkpoint.
     """
     variables = config.get("variables") or {}
     chosen, source = variables.get("output"), variables.get("source")
@@ -88,22 +88,22 @@ def output_of(config: dict[str, Any]) -> Path:
         path = Path(chosen)
     elif (checkpoint / "config.json").is_file() or not checkpoint.exists():
         raise ConfigError(
-            f"{checkpoint} is no checkpoint of a run, beside which results could go: set "
-            f"variables.output to a file, or correct variables.checkpoint"
+            f"{checkpoint} is not a checkpoint of a run, which would have a folder for results: "
+            f"set variables.output to a file, or correct variables.checkpoint"
         )
     else:
         run = find_checkpoint(checkpoint).parent.parent
         path = run / f"gauntlet-{source or 'global'}.json"
     if path.exists():
-        raise ConfigError(f"{path} is there already: remove it, or set variables.output to another")
+        raise ConfigError(f"{path} exists already: remove it, or set variables.output to another")
     return path
 
 
 def evaluate(config: DictConfig) -> list[dict[str, Any]]:
-    """Evaluate every model of a yaml with llm-foundry, whose own tables go to stderr.
+    """Evaluate every model of a yaml with llm-foundry, which prints its own tables to stderr.
 
     Raises:
-        ValueError: a model or task cannot be had.
+        ValueError: a model or task cannot be loaded.
     """
     trust.guard()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -4,11 +4,11 @@
     python eval/export.py runs/multilingual-dept_trim-s17/checkpoints --all --out exports/trim
     python eval/export.py ... --source en --out exports/en --push-to owner/name
 
-`AutoModelForCausalLM.from_pretrained` reads it where nothing but transformers and torch is
-installed, and gives the logits of training: an MPT with ALiBi as transformers' MPT, one with
-learned positions as a GPT-2, with rotary ones as a GPT-NeoX. An MPT that none of them can be
-(grouped queries, gated layers) brings llm-foundry's code along, to be loaded with
-`trust_remote_code=True` by transformers 4, with `catalogue`, `einops` and `tabulate` installed.
+`AutoModelForCausalLM.from_pretrained` loads it with only transformers and torch installed, with
+the logits of training. An MPT with ALiBi becomes transformers' MPT, one with learned positions a
+GPT-2, one with rotary positions a GPT-NeoX. Any other MPT (grouped queries, gated layers) is
+exported with llm-foundry's code. transformers 4 loads it with `trust_remote_code=True`, if
+`catalogue`, `einops` and `tabulate` are installed.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
 def export(
     run: TrainedRun, parts: Mapping[str | None, str], folder: Path, *, remote_code: bool = False
 ) -> list[Path]:
-    """Write models; whole, or nothing.
+    """Write models, either all of them or nothing.
 
     Args:
-        run: what was trained.
-        parts: embeddings, as :meth:`TrainedRun.model` takes them, and where below ``folder`` each
-            goes: ``""`` is ``folder`` itself.
+        run: the trained run.
+        parts: embeddings, as :meth:`TrainedRun.model` accepts them, and the path of each below
+            ``folder``: ``""`` is ``folder`` itself.
         folder: may exist if it is empty.
-        remote_code: bring llm-foundry's code even where a model of transformers would do.
+        remote_code: export llm-foundry's code even if a model of transformers is equivalent.
 
     Returns:
         The directories.
 
     Raises:
-        ConfigError: something is in ``folder``, or there is no such embedding or code.
-        DataError: the corpus that the run was trained on is missing.
+        ConfigError: ``folder`` is not empty, or there is no such embedding or code.
+        DataError: the corpus of the run is missing.
     """
     from dept.errors import ConfigError
 
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there already, and not empty: choose another --out")
+        raise ConfigError(f"{folder} exists already, and not empty: choose another --out")
     if remote_code and run.trained.model_config["model_type"] != "mpt":
         raise ConfigError(f"{run.trained.path} is no MPT: leave --remote-code out")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def write(run: TrainedRun, source: SourceModel, folder: Path) -> None:
 
     model, tokenizer = source.model, source.tokenizer
     foreign = type(model).__module__.startswith("llmfoundry.")
-    # Documents follow each other after an end-of-text token, and no other begins them.
+    # Documents are separated by an end-of-text token, and no other token begins them.
     tokenizer.bos_token = tokenizer.eos_token
     model.config.bos_token_id = tokenizer.eos_token_id
     if foreign:
@@ -87,7 +87,7 @@ def write(run: TrainedRun, source: SourceModel, folder: Path) -> None:
 
 
 def generation_config(source: SourceModel) -> GenerationConfig:
-    """How to generate: within the trained length, and no token that was never trained."""
+    """The defaults of generation: within the trained length, without untrained tokens."""
     from transformers import GenerationConfig
 
     return GenerationConfig(
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _repositories(push_to: str | None, parts: Iterable[str]) -> list[str]:
-    """The repository of each part, if any is wanted; refused before anything slow."""
+    """The repository of each part, if any; bad names are refused before anything slow."""
     from dept.evaluation.hub import check_name
 
     if push_to is None:
@@ -160,14 +160,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--remote-code",
         action="store_true",
-        help="bring llm-foundry's code along for an MPT that does not need it (half a minute)",
+        help="export llm-foundry's code for an MPT that does not need it (half a minute)",
     )
     parser.add_argument(
         "--push-to",
         metavar="OWNER/NAME",
         help="send it to the hub (HF_ENDPOINT, HF_TOKEN); with --all to OWNER/NAME-<embedding>",
     )
-    parser.add_argument("--private", action="store_true", help="if --push-to makes a repository")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--root", help="folder of data/ and tokenizers/, if the run had another")
     return parser
 

@@ -82,10 +82,10 @@ def run_name(options: FineTuneOptions) -> str:
 
 
 def look_into(folder: Path, options: FineTuneOptions) -> dict[str, Any] | None:
-    """Look at what an earlier job left; the summary if the run is finished.
+    """Check the files of an earlier job; returns the summary if the run is finished.
 
     Raises:
-        ConfigError: its settings were others, or there is no checkpoint to start from.
+        ConfigError: the settings of the run were others, or the starting checkpoint is missing.
     """
     given = asdict(options)
     shaping = tuple(key for key in given if key not in _NOT_SHAPING)
@@ -102,7 +102,7 @@ def run(options: FineTuneOptions, name: str, folder: Path, is_first: bool) -> di
     trust.guard()
     splits = read_splits(options.data, options.task)
     for torn in run_folder.recover(folder / "checkpoints") if is_first else ():
-        log.warning(f"{torn} was cut short by a kill and is left aside")
+        log.warning(f"{torn} was cut short by a kill and is not used")
     newest = folder / "checkpoints" / "latest-rank0.pt"
     if newest.is_file():
         trust.refuse_code(newest.resolve())
@@ -118,7 +118,7 @@ def run(options: FineTuneOptions, name: str, folder: Path, is_first: bool) -> di
 
 
 def show(summary: dict[str, Any], folder: Path) -> None:
-    """Print what came of it, beside the baselines."""
+    """Print the results beside the baselines."""
     counts = ", ".join(f"{count:,} {name}" for name, count in summary["examples"].items())
     table = Table(title=f"{summary['task']}: {counts}")
     table.add_column("test")

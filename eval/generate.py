@@ -1,10 +1,10 @@
-"""Text that continues a prompt, in the tokenizer and with the embedding that the prompt is for:
+"""Continue a prompt with the tokenizer and embedding of the source that fits it best:
 
     python eval/generate.py CHECKPOINT --prompt "Turn on the" [--route model] [--source en]
     echo "Turn on the" | python eval/generate.py CHECKPOINT --prompt - --temperature 0
 
-prints which source was picked, how near the next one was, and the text. How well that picks:
-eval/routing.py. A transformers directory, which has one embedding, is taken too.
+prints the chosen source, its distance to the next one, and the text. eval/routing.py measures the
+accuracy of the choice. A transformers directory, which has one embedding, works too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn, as ``generate`` of transformers names it."""
+    """Options of sampling, with the names of ``generate`` of transformers."""
 
     max_new_tokens: int = 100
     temperature: float = 0.8
@@ -47,7 +47,7 @@ def choose(
         its name, and why it is that.
 
     Raises:
-        ConfigError: the prompt is empty, so that nothing speaks for any.
+        ConfigError: the prompt is empty, so no source fits best.
     """
     if run.names == [GLOBAL]:
         return GLOBAL, "it has no other"
@@ -63,17 +63,17 @@ def choose(
 
 
 def continuation(source: SourceModel, prompt: str, sampling: Sampling) -> str:
-    """What a model writes after a prompt, up to the end of the text or ``max_new_tokens``.
+    """Continue a prompt up to the end of the text or ``max_new_tokens``.
 
     The prompt is the beginning of a document. A model has no positions beyond its context (MPT of
-    transformers fails there, with ALiBi too), so when it is full the last half of it is where the
-    next one begins. Tokens that no text has are never drawn: special ones but the end, those that
-    the source has no row for, and padding of the matrix.
+    transformers fails there, with ALiBi too), so when the context is full, its last half becomes
+    the beginning of the next one. Tokens without text are never drawn: special ones except the end,
+    tokens without a row in the source, and padding of the matrix.
 
     Args:
         source: the model with its tokenizer.
         prompt: may be empty, and longer than the context.
-        sampling: how to draw.
+        sampling: how tokens are drawn.
     """
     import torch
     from transformers import GenerationConfig
@@ -121,7 +121,7 @@ def continuation(source: SourceModel, prompt: str, sampling: Sampling) -> str:
 
 
 def never_drawn(source: SourceModel) -> list[int]:
-    """Ids that stand for no text, ascending; the end of a text is not among them."""
+    """Ids that represent no text, ascending, without the end of a text."""
     tokenizer, rows = source.tokenizer, source.model.config.vocab_size
     special = {*tokenizer.all_special_ids, *source.untrained_ids, *range(len(tokenizer), rows)}
     return sorted(i for i in special - {tokenizer.eos_token_id} if i < rows)
@@ -141,8 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--route",
         choices=RULES,
         default=RULES[0],
-        help="pick the source by the counts of its training tokens (the paper's rule), or by what "
-        "its model makes of the prompt",
+        help="choose the source by counts of its training tokens (the paper's rule), or by the "
+        "loss of its model on the prompt",
     )
     parser.add_argument("--source", help="do not pick: a source, or global")
     parser.add_argument("--max-new-tokens", type=int, default=default.max_new_tokens, metavar="N")

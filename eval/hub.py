@@ -1,4 +1,4 @@
-"""An export as a repository of the Hugging Face hub, or of a server that speaks as it does."""
+"""Push an export to a repository of the Hugging Face hub, or of a compatible server."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class NotPushed(OSError):
 
 
 def check_name(repository: str) -> None:
-    """Whether a repository can be called that, asked before anything slow.
+    """Check the name of a repository before anything slow.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the name is not valid.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -34,19 +34,18 @@ def check_name(repository: str) -> None:
 def push(folder: Path, repository: str, *, private: bool = False) -> str:
     """Send an export, its card included, as one commit.
 
-    ``HF_ENDPOINT`` and ``HF_TOKEN`` say where to and by what right, as everywhere in
-    ``huggingface_hub``.
+    ``HF_ENDPOINT`` and ``HF_TOKEN`` set the server and the access token, as in ``huggingface_hub``.
 
     Args:
         folder: a directory that :func:`eval.export.export` wrote.
-        repository: ``owner/name``; made if it is not there.
-        private: how to make it.
+        repository: ``owner/name``; made if it does not exist.
+        private: whether a new repository is private.
 
     Returns:
         Its address.
 
     Raises:
-        NotPushed: with the reason and what to do; ``folder`` is as it was.
+        NotPushed: with the reason and the fix; ``folder`` is unchanged.
     """
     from huggingface_hub import HfApi
 

@@ -20,7 +20,7 @@ from dept.evaluation.scoring.validation_text import documents
 from dept.log import log
 
 OUT = Path(".lm_eval")
-"""Where the tasks look, from the folder that lm_eval is started in."""
+"""Folder that the tasks read, relative to the working directory of lm_eval."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,13 +12,13 @@ from dept.errors import ConfigError
 
 
 def refuse_to_overwrite(path: Path | None, force: bool) -> None:
-    """To be called before a long computation.
+    """Refuse to overwrite a file, before a long computation.
 
     Raises:
-        ConfigError: the file is there, and it was not said that it may go.
+        ConfigError: the file exists, and ``force`` is not set.
     """
     if path is not None and path.exists() and not force:
-        raise ConfigError(f"{path} is there already: name another --out, or give --force")
+        raise ConfigError(f"{path} exists already: name another --out, or give --force")
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> None:

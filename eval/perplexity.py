@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 BYTES = 30_000
 
 Matrix = dict[str, dict[str, dict[str, float]]]
-"""By text, then by embedding: what a :class:`dept.evaluation.scoring.scorer.Score` says."""
+"""By text, then by embedding: the values of a :class:`dept.evaluation.scoring.scorer.Score`."""
 
 
 def measure(
@@ -96,8 +96,8 @@ def bits(matrix: Matrix) -> pd.DataFrame:
 def listed(matrix: Matrix) -> pd.DataFrame:
     """By text (rows): the ``embedding`` that a model is listed with, and its ``bits_per_byte``.
 
-    The embedding is the source's own; else the global one; else the one with the lowest value,
-    which is then a choice that the text itself made, and ``is_best``.
+    The embedding is the source's own, otherwise the global one, otherwise the one with the lowest
+    value, which is chosen by the evaluated text itself and marked ``is_best``.
     """
     rows = bits(matrix)
     fixed = [next((n for n in (text, GLOBAL) if n in rows), None) for text in rows.index]

@@ -1,4 +1,4 @@
-"""Which source a text is of, to read it with the tokenizer and embedding that know it best:
+"""Find the source of a text, to read it with the tokenizer and embedding that fit it best:
 
     python eval/routing.py CHECKPOINT [--lengths 100 500] [--pieces 200] [--out FILE]
     python eval/routing.py --corpus NAME [--own]
@@ -77,7 +77,7 @@ def measure(
 
 
 def table(found: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """Per cent of right picks, of how many, and what a source is most often taken for."""
+    """Accuracy in per cent, number of pieces, and the most frequent wrong source."""
     view = Table(
         title=title, caption="right picks in per cent; n: pieces; in brackets: most taken for"
     )

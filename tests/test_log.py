@@ -19,11 +19,11 @@ def root():
 
 def test_a_message_is_one_plain_line(capsys):
     log.info("a checkpoint of 100 % was fetched")
-    log.warning(ValueError("it could not be written: training goes on"))
+    log.warning(ValueError("it could not be written: training continues"))
     log.debug("not shown")
     assert capsys.readouterr().err.splitlines() == [
         "a checkpoint of 100 % was fetched",
-        "it could not be written: training goes on",
+        "it could not be written: training continues",
     ]
 
 

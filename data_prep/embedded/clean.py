@@ -127,8 +127,8 @@ def normalise(text: str, layout: str = "flow") -> str:
 def strip_markup(text: str) -> str:
     """The words of a marked-up string: no links, tags and emphasis; entities become characters.
 
-    `[text](target)` is text, but a link that is a sentence of its own ("Learn more.") goes with its
-    text: hundreds of strings end in one.
+    `[text](target)` becomes text, but a link that is a whole sentence ("Learn more.") is removed
+    with its text, since hundreds of strings end in one.
     """
     text = _LINK.sub(lambda link: "" if link[1].rstrip().endswith((".", "。")) else link[1], text)
     text = _EMPHASIS.sub("", text)
@@ -164,7 +164,7 @@ def english_share(text: str) -> float:
 
 
 def key(passage: str) -> str:
-    """What duplicates have in common: letters without case, numbers without value.
+    """The key of duplicates: letters without case, numbers without value.
 
     A passage without letters is compared as it is.
     """

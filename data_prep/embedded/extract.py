@@ -75,8 +75,8 @@ def read_python(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
 
 
 def _cells(rows: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Passages]:
-    """Passages of records: `columns` (names or numbers) of each; records with equal `group_by`
-    columns in a row are one document, each record is one where it is not given."""
+    """Passages of records: `columns` (names or numbers) of each. Consecutive records with equal
+    `group_by` columns are one document; without `group_by` each record is one."""
 
     def cell(text: str | None) -> Passages:
         text = text or ""
@@ -148,7 +148,7 @@ def read_obo(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     yield terms
 
 
-_HOLE = "\ufffc"  # stands for a formula; its paragraph cannot be read without it
+_HOLE = "\ufffc"  # marks a removed formula; its paragraph is dropped
 
 
 def wikitext(source: str) -> Passages:

@@ -70,6 +70,7 @@ def polynomial(coefficients: list[int], x: str) -> str:
 
 
 def arithmetic(dice: Dice) -> Pair:
+    """A sum, difference, product or quotient of two numbers."""
     a, b = dice.numbers(2, 6)
     kind = dice.of("add", "subtract", "multiply", "divide")
     if kind == "add":
@@ -86,6 +87,7 @@ def arithmetic(dice: Dice) -> Pair:
 
 
 def mixed(dice: Dice) -> Pair:
+    """The value of an expression with brackets."""
     a, b, c, d = dice.numbers(4, 2)
     text, value = dice.of(
         (f"{a} + {b}*({c} - {d})", a + b * (c - d)),
@@ -100,6 +102,7 @@ def mixed(dice: Dice) -> Pair:
 
 
 def linear(dice: Dice) -> Pair:
+    """The solution of a linear equation."""
     x, root, a, c = dice.name(), dice.number(2), dice.number(2), dice.number(3)
     k = dice.number(1)
     left, right = polynomial([c, a], x), polynomial([c + (a - k) * root, k], x)
@@ -108,6 +111,7 @@ def linear(dice: Dice) -> Pair:
 
 
 def pair_of_equations(dice: Dice) -> Pair:
+    """One unknown of two linear equations."""
     x, y = dice.name(), dice.name()
     while y == x:
         y = dice.name()
@@ -120,6 +124,7 @@ def pair_of_equations(dice: Dice) -> Pair:
 
 
 def derivative(dice: Dice) -> Pair:
+    """The first or second derivative of a polynomial."""
     x, c = dice.name(), dice.numbers(dice.between(3, 5), 2)
     once = [i * v for i, v in enumerate(c)][1:]
     of = f"{polynomial(c, x)} with respect to {x}"
@@ -131,12 +136,14 @@ def derivative(dice: Dice) -> Pair:
 
 
 def expand(dice: Dice) -> Pair:
+    """The product of two binomials."""
     x, (a, b, c, d) = dice.name(), dice.numbers(4, 1)
     question = f"Expand ({polynomial([a, b], x)})*({polynomial([c, d], x)})."
     return question, polynomial([a * c, a * d + b * c, b * d], x)
 
 
 def collect(dice: Dice) -> Pair:
+    """The sum of terms of a polynomial."""
     x, powers = dice.name(), [dice.between(0, 2) for _ in range(4)]
     parts = list(zip(dice.numbers(4, 2), powers, strict=True))
     sums = [sum(n for n, p in parts if p == power) for power in range(3)]
@@ -144,6 +151,7 @@ def collect(dice: Dice) -> Pair:
 
 
 def evaluate(dice: Dice) -> Pair:
+    """The value of a polynomial."""
     x, f, at = dice.name(), dice.of(*"fghrs"), dice.number(1)
     c = dice.numbers(dice.between(2, 4), 1)
     question = f"Let {f}({x}) = {polynomial(c, x)}. Determine {f}({at})."
@@ -151,6 +159,7 @@ def evaluate(dice: Dice) -> Pair:
 
 
 def divisors(dice: Dice) -> Pair:
+    """A greatest common divisor or least common multiple."""
     common = dice.between(1, 60)
     a, b = common * dice.between(1, 80), common * dice.between(1, 80)
     if dice.is_heads():
@@ -174,6 +183,7 @@ def factors_of(n: int) -> list[int]:
 
 
 def primes(dice: Dice) -> Pair:
+    """A prime factorisation, or whether a number is prime."""
     n = dice.between(2, 10 ** dice.between(2, 5))
     if dice.is_heads():
         found = sorted(set(factors_of(n)))
@@ -183,6 +193,7 @@ def primes(dice: Dice) -> Pair:
 
 
 def remainder(dice: Dice) -> Pair:
+    """The remainder of a division, or divisibility."""
     a, b = dice.between(10, 99999), dice.between(2, 300)
     if dice.between(0, 3):
         return dice.of(
@@ -197,6 +208,7 @@ PLACES += ("ten thousands", "hundred thousands", "millions")
 
 
 def digits(dice: Dice) -> Pair:
+    """A digit of a number, or a rounded number."""
     n = dice.between(1000, 9999999)
     place = dice.between(0, len(str(n)) - 1)
     if dice.is_heads():
@@ -206,6 +218,7 @@ def digits(dice: Dice) -> Pair:
 
 
 def base(dice: Dice) -> Pair:
+    """A conversion between number bases."""
     n, b = dice.between(2, 4000), dice.between(2, 9)
     left, text = n, ""
     while left:
@@ -217,6 +230,7 @@ def base(dice: Dice) -> Pair:
 
 
 def order(dice: Dice) -> Pair:
+    """Sorted numbers, or the n-th largest one."""
     numbers = dice.numbers(dice.between(4, 7), 3)
     listed = ", ".join(map(str, numbers))
     if dice.is_heads():
@@ -228,6 +242,7 @@ def order(dice: Dice) -> Pair:
 
 
 def comparison(dice: Dice) -> Pair:
+    """A comparison of two numbers."""
     a, b = (Fraction(dice.number(2), dice.between(1, 40)) for _ in range(2))
     if dice.is_heads():
         texts = f"Which is smaller: {a} or {b}?", f"Which is the smaller number: {a} or {b}?"
@@ -236,6 +251,7 @@ def comparison(dice: Dice) -> Pair:
 
 
 def sequence(dice: Dice) -> Pair:
+    """The next or the n-th term of a sequence."""
     a, b, c = dice.number(3), dice.number(2), dice.between(0, 1) * dice.number(1)
     values = [a + b * n + c * n * n for n in range(7)]
     count, n = dice.between(4, 6), polynomial([a - b + c, b - 2 * c, c], "n")
@@ -246,6 +262,7 @@ def sequence(dice: Dice) -> Pair:
 
 
 def probability(dice: Dice) -> Pair:
+    """The probability of letters drawn from a bag."""
     letters = [dice.of(*"abcdefghij") for _ in range(dice.between(4, 12))]
     bag, picked = "".join(letters), dice.of(*letters)
     one, share = f"picking {picked} when one letter is picked from {bag}", bag.count(picked)
@@ -259,6 +276,7 @@ def probability(dice: Dice) -> Pair:
 
 
 def measurement(dice: Dice) -> Pair:
+    """A conversion of units, or a difference of times."""
     small, large, size = dice.of(
         ("millimeters", "meters", 1000),
         ("meters", "kilometers", 1000),

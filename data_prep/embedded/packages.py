@@ -25,7 +25,7 @@ from dept.data_prep.embedded.mathematics import mathematics
 from dept.data_prep.embedded.unpack import ARCHIVE_LIMIT, MEMBER_LIMIT
 
 UNREADABLE = (ValueError, LookupError, TypeError, SyntaxError, OSError, RecursionError, csv.Error)
-"""What a reader raises of bytes that are not of its format."""
+"""Errors of readers for bytes that are not of their format."""
 
 _KEYS = (
     "package packages generate kind sha256 inside members exclude max_member_bytes "

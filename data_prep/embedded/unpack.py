@@ -1,4 +1,4 @@
-"""Compressed bytes from elsewhere, unpacked within limits of what comes out, and of memory."""
+"""Unpack untrusted compressed bytes within limits of size and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEMBER_LIMIT = 128 * 2**20
 ARCHIVE_LIMIT = 4 * 2**30
 """Bytes that an archive may have in all, unpacked; `max_archive_bytes` of a source."""
 
-ENTRY_LIMIT = 200_000  # files of an archive: each costs memory, be it empty
+ENTRY_LIMIT = 200_000  # files of an archive: each needs memory, even if it is empty
 XZ_MEMORY = 256 * 2**20  # for the dictionary of an xz stream, which may ask for 4 GiB
 NAME_LIMIT = 1024  # characters of a name
 CHUNK = 1 << 18
@@ -30,7 +30,7 @@ _FORMATS: dict[bytes, Any] = {
 
 
 class TooMuch(ValueError):
-    """More comes out of compressed bytes than is allowed."""
+    """Compressed bytes unpack to more than is allowed."""
 
 
 class Damaged(ValueError):
@@ -46,12 +46,12 @@ def _damage() -> Iterator[None]:
 
 
 class Unpacked(io.RawIOBase):
-    """What comes out of a stream, compressed by its first bytes or not; no more than a limit.
+    """The unpacked content of a stream, up to a limit; its first bytes tell its compression.
 
     Args:
         packed: the stream.
-        limit: bytes that may come out.
-        largest: bytes that may be read at once: who asks for more believed a header that lies.
+        limit: the most bytes of content.
+        largest: the most bytes of one read: a larger request comes from a false header.
     """
 
     def __init__(self, packed: IO[bytes], limit: int, largest: int) -> None:
@@ -71,7 +71,7 @@ class Unpacked(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Skip forward; there is no way back."""
+        """Skip forward; seeking back is not possible."""
         if whence != io.SEEK_SET or offset < self._position:
             raise io.UnsupportedOperation("a stream is read front to back")
         while self._position < offset and self.read(min(offset - self._position, CHUNK)):
@@ -97,10 +97,10 @@ class Unpacked(io.RawIOBase):
 
 
 def unpack(data: bytes, limit: int) -> bytes:
-    """The bytes of a .gz, .bz2 or .xz stream, or the data as they are.
+    """Unpack a .gz, .bz2 or .xz stream; other data is returned unchanged.
 
     Raises:
-        TooMuch: more than ``limit`` bytes come out.
+        TooMuch: it unpacks to more than ``limit`` bytes.
         Damaged: the stream is.
     """
     if not data.startswith(tuple(_FORMATS)):

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever a process or a machine dies; and whether they are."""
+"""Durable writes: a file is complete or absent, whenever a process or a machine dies."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _TEMPORARY = re.compile(r"\.writing-(\d+)-.+")
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file under a temporary name beside it, which becomes the file when all is on disk.
+    """Write a file under a temporary name, and rename it when all bytes are on disk.
 
     Args:
-        path: of the file; its folder is made if it is not there.
+        path: path of the file; its folder is made if it does not exist.
 
     Yields:
-        The temporary path, to be written and closed. If that fails (a full disk, a kill), the file
-        is what it was before.
+        The temporary path, which the caller writes and closes. If that fails (a full disk, a kill),
+        the file is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,17 +37,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync(path.parent)  # the name, too, must outlive a loss of power
+    sync(path.parent)  # the name must also survive a loss of power
 
 
 def write(path: str | Path, content: bytes | str) -> None:
-    """Write a small file whole; text as UTF-8."""
+    """Write a small file with :func:`replacing`; text as UTF-8."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def link(path: str | Path, target: str) -> None:
-    """Let ``path`` be a symbolic link to ``target``, without a moment at which there is none."""
+    """Make ``path`` a symbolic link to ``target``, atomically."""
     temporary = Path(path).with_name(f".latest.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
@@ -55,9 +55,9 @@ def link(path: str | Path, target: str) -> None:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a file of ``torch.save`` is as it was written, by the CRC-32 of all it holds.
+    """Whether a file of ``torch.save`` is as it was written, by the CRC-32 of its contents.
 
-    ``torch.load`` takes altered tensors without a word.
+    ``torch.load`` accepts altered tensors silently.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -67,12 +67,12 @@ def is_whole(path: str | Path) -> bool:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file that must not be used; its new name."""
+    """Rename a file that must not be used, and return its new path."""
     return path.rename(path.with_name(path.name + ASIDE))
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove what processes that are gone were writing into a folder."""
+    """Remove temporary files in a folder whose processes no longer exist."""
     for path in Path(folder).glob(".writing-*"):
         match = _TEMPORARY.fullmatch(path.name)
         if match and not _is_running(int(match[1])):
@@ -80,7 +80,7 @@ def sweep(folder: str | Path) -> None:
 
 
 def sync(path: str | Path) -> None:
-    """Bring a file, or the names in a folder, to disk."""
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What is due on the last batch of an epoch waits for its end, and so for the outer step."""
+"""Move what is due on the last batch of an epoch to the epoch's end, after the outer step."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ Interval = Callable[[State, Event], bool]
 
 
 def ends_epoch(state: State) -> bool:
-    """Whether the batch that was trained last is the last of its epoch, which has not ended yet."""
+    """Whether the last trained batch is the last of its epoch, and the epoch has not ended yet."""
     return state.timestamp.batch_in_epoch == state.dataloader_len
 
 
 def after_the_epoch(interval: Interval, of_batch: Event, of_epoch: Event) -> Interval:
-    """Let what is due on the last batch of an epoch be due at the end of that epoch.
+    """Delay what is due on the last batch of an epoch to the end of that epoch.
 
-    The outer step of a round comes with that end, so a checkpoint or an evaluation has it then;
-    and there is one of that moment, however often they are made.
+    The outer step of a round happens at the end of the epoch, so a checkpoint or an evaluation then
+    includes it. It is made only once at that time, whatever its interval.
 
     Args:
-        interval: of Composer, which is asked at every ``of_batch`` and ``of_epoch``.
+        interval: interval of Composer, which is called at every ``of_batch`` and ``of_epoch``.
         of_batch: the event at which it may be due after a batch.
         of_epoch: the event at which it may be due after an epoch.
     """

@@ -1,8 +1,9 @@
-"""The places where a library is changed, or used past its public interface: all of them.
+"""All places where a library is changed, or used beyond its public interface.
 
-Each is here because no hook, subclass or registry of the library serves, and says which version it
-was written for and what it works around. It is a module of its own, below all rooms that need it
-(configuration, training, evaluation, data preparation), and imports a library only when called.
+Each patch is here because no hook, subclass or registry of the library serves the purpose. Its
+docstring names the version it was written for and the problem. The packages that use this module
+(configuration, training, evaluation, data preparation) import it; it imports a library only when a
+function is called.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dept.errors import ConfigError
 
 
 def unpickle_metadata_with(unpickler: type[pickle.Unpickler]) -> None:
-    """Let torch read ``.metadata`` of checkpoints in shards with ``unpickler``.
+    """Make torch read ``.metadata`` of sharded checkpoints with ``unpickler``.
 
     torch 2.7.0: ``FileSystemReader.read_metadata`` calls ``pickle.load``, and ``weights_only`` does
     not reach it. A subclass of the reader would not be used: Composer makes its own from a path.
@@ -36,9 +37,9 @@ def unpickle_metadata_with(unpickler: type[pickle.Unpickler]) -> None:
 
 
 def unpickle_resumption_with(unpickler: type[pickle.Unpickler]) -> None:
-    """Let ``composer.checkpoint.load.load_resumption_checkpoint`` read with ``unpickler``.
+    """Make ``composer.checkpoint.load.load_resumption_checkpoint`` read with ``unpickler``.
 
-    Composer 0.32.1: it calls ``pickle.load`` on a path, and takes no reader.
+    Composer 0.32.1: it calls ``pickle.load`` on a path, and accepts no reader.
     https://github.com/mosaicml/composer/pull/3937, merged and not released, restricts it.
     """
     from composer.checkpoint import load
@@ -47,34 +48,34 @@ def unpickle_resumption_with(unpickler: type[pickle.Unpickler]) -> None:
 
 
 def _load_with(module: ModuleType, unpickler: type[pickle.Unpickler]) -> None:
-    """Let what ``module`` knows as pickle load with ``unpickler``, and be pickle otherwise."""
+    """Replace ``pickle`` in ``module`` by a namespace whose loading uses ``unpickler``."""
     names = {**vars(pickle), "load": lambda file, **options: unpickler(file, **options).load()}
     module.pickle = types.SimpleNamespace(**names)  # type: ignore[attr-defined]
 
 
 def refuse_archives() -> None:
-    """Unpack no tar archive with a Python that cannot keep its files inside the target folder.
+    """Refuse to unpack tar archives if this Python cannot keep files inside the target folder.
 
-    Python below 3.10.12 and 3.11.4, hence that of Debian 12, has no ``tarfile.data_filter`` to
-    choose (CVE-2007-4559, PEP 706), and Composer 0.32.1 unpacks checkpoints by ``extractall``.
+    Python below 3.10.12 or 3.11.4, such as that of Debian 12, lacks ``tarfile.data_filter``
+    (CVE-2007-4559, PEP 706), and Composer 0.32.1 unpacks checkpoints with ``extractall``.
     """
 
     def refuse(archive: tarfile.TarFile, *_: Any, **__: Any) -> None:
         raise ConfigError(
             f"{archive.name} is an archive, which Python {platform.python_version()} cannot unpack "
-            f"safely: take Python 3.10.12, 3.11.4, 3.12 or unpack it"
+            f"safely: use Python 3.10.12, 3.11.4, 3.12 or unpack it"
         )
 
     tarfile.TarFile.extractall = refuse  # type: ignore[method-assign]
 
 
 def copy_tasks_to_own_folder() -> None:
-    """Let llm-foundry copy files of in-context-learning tasks to a folder of this job.
+    """Make llm-foundry copy files of in-context-learning tasks to a folder of this job.
 
     llm-foundry 0.22.0: ``build_icl_evaluators`` copies them to the working directory, where it
-    first removes those of other jobs and workers. Its ``destination_dir`` is no key of a yaml, and
-    ``build_evaluators`` does not pass it. The registry of data sets comes too late for it: tasks
-    that have categories are split in that directory before. No issue of this is known.
+    first removes those of other jobs and workers. A yaml cannot set its ``destination_dir``, and
+    ``build_evaluators`` does not pass it. The registry of data sets cannot help: tasks with
+    categories are split in that directory before it is used. No issue of this is known.
     """
     from llmfoundry.utils import builders
 
@@ -88,7 +89,7 @@ def _in_a_folder(build: Callable[..., Any]) -> Callable[..., Any]:
         from composer.utils import dist
 
         folder = [tempfile.mkdtemp(prefix="icl-") if dist.get_global_rank() == 0 else ""]
-        dist.broadcast_object_list(folder)  # ranks of a worker read what the first one copies
+        dist.broadcast_object_list(folder)  # all ranks read the files that the first one copies
         os.makedirs(folder[0], exist_ok=True)
         atexit.register(shutil.rmtree, folder[0], ignore_errors=True)
         return build(*arguments, **{"destination_dir": folder[0], **options})
@@ -97,24 +98,24 @@ def _in_a_folder(build: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def remember_words(encoder: Any, count: int) -> None:
-    """Let a tokenizer keep the tokens of more words.
+    """Enlarge the cache of words of a tokenizer.
 
-    tokenizers 0.21: the size is an argument of the constructor alone, and a tokenizer that is read
-    from a file has been constructed. No issue of this is known.
+    tokenizers 0.21: the size can only be set in the constructor, and a tokenizer that is read from
+    a file is already constructed. No issue of this is known.
 
     Args:
-        encoder: a ``tokenizers.Tokenizer``; models without such a memory stay as they are.
-        count: of words.
+        encoder: a ``tokenizers.Tokenizer``; models without such a cache are unchanged.
+        count: number of words.
     """
     if hasattr(encoder.model, "_resize_cache"):
         encoder.model._resize_cache(count)
 
 
 def run_exit_functions() -> None:
-    """Run what is registered with ``atexit``, at the end of a process that was forked.
+    """Run the functions registered with ``atexit``, at the end of a forked process.
 
-    Python 3.10 to 3.12: ``multiprocessing`` ends such a process without them, and ``atexit`` has no
-    public function that runs them. Composer and Streaming clean up there.
+    Python 3.10 to 3.12: ``multiprocessing`` ends such a process without running them, and
+    ``atexit`` has no public function that does. Composer and Streaming clean up there.
     https://github.com/python/cpython/issues/83856, solved in Python 3.13.
     """
     atexit._run_exitfuncs()

@@ -1,4 +1,4 @@
-"""What a run has learned, read from its checkpoint: for whoever goes on with another run."""
+"""Read the trained parameters of a run from its checkpoint, for another run to start from."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from dept.checkpoint.source_files import FOLDER, SourceFiles
 from dept.checkpoint.trust import know_plain
 from dept.errors import ConfigError
 
-# Of a file that is cut short, is something else, or holds code.
+# Errors of a file that is cut short, of another kind, or holds code.
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint holds of a model."""
+    """The parts of a checkpoint that describe a trained model."""
 
     path: Path
     parameters: Mapping[str, Tensor]
-    """By name; those that the variant keeps private are placeholders."""
+    """Parameters by name; those that the variant keeps private are placeholders."""
 
     tokens: list[str] | None
-    """Of the tokenizer that the model was built with, in the order of their ids."""
+    """Tokens of the tokenizer that the model was built with, in the order of their ids."""
 
     identity: Mapping[str, Any] | None
-    """Of a run of DEPT: its variant, sources, hashes of their tokenizers."""
+    """Of a run of DEPT: its variant, its sources, and the hashes of their tokenizers."""
 
     tokens_trained: Mapping[str, int]
     """By source, of a run of DEPT."""
@@ -44,18 +44,18 @@ class Trained:
     """Outer steps, or epochs, that the parameters have seen."""
 
     source_rounds: Mapping[str, int]
-    """By source, of a run of DEPT: the last round that it was trained in, which its file must be
-    of; in mid-round too, since a file holds the private embedding as its round found it."""
+    """Of a run of DEPT, by source: the last round that it was trained in. Its file must be of that
+    round, in mid-round too, since it holds the private embedding from the start of the round."""
 
     model_config: Mapping[str, Any]
-    """Of the model as a transformers config; empty if the checkpoint has none."""
+    """The model's transformers config; empty if the checkpoint has none."""
 
     tokenizer: Mapping[str, Any]
     """Files of the tokenizer that the model was built with, as JSON by name; may be empty."""
 
     @property
     def corpus(self) -> str | None:
-        """Name of the corpus, as ``config.yaml`` of the run says; ``None`` if that is not there."""
+        """Name of the corpus in ``config.yaml`` of the run; ``None`` if there is no such file."""
         file = self.path.parent.parent / "config.yaml"
         config: Any = OmegaConf.load(file) if file.is_file() else {}
         return (config.get("train_loader") or {}).get("corpus")
@@ -66,10 +66,10 @@ class Trained:
         return self.identity and self.identity["variant"]
 
     def private(self) -> dict[str, dict[str, Tensor]]:
-        """Private parameters by source and name, of the sources that were trained.
+        """Private parameters of the trained sources, by source and name.
 
         Raises:
-            ConfigError: files of sources are not beside the checkpoint, or it has none.
+            ConfigError: the files of sources are not beside the checkpoint, or it has none.
         """
         if self.identity is None:
             raise ConfigError(
@@ -83,22 +83,22 @@ class Trained:
             except _UNREADABLE as error:
                 raise ConfigError(
                     f"{files.folder / source} holds a file that cannot be read "
-                    f"({str(error).splitlines()[0]}): bring it anew"
+                    f"({str(error).splitlines()[0]}): copy it again"
                 ) from error
             here = 0 if state is None else state["last_round"]
             needed = self.source_rounds.get(source, 0)
             if here != needed:
                 others.append(
                     f"{files.folder / source} has {source} as of round {here}, and "
-                    f"{self.path.name} belongs to its file of round {needed}: bring that one to "
-                    f"where it is"
+                    f"{self.path.name} belongs to its file of round {needed}: copy that file to "
+                    f"this folder"
                 )
             if state is not None and state["slots"]["private"]:
                 found[source] = state["slots"]["private"]
         if not found:
             raise ConfigError(
-                f"{files.folder} holds no private embeddings: bring it to where {self.path.name} "
-                f"is, or choose a run of spec or spec_opt"
+                f"{files.folder} holds no private embeddings: copy it beside {self.path.name}, "
+                f"or choose a run of spec or spec_opt"
             )
         if others:
             raise ConfigError(others[0])
@@ -112,7 +112,7 @@ def read_trained(path: str | Path) -> Trained:
         path: a file, or a folder of checkpoints.
 
     Raises:
-        ConfigError: it is no checkpoint, is cut short, or holds other than plain data.
+        ConfigError: it is not a checkpoint, is cut short, or holds more than plain data.
     """
     file = find_checkpoint(path)
     if zipfile.is_zipfile(file) and not is_whole(file):
@@ -145,7 +145,7 @@ def read_trained(path: str | Path) -> Trained:
 
 
 def tokens_of(tokenizer: Mapping[str, Any]) -> list[str]:
-    """The tokens of what a ``tokenizer.json`` holds, in the order of their ids."""
+    """The tokens of a parsed ``tokenizer.json``, in the order of their ids."""
     vocabulary = tokenizer["model"]["vocab"]
     if isinstance(vocabulary, Mapping):
         return sorted(vocabulary, key=vocabulary.__getitem__)
@@ -153,5 +153,5 @@ def tokens_of(tokenizer: Mapping[str, Any]) -> list[str]:
 
 
 def _counts(timestamp: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Composer's counts of epochs, which are our rounds, and batches; it nests them or not."""
+    """Composer's counts of epochs (our rounds) and batches, which may or may not be nested."""
     return (timestamp or {}).get("Timestamp", timestamp) or {}

@@ -1,4 +1,4 @@
-"""Checkpoints at a remote address: the newest complete one is brought here before training."""
+"""Checkpoints at a remote address: the newest complete one is fetched before training."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from dept.errors import ConfigError
 
 
 def checkpoints_among(names: Iterable[str]) -> list[str]:
-    """Names of checkpoints, in the order in which training came to them."""
+    """Names of checkpoints, in the order of training."""
     return sorted((n for n in names if CHECKPOINT.fullmatch(n)), key=progress)
 
 
 def states_at(remote: RemoteFolder, source: str) -> list[tuple[int, int]]:
-    """The states of a source that are there, ascending."""
+    """The states of a source at the remote address, ascending."""
     inside = (name.removeprefix(f"{FOLDER}/") for name in remote.names if "/" in name)
     return states_among(inside, source)
 
 
 def bring(remote: RemoteFolder, *, with_sources: bool) -> list[str]:
-    """Bring the newest complete checkpoint, unless one here is as new, for ``autoresume``.
+    """Fetch the newest complete checkpoint for ``autoresume``, unless a local one is as new.
 
     Args:
-        remote: of the run; what is here must have been made whole by :func:`recover`.
-        with_sources: the files of its sources too.
+        remote: remote folder of the run; :func:`recover` must have repaired the local one.
+        with_sources: whether to fetch the files of its sources too.
 
     Returns:
-        A sentence for each checkpoint that is left out, and for the one that was brought.
+        A sentence for each checkpoint that is left out, and for the one that was fetched.
 
     Raises:
         ConfigError: the address cannot be used.
     """
     said: list[str] = []
-    for left in remote.folder.glob("*.fetched"):  # by a killed process
+    for left in remote.folder.glob("*.fetched"):  # left by a killed process
         left.unlink()
     here = max((progress(p.name) for *_, p in numbered_checkpoints(remote.folder)), default=None)
     for name in reversed(checkpoints_among(remote.names)):
@@ -52,7 +52,11 @@ def bring(remote: RemoteFolder, *, with_sources: bool) -> list[str]:
 
 
 def bring_states(remote: RemoteFolder, source: str, round_index: int) -> bool:
-    """Bring what a checkpoint in ``round_index`` may read of a source; whether all is whole."""
+    """Fetch the files of a source that a checkpoint in ``round_index`` may read.
+
+    Returns:
+        Whether all of them are complete.
+    """
     for state in read_by(states_at(remote, source), round_index):
         name = f"{FOLDER}/{name_of(source, state)}"
         path = remote.folder / name
@@ -65,7 +69,7 @@ def bring_states(remote: RemoteFolder, source: str, round_index: int) -> bool:
 
 
 def _bring(remote: RemoteFolder, name: str, with_sources: bool) -> str | None:
-    """Bring a checkpoint, which gets its name last; why it is not complete, if so."""
+    """Fetch a checkpoint, which gets its name last; returns why it is incomplete, if it is."""
     round_index, _ = progress(name)
     sources = {n.split("/")[1] for n in remote.names if n.startswith(f"{FOLDER}/")}
     for source in sorted(sources) if with_sources else ():

@@ -1,7 +1,7 @@
-"""A folder at a remote address, as Composer's object stores know them: what is in it, and uploads.
+"""A remote folder in one of Composer's object stores: its files, and uploads to it.
 
-Files are sent in the order they are given, by a thread beside training. One that cannot be sent
-holds up those after it, so that nothing is there without what it refers to.
+A thread uploads files in the order given, while training continues. A file that cannot be sent
+delays those after it, so that no file is there without the files it refers to.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from composer.utils import ObjectStore
 
 ATTEMPTS = 4
-"""How often a transfer is tried, beside what the client of the service tries by itself."""
+"""Attempts of a transfer, in addition to the retries of the service's client."""
 
 PAUSE = 1.0
-"""Seconds before the second attempt; twice as long before each one after it."""
+"""Seconds before the second attempt; doubled before each further one."""
 
 PATIENCE = 300.0
-"""Seconds that a checkpoint waits for files of other workers to be there."""
+"""Seconds that a checkpoint waits for the files of other workers."""
 
 _WRITTEN_BY_COMPOSER = ".credentials_validated_successfully"
 
@@ -40,11 +40,11 @@ class RemoteFolder:
     """A local folder and the remote one that it is sent to, with the same names in both.
 
     Args:
-        folder: local; may not exist.
+        folder: local folder; may not exist.
         address: any that Composer has an object store for, such as ``s3://bucket/folder``.
 
     Attributes:
-        unsent: why the first of the files that wait could not be sent, if so.
+        unsent: why the first waiting file could not be sent; ``None`` if there is no error.
     """
 
     def __init__(self, folder: str | Path, address: str) -> None:
@@ -59,25 +59,25 @@ class RemoteFolder:
 
     @property
     def names(self) -> frozenset[str]:
-        """Names of the files in the folder: as listed at first, and changed by this process since.
+        """Names of the remote files: the first listing, with the changes of this process since.
 
         Raises:
-            ConfigError: it cannot be listed.
+            ConfigError: the folder cannot be listed.
         """
         if self._names is None:
             self._names = self._listed()
         return frozenset(self._names)
 
     def list_again(self) -> None:
-        """Learn what other workers have changed since; nothing is to be under way here.
+        """List the folder again for changes of other workers; no transfer may be in progress.
 
-        If it cannot be listed now, what was known of it stays.
+        If it cannot be listed now, the previous listing stays.
         """
         with contextlib.suppress(ConfigError):
             self._names = self._listed()
 
     def check(self) -> None:
-        """Find out before training whether files can be written there.
+        """Test before training whether files can be written to the remote folder.
 
         Raises:
             ConfigError: they cannot.
@@ -92,7 +92,7 @@ class RemoteFolder:
             raise self._unreachable(error) from error
 
     def fetch(self, name: str, as_name: str | None = None) -> Path:
-        """Bring a file here, under its name, or another, when all of it is.
+        """Fetch a file, which gets its name, or ``as_name``, when it is complete.
 
         Raises:
             ConfigError: it cannot be fetched.
@@ -111,26 +111,26 @@ class RemoteFolder:
     # --- sending ----------------------------------------------------------------------------------
 
     def send(self, name: str, needs: Collection[str] = ()) -> None:
-        """Let a file be sent after those before it, and when ``needs``, of others, are there."""
+        """Queue a file to be sent after earlier ones, and after ``needs`` of other workers."""
         self._enqueue("send", name, tuple(needs))
 
     def remove(self, names: Iterable[str]) -> None:
-        """Let files be removed, in the same order; of stores that Composer can remove from."""
+        """Queue files to be removed, if Composer can remove files of this kind of store."""
         for name in names:
             self._enqueue("remove", name)
 
     def link(self, name: str, target: str) -> None:
-        """Let ``name.symlink`` name a file, as Composer has it for ``load_path``."""
+        """Queue a file ``name.symlink`` that names ``target``, for Composer's ``load_path``."""
         self._enqueue("link", f"{name}.symlink", (target,))
 
     def wait(self) -> bool:
-        """Wait until all is sent, or one could not be; whether all is."""
+        """Wait until all files are sent or one fails; returns whether all were sent."""
         while (thread := self._thread) is not None:
             thread.join()
         return not self._queue
 
     def wait_for(self, names: Collection[str]) -> None:
-        """Wait until these are sent, or one could not be."""
+        """Wait until these files are sent, or one fails."""
         while (thread := self._thread) is not None and self._waits(names):
             thread.join(0.05)
 
@@ -157,9 +157,11 @@ class RemoteFolder:
             except Exception as error:  # each service has its own
                 self.unsent = (
                     f"{self.address}/{name} could not be written ({_reason(error)}): what was "
-                    f"there is kept, and this one is in {self.folder}; mend the connection"
+                    f"there is kept, and this one is in {self.folder}; check the connection"
                 )
-                log.warning(f"{self.unsent}: training goes on, and it is tried again with the next")
+                log.warning(
+                    f"{self.unsent}: training continues, and it is tried again with the next"
+                )
                 with self._lock:
                     self._thread = None
                 return
@@ -168,7 +170,7 @@ class RemoteFolder:
 
     def _send(self, name: str, needs: tuple[str, ...]) -> None:
         self._wait_for(needs)
-        if (self.folder / name).is_file():  # else it was not sent before it was out of date
+        if (self.folder / name).is_file():  # otherwise it was outdated before it was sent
             self._upload(name, self.folder / name)
 
     def _link(self, name: str, target: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What an earlier process left of a run: torn checkpoints, other settings, or a finished run."""
+"""The folder of a run as an earlier process left it: its checkpoints, settings and lock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dept.checkpoint import durable
 from dept.checkpoint.source_files import FOLDER, SourceFiles
 from dept.errors import ConfigError
 
-# What shapes the numbers of a run. A resumed run must not change it.
+# Settings that change the numbers of a run. A resumed run must not change them.
 SHAPING = (
     "seed",
     "model",
@@ -31,8 +31,8 @@ SHAPING = (
     "callbacks.active_forgetting",
 )
 
-# Where data comes from, how much of it is kept, and how long to wait, are a machine's affair; what
-# is evaluated changes nothing that is trained. A run that stopped at a fault may go on without it.
+# Where data comes from, how much of it is kept and how long to wait depend on the machine. What is
+# evaluated does not change training. A run that stopped at a fault may continue with `leave_out`.
 _NOT_SHAPING = (
     "train_loader.remote",
     "train_loader.cache_limit",
@@ -44,23 +44,23 @@ _NOT_SHAPING = (
     "algorithms.dept.outlier_multiple",
 )
 
-# Several workers count other batches than one, and write -w<workers> in the names.
+# Batch counts depend on the number of workers, so names have -w<workers> if there are several.
 CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)(?:-w(\d+))?-rank\d+\.pt")
 
 
 def checkpoint_name(workers: int) -> str:
-    """``save_filename`` of a job: names of one number of workers never meet those of another."""
+    """``save_filename`` of a job; different numbers of workers have different names."""
     return "ep{epoch}-ba{batch}" + (f"-w{workers}" if workers > 1 else "") + "-rank{rank}.pt"
 
 
 def folder_of(config: Mapping[str, Any]) -> Path:
-    """Where the callback ``run_files`` writes ``config.yaml`` and ``summary.json`` of a run."""
+    """The folder of ``config.yaml`` and ``summary.json``, which ``run_files`` writes."""
     options = (config.get("callbacks") or {}).get("run_files") or {}
     return Path(options.get("folder", "runs/{run_name}").format(run_name=config.get("run_name")))
 
 
 def checkpoints_of(config: Mapping[str, Any]) -> Path | None:
-    """The local folder of checkpoints; that of the run, where ``save_folder`` is remote."""
+    """The local folder of checkpoints; in the folder of the run, if ``save_folder`` is remote."""
     folder = config.get("save_folder")
     if remote_of(config) is not None:
         return folder_of(config) / "checkpoints"
@@ -81,14 +81,14 @@ def progress(name: str) -> tuple[int, int]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint: the file itself, or the newest one of a folder of checkpoints.
+    """Find a checkpoint: the file itself, or the newest one in a folder of checkpoints.
 
     Raises:
         ConfigError: there is none.
     """
     path = Path(path)
     if path.is_file():
-        return path.resolve()  # a link to it is not beside the files of its sources
+        return path.resolve()  # the files of its sources are beside the file, not beside a link
     numbered = numbered_checkpoints(path)
     if not numbered:
         raise ConfigError(
@@ -99,11 +99,11 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def hold(folder: str | Path, wait: float = 60.0) -> AcquireReturnProxy[FileLock]:
-    """Hold a run, so that no other job writes to it, until the lock is released or this job ends.
+    """Lock a run, so that no other job writes to it, until the release or the end of this job.
 
     Args:
-        folder: of the run; made if it is not there.
-        wait: seconds for an earlier job to end: one whose launcher was killed takes a moment.
+        folder: folder of the run; made if it does not exist.
+        wait: seconds to wait for an earlier job, since one whose launcher was killed ends late.
 
     Returns:
         A context that releases the lock, as does its ``lock.release()``.
@@ -127,7 +127,8 @@ def hold(folder: str | Path, wait: float = 60.0) -> AcquireReturnProxy[FileLock]
 def numbered_checkpoints(folder: str | Path) -> list[tuple[int, int, Path]]:
     """Round, batch and path of the checkpoints in a folder, in the order they were taken.
 
-    Within a round, batches of different numbers of workers cannot be compared, but times can.
+    Within a round, batch counts of different numbers of workers cannot be compared, so the order is
+    that of the times of the files.
     """
     matches = [(CHECKPOINT.fullmatch(path.name), path) for path in Path(folder).glob("ep*.pt")]
     found = [(int(match[1]), int(match[2]), path) for match, path in matches if match]
@@ -135,17 +136,17 @@ def numbered_checkpoints(folder: str | Path) -> list[tuple[int, int, Path]]:
 
 
 def recover(save_folder: str | Path) -> list[Path]:
-    """Make a folder of checkpoints whole after a process was killed in it, for ``autoresume``.
+    """Repair a folder of checkpoints after a process was killed, for ``autoresume``.
 
-    Looks for the newest checkpoint that is as it was written, by checksum, with the files of its
-    sources, and lets the link ``latest-rank0.pt``, which Composer goes on from, point to it. What
-    is cut short or altered is set aside as ``*.torn``; so are checkpoints that need it.
+    Finds the newest checkpoint whose file, and the files of its sources, pass their checksums, and
+    points the link ``latest-rank0.pt``, from which Composer resumes, to it. Files that are cut
+    short or altered are renamed to ``*.torn``, and so are checkpoints that need them.
 
     Args:
         save_folder: local folder of a run's checkpoints; may not exist.
 
     Returns:
-        The files that were set aside, under their new names.
+        The new paths of the files that were renamed.
     """
     folder, aside = Path(save_folder), []
     durable.sweep(folder)
@@ -171,12 +172,12 @@ def recover(save_folder: str | Path) -> list[Path]:
 def refuse_other_settings(
     config: Mapping[str, Any], stored: Path, shaping: Sequence[str] = SHAPING
 ) -> None:
-    """Refuse to go on with a run whose settings were others.
+    """Refuse to resume a run that began with other settings.
 
     Args:
         config: the resolved config, as llm-foundry will have it.
         stored: ``config.yaml`` of the run; may not exist.
-        shaping: the settings that it must not differ in.
+        shaping: the settings that must be equal.
 
     Raises:
         ConfigError: a setting that shapes the numbers differs.

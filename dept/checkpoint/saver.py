@@ -1,4 +1,4 @@
-"""Composer's checkpoints, so that there always is a whole one, whatever happens meanwhile."""
+"""Composer's checkpoint saver, extended so that a complete checkpoint exists at any time."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from dept.log import log
 
 
 class Checkpoints(CheckpointSaver):
-    """Composer's saver of checkpoints, for disks that fill up and processes that die.
+    """Composer's checkpoint saver, robust against full disks and killed processes.
 
     * A checkpoint gets its name when all of it is on disk.
-    * One that cannot be written (a full disk) is given up with a warning, and training goes on
-      to the next; but the last one of a run must be written, or the run fails.
-    * After SIGTERM one is taken before the end.
-    * ``num_checkpoints_to_keep`` counts those from before the run was resumed, too.
-    * To a remote folder it is sent in a thread, while training goes on until the next one is due.
-      What cannot be sent is said, and tried again then; but the last one of a run must be.
+    * If one cannot be written (a full disk), it is skipped with a warning, and training continues
+      to the next one. The last one of a run must be written, or the run fails.
+    * After SIGTERM a checkpoint is taken before the run ends.
+    * ``num_checkpoints_to_keep`` also counts checkpoints from before the run was resumed.
+    * A thread uploads a checkpoint to a remote folder, while training continues until the next one
+      is due. A failed upload is logged, and tried again with the next one. The last one of a run
+      must be uploaded, or the run fails.
 
     Args:
-        folder: where to write, on this machine.
-        filename: of checkpoints, as llm-foundry names them by default.
-        latest_filename: of the link to the newest.
+        folder: local folder to write to.
+        filename: name of checkpoints, by default that of llm-foundry.
+        latest_filename: name of the link to the newest.
         remote: address that checkpoints are sent to: a ``save_folder`` such as ``s3://...``.
-        options: other ones of Composer's ``CheckpointSaver``.
+        options: other options of Composer's ``CheckpointSaver``.
 
     Attributes:
-        needs: names of files that must be at the remote address before a checkpoint is.
+        needs: names of files that must be at the remote address before a checkpoint is sent.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Checkpoints(CheckpointSaver):
         if remote is not None and dist.get_global_rank() == 0:
             self.remote = RemoteFolder(folder, remote)
             if self.num_checkpoints_to_keep == 0:
-                self.num_checkpoints_to_keep = 1  # it must be here until it is sent
+                self.num_checkpoints_to_keep = 1  # it must stay on this disk until it is sent
         self._scheduled = after_the_epoch(
             self.save_interval, Event.BATCH_CHECKPOINT, Event.EPOCH_CHECKPOINT
         )
@@ -81,7 +82,7 @@ class Checkpoints(CheckpointSaver):
                 for epoch, batch, path in numbered_checkpoints(folder)
                 if epoch <= now.epoch.value and batch <= now.batch.value
             ]
-            self._send_newest()  # an earlier process may have ended before it had
+            self._send_newest()  # an earlier process may have ended before it sent the file
             self._sent_at_the_end(state)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -113,14 +114,14 @@ class Checkpoints(CheckpointSaver):
         except NotSaved as error:
             if _is_the_end(state):
                 raise
-            log.warning(f"{error}: training goes on")
+            log.warning(f"{error}: training continues")
             return
         self._forget_old()
         self._send_newest()
         self._sent_at_the_end(state)
 
     def _save_whole(self, state: State, logger: Logger) -> None:
-        """As Composer's own for a checkpoint in one file, which has its name once it is whole."""
+        """Save as Composer does for a checkpoint in one file, which gets its name last."""
         self.last_checkpoint_batch = state.timestamp.batch
         path = self.filename.format(state)
         self.all_saved_checkpoints_to_timestamp[path] = state.timestamp  # the file itself lists it
@@ -136,7 +137,7 @@ class Checkpoints(CheckpointSaver):
             self._rotate_checkpoints()
 
     def _offer(self, path: str, state: State, logger: Logger) -> None:
-        """Give the checkpoint, and a link to it, to loggers that upload files."""
+        """Pass the checkpoint, and a link to it, to loggers that upload files."""
         name = self.remote_file_name.format(state).lstrip("/")
         logger.upload_file(remote_file_name=name, file_path=path, overwrite=self.overwrite)
         link = Path(self.tmp_dir_for_symlink.name, "latest.symlink")
@@ -147,17 +148,17 @@ class Checkpoints(CheckpointSaver):
 
     def _sent_at_the_end(self, state: State) -> None:
         if self.remote is not None and _is_the_end(state) and not self.remote.wait():
-            raise NotSaved(f"{self.remote.unsent}; the same command goes on from there")
+            raise NotSaved(f"{self.remote.unsent}; the same command resumes from there")
 
     def _forget_old(self) -> None:
-        """Drop names of checkpoints that are gone, which Composer keeps in every checkpoint."""
+        """Drop the names of removed checkpoints, which Composer lists in every checkpoint."""
         for name in [*self.all_saved_checkpoints_to_timestamp][
             : -max(len(self.saved_checkpoints), 1)
         ]:
             del self.all_saved_checkpoints_to_timestamp[name]
 
     def _send_newest(self) -> None:
-        """Let the newest checkpoint be sent if it is not there, and older ones be removed."""
+        """Queue the newest checkpoint for upload if it is missing, and older ones for removal."""
         if self.remote is None or not self.saved_checkpoints:
             return
         there = checkpoints_among(self.remote.names)
@@ -176,16 +177,16 @@ def _is_the_end(state: State) -> bool:
 
 
 def save_whole(state: State, filename: str, **options: Any) -> bool:
-    """Composer's ``save_checkpoint``, to a file that is whole or as it was before.
+    """Call Composer's ``save_checkpoint``; on failure the file is unchanged.
 
     Returns:
-        Whether the disk took it; the same on all ranks.
+        Whether it was written; the same on all ranks.
     """
     saved = True
     try:
         _write(state, filename, **options)
     except NotSaved as error:
-        log.warning(f"{error}: training goes on")
+        log.warning(f"{error}: training continues")
         saved = False
     return all(dist.all_gather_object(saved))
 
@@ -194,7 +195,7 @@ def _write(state: State, filename: str, **options: Any) -> None:
     """Let Composer write under a temporary name.
 
     Raises:
-        NotSaved: on the first rank, that the disk did not take it; the others come past it alike.
+        NotSaved: on the first rank, if the disk did not take it; other ranks pass the same barrier.
     """
     if dist.get_global_rank() > 0 or state.fsdp_sharded_state_dict_enabled:
         checkpoint.save_checkpoint(state, filename, **options)
@@ -208,7 +209,7 @@ def _write(state: State, filename: str, **options: Any) -> None:
         if not _is_of_the_disk(error):
             raise
         if not is_past:
-            dist.barrier()  # at which the other ranks wait for the file
+            dist.barrier()  # the other ranks wait here for the file
         reason = str(error).splitlines()[0]
         raise NotSaved(
             f"{filename} could not be written ({reason}), the checkpoint before it is kept; "
@@ -217,5 +218,5 @@ def _write(state: State, filename: str, **options: Any) -> None:
 
 
 def _is_of_the_disk(error: Exception) -> bool:
-    """Whether a write failed: torch's own error for it comes from its writer of archives."""
+    """Whether the error is a failed write; torch raises its own from its archive writer."""
     return isinstance(error, OSError) or "inline_container" in str(error)

@@ -1,4 +1,4 @@
-"""Ending in order when a scheduler says so: SIGTERM asks for a checkpoint first."""
+"""Orderly end after SIGTERM, as schedulers send it: a checkpoint is taken first."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dept.transport.launcher import GRACE
 
 
 class StopOnSigterm(Callback):
-    """Ends training after SIGTERM, at the next moment at which checkpoints are taken.
+    """Ends training after SIGTERM, at the next point where checkpoints are taken.
 
-    Whoever saves asks :meth:`asked` whether to do so first. One outside of training ends at once,
-    as does another one once there was time to save: a launcher sends its own as soon as the first
-    of its processes has ended.
+    Callbacks that save call :meth:`asked` to know whether to save first. A SIGTERM outside of
+    training ends the process at once. So does a second one after the checkpoint, since a launcher
+    sends SIGTERM as soon as the first of its processes has ended.
     """
 
     def __init__(self) -> None:
@@ -34,9 +34,9 @@ class StopOnSigterm(Callback):
     def asked(self, state: State, event: Event) -> bool:
         """Whether any process of this world has been asked to end; the same on all of them.
 
-        All of them must ask, at the same event. After the last batch of an epoch, it waits for the
-        other workers: if all come, the end of the epoch follows, and what is saved then has the
-        outer step of the round in it. If one of them stops instead, this worker stops here.
+        All of them must call this at the same event. After the last batch of an epoch, it waits for
+        the other workers. If all arrive, the end of the epoch follows, and the checkpoint then
+        includes the outer step of the round. If one of them stops instead, this worker stops here.
         """
         now = (event, state.timestamp.batch.value)
         if self._decided is None or self._decided[0] != now:
@@ -62,10 +62,10 @@ class StopOnSigterm(Callback):
         return received
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        # llm-foundry lets savers of checkpoints come last; where there is one, it ends the run.
+        # llm-foundry puts checkpoint savers last; if there is one, it ends the run.
         self._ends = not any(isinstance(c, CheckpointSaver) for c in state.callbacks)
         self._before = signal.signal(signal.SIGTERM, self._receive)
-        if ends_epoch(state):  # a worker that is resumed there trains no batch
+        if ends_epoch(state):  # a worker that is resumed at this point trains no batch
             self.end_if_asked(state, Event.BATCH_CHECKPOINT)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -80,7 +80,7 @@ class StopOnSigterm(Callback):
         signal.signal(signal.SIGTERM, self._before)
 
     def end_if_asked(self, state: State, event: Event) -> None:
-        """End the process in order, with the status of SIGTERM."""
+        """End the process in an orderly way, with the exit status of SIGTERM."""
         if self.asked(state, event):
             signal.signal(signal.SIGTERM, self._before)
             sys.exit(128 + signal.SIGTERM)

@@ -1,10 +1,10 @@
-"""Files of sources: what only its worker knows of a source, in a file of its own.
+"""Files of sources: the state of each source, which only its worker has.
 
-``<folder>/<source>/round<r>-step<s>.pt`` is all there is of a source after ``s`` local steps of
-round ``r`` (from 0), beside the global parameters: those of a checkpoint of the same round. Until
-a round ends, sources know nothing of each other, so files of one round fit together whatever
-their steps, and whoever wrote them. That is why no worker waits for another to make a checkpoint
-in mid-round, and why any number of workers can go on from it.
+``<folder>/<source>/round<r>-step<s>.pt`` holds the whole state of a source after ``s`` local steps
+of round ``r`` (from 0), except the global parameters, which are in a checkpoint of the same round.
+Sources are independent until a round ends, so files of one round fit together whatever their steps,
+and whichever worker wrote them. Therefore no worker waits for another to make a checkpoint in
+mid-round, and any number of workers can resume from it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from dept.checkpoint import durable
 
 FOLDER = "sources"
-"""Name of the folder, beside the checkpoints that it belongs to."""
+"""Name of the folder, beside the checkpoints that its files belong to."""
 
 _NAME = re.compile(r"round(\d+)-step(\d+)\.pt")
 
@@ -28,7 +28,7 @@ State = tuple[int, int]
 
 
 def name_of(source: str, state: State) -> str:
-    """Where the file of a state is, below the folder of all sources."""
+    """Path of the file of a state, relative to the folder of all sources."""
     return f"{source}/round{state[0]}-step{state[1]}.pt"
 
 
@@ -39,19 +39,19 @@ def states_among(names: Iterable[str], source: str) -> list[State]:
 
 
 def read_by(states: Sequence[State], round_index: int) -> list[State]:
-    """Which of a source's states a checkpoint in ``round_index`` may read; of none, nothing."""
+    """The states of a source that a checkpoint in ``round_index`` may read."""
     before = [state for state in states if state[0] <= round_index]
     starts = [at for at, (_, step) in enumerate(before) if step == 0]
     return before[starts[-1] :] if starts else before
 
 
 def outdated(states: Sequence[State], oldest_round: int, steps_to_keep: int) -> list[State]:
-    """Which states no checkpoint needs any more.
+    """The states that no checkpoint needs any more.
 
     Args:
-        states: of a source, ascending.
+        states: states of a source, ascending.
         oldest_round: round of the oldest checkpoint that is kept.
-        steps_to_keep: how many of the newest files of one round to keep, beside its first.
+        steps_to_keep: how many of the newest files of one round to keep, in addition to its first.
     """
     before = [state for state in states if state <= (oldest_round, 0)][:-1]
     newest_round = states[-1][0] if states else 0
@@ -73,7 +73,7 @@ class SourceFiles:
         """Write a file that is whole or not there, whenever the process dies."""
         path = self._path(source, round_index, step)
         with durable.replacing(path) as temporary, open(temporary, "wb") as file:
-            torch.save(dict(state), file)  # given a path, torch would write its name inside
+            torch.save(dict(state), file)  # with a path, torch would write its name into the file
         return path
 
     def read(self, source: str, round_index: int, step: int | None = None) -> dict[str, Any] | None:
@@ -81,12 +81,12 @@ class SourceFiles:
 
         Args:
             source: its name.
-            round_index: that of the checkpoint; states of earlier rounds fit as well, if the
+            round_index: round of the checkpoint; states of earlier rounds fit as well, if the
                 source was not drawn since.
-            step: take none of this round after this step; any by default.
+            step: the latest step of this round that may be read; any by default.
 
         Returns:
-            What was written; ``None`` if there is nothing.
+            The state that was written; ``None`` if there is none.
 
         Raises:
             ValueError: the file is not as it was written.
@@ -101,9 +101,9 @@ class SourceFiles:
         return self.load(source, max(states))
 
     def load(self, source: str, state: State) -> dict[str, Any]:
-        """What was written of a source at one state.
+        """Read the file of a source with the given round and step.
 
-        Looks for the file by its name alone: lists of a shared folder may be a minute old.
+        It opens the file by its name, since listings of a shared folder may be a minute old.
 
         Raises:
             ValueError: the file is missing, or is not as it was written.
@@ -112,16 +112,16 @@ class SourceFiles:
         if not durable.is_whole(path):
             raise ValueError(
                 f"{path} is cut short or was altered since it was written: remove it and the "
-                f"checkpoints after it, to go on from an earlier one"
+                f"checkpoints after it, to resume from an earlier one"
             )
         return torch.load(path, map_location="cpu", weights_only=True)
 
     def torn(self, round_index: int) -> tuple[list[Path], bool]:
-        """What a checkpoint in round ``round_index`` would read, and is not as it was written.
+        """Find damaged files that a checkpoint in round ``round_index`` would read.
 
         Returns:
-            ``(torn, is_enough)``: those files, of all sources, and whether the checkpoint can do
-            without: where an earlier state of the same round is there to go on from.
+            ``(torn, is_enough)``: the damaged files of all sources, and whether the checkpoint can
+            be resumed without them, from an earlier state of the same round.
         """
         torn, is_enough = [], True
         for folder in self.folder.glob("*/"):
@@ -144,12 +144,12 @@ class SourceFiles:
         self._path(source, *state).unlink(missing_ok=True)
 
     def prune(self, source: str, *, oldest_round: int, steps_to_keep: int) -> None:
-        """Remove what no checkpoint needs any more, by :func:`outdated`."""
+        """Remove the files that no checkpoint needs any more (:func:`outdated`)."""
         for state in outdated(self.states(source), oldest_round, steps_to_keep):
             self.remove(source, state)
 
     def sweep(self, sources: Sequence[str]) -> None:
-        """Remove the torn beginnings of files that a killed process left; of its sources only."""
+        """Remove partial files of these sources that a killed process left."""
         for source in sources:
             durable.sweep(self.folder / source)
 

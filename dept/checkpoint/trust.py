@@ -1,10 +1,10 @@
-"""Checkpoints and tokenizers from elsewhere are data: nothing in them is run.
+"""Checkpoints and tokenizers from elsewhere are data: no code in them is run.
 
 Composer 0.32.1 reads checkpoints with ``torch.load(weights_only=False)``, and states to resume from
-with ``pickle.load``; both run whatever a pickle names. ``guard`` and ``guard_resumption`` close
-that for a whole process, as Composer's later pull request 3937 does, wherever a checkpoint comes
-from: ``autoresume``, ``load_path``, a bucket, an archive, shards of FSDP. ``refuse_code`` says it
-in a sentence for files on this machine, before training.
+with ``pickle.load``; both run any code that a pickle names. ``guard`` and ``guard_resumption``
+prevent this in the whole process, as Composer's later pull request 3937 does, for any origin of a
+checkpoint: ``autoresume``, ``load_path``, a bucket, an archive, shards of FSDP. ``refuse_code``
+refuses files on this machine before training, in one sentence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dept.errors import ConfigError
 # What an array of numpy is rebuilt by; numpy 1 had it under another name.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 
-# What Composer's checkpoints hold beside tensors and plain containers; nothing here runs code.
+# What Composer's checkpoints hold besides tensors and plain containers; none of it runs code.
 PLAIN = [
     datetime.timedelta,
     TorchVersion,
@@ -44,7 +44,7 @@ PLAIN = [
     codecs.encode,
 ]
 
-# What the file `.metadata` of a checkpoint in shards (FSDP) names, beside its descriptions.
+# What the file `.metadata` of a sharded checkpoint (FSDP) names, besides its descriptions.
 _OF_METADATA = {
     ("collections", "OrderedDict"),
     ("pathlib", "PosixPath"),
@@ -70,7 +70,7 @@ _OF_RESUMPTION = {
 }
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_MEND = f"if you trust who made it, set {FORCE}=0 in the environment"
+_FIX = f"if you trust who made it, set {FORCE}=0 in the environment"
 
 
 class CodeRefused(pickle.UnpicklingError):
@@ -78,15 +78,15 @@ class CodeRefused(pickle.UnpicklingError):
 
 
 def guard() -> None:
-    """Let this process, and those that it starts, take nothing but plain data from checkpoints.
+    """Make this process, and those that it starts, read only plain data from checkpoints.
 
-    The environment may say otherwise: ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=0``.
+    ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=0`` in the environment turns this off.
     """
     os.environ.setdefault(FORCE, "1")
     if not _is_forced():
         return
     know_plain()
-    # Composer unpacks a checkpoint that is an archive; no file of it may go elsewhere.
+    # Composer unpacks a checkpoint that is an archive; its files must stay in the target folder.
     if hasattr(tarfile, "data_filter"):
         tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # type: ignore
     else:
@@ -95,7 +95,7 @@ def guard() -> None:
 
 
 def guard_resumption() -> None:
-    """The same for what Composer pickles itself; apart, since this imports Composer."""
+    """Restrict files that Composer pickles itself; separate, since this imports Composer."""
     if _is_forced():
         library_patches.unpickle_resumption_with(_Resumption)
 
@@ -105,15 +105,15 @@ def _is_forced() -> bool:
 
 
 def know_plain() -> None:
-    """Let ``weights_only`` take PLAIN, from here on.
+    """Let ``weights_only`` accept PLAIN for the rest of the process.
 
-    Not ``torch.serialization.safe_globals``, which in its end forgets what was known before, too.
+    ``torch.serialization.safe_globals`` is not used: at its end it also drops earlier entries.
     """
     torch.serialization.add_safe_globals(PLAIN)
 
 
 class _Metadata(pickle.Unpickler):
-    """Of a checkpoint in shards: takes descriptions of tensors alone."""
+    """Reads the metadata of a sharded checkpoint; accepts only descriptions of tensors."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _OF_METADATA:
@@ -129,12 +129,12 @@ class _Metadata(pickle.Unpickler):
 
 
 class _Resumption(pickle.Unpickler):
-    """Of a state to resume from: takes counts, times, random states and tensors alone."""
+    """Reads a state to resume from; accepts only counts, times, random states and tensors."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _OF_RESUMPTION:
             return super().find_class(module, name)
-        if (module, name) == ("torch.storage", "_load_from_bytes"):  # a file of torch within
+        if (module, name) == ("torch.storage", "_load_from_bytes"):  # an embedded file of torch
             return lambda content: torch.load(io.BytesIO(content), weights_only=True)
         raise CodeRefused(f"{module}.{name}")
 
@@ -143,14 +143,14 @@ def refuse_code(path: str | Path) -> None:
     """Refuse a checkpoint on this machine that holds more than plain data, without loading it.
 
     Raises:
-        ConfigError: it names what would be run.
+        ConfigError: it would run code; the message names it.
     """
     if os.environ.get(FORCE, "1") == "0":
         return
     try:
         know_plain()
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception as error:  # what is no checkpoint at all fails in many ways
+    except Exception as error:  # a file that is not a checkpoint fails in many ways
         raise ConfigError(
             f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}): name another "
             f"one, or remove it"
@@ -158,12 +158,12 @@ def refuse_code(path: str | Path) -> None:
     if names:
         raise ConfigError(
             f"{path} holds {', '.join(sorted(names))}, which loading it would run: take another "
-            f"checkpoint; {_MEND}"
+            f"checkpoint; {_FIX}"
         )
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Refuse, before anything is loaded, what a config names and would run code.
+    """Refuse files of a config that would run code, before anything is loaded.
 
     Raises:
         ConfigError: ``load_path`` holds code, or the tokenizer's folder names some.
@@ -182,15 +182,15 @@ def check(config: Mapping[str, Any]) -> None:
     if not trusted and Path(name).is_dir() and names_code(name):
         raise ConfigError(
             f"tokenizer.name is {name}, whose configuration names code to run (auto_map): "
-            f"bring a tokenizer without, or set tokenizer.kwargs.trust_remote_code to true"
+            f"use a tokenizer without it, or set tokenizer.kwargs.trust_remote_code to true"
         )
 
 
 def say(error: pickle.UnpicklingError) -> str:
-    """One sentence about a checkpoint that was refused while it was loaded."""
+    """The message about a checkpoint that was refused while it was loaded."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line] or lines[:1]
     return (
-        f"the checkpoint to go on from holds more than plain data ({named[0][:160]}) and is not "
-        f"loaded: take another one; {_MEND}"
+        f"the checkpoint to resume from holds more than plain data ({named[0][:160]}) and is not "
+        f"loaded: choose another one; {_FIX}"
     )

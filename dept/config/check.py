@@ -1,4 +1,4 @@
-"""Whether a yaml of this repository can run: all that is known before the slow imports."""
+"""Checks whether a yaml of this repository can run, before the slow imports."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from dept.method.variants import Vocabulary
 from dept.transport.topology import Place
 
 READ_AT_START = 1 << 30
-"""Bytes of shards up to which a corpus is read whole before training, in about a second; of a
-larger one each shard is looked at before its first sample (``make check-data`` reads all)."""
+"""Up to this many bytes of shards, a corpus is read completely before training, in about a second.
+In a larger one, each shard is checked before its first sample (``make check-data`` reads all)."""
 
 
 SHARED_FOLDER = (
@@ -44,14 +44,14 @@ SHARED_FOLDER = (
 
 
 def check(config: Mapping[str, Any], *, any_name: bool = False) -> list[str]:
-    """Refuse what cannot run, before the libraries that take half a minute to import.
+    """Refuse a yaml that cannot run, before libraries that take half a minute to import.
 
     Args:
         config: a resolved yaml, as plain containers.
-        any_name: whether names may be of registries that a program has added to by itself.
+        any_name: whether unknown names are accepted, since a program may have registered them.
 
     Returns:
-        What can run and is still worth saying, in sentences.
+        Notes on a yaml that can run, one sentence each.
 
     Raises:
         ConfigError: a key or value is wrong.
@@ -122,7 +122,7 @@ def _check(config: Mapping[str, Any], any_name: bool) -> list[str]:
 def _check_parts(
     config: Mapping[str, Any], dept: DeptOptions | None, loader: CorpusOptions
 ) -> None:
-    """What has the right type each, but may not fit together."""
+    """Check values that each have the right type, but may not fit together."""
     _check_model(config["model"], config["max_seq_len"])
     callbacks = config.get("callbacks") or {}
     for name in ("run_files", "best_checkpoint"):
@@ -160,10 +160,10 @@ def _check_model(model: Mapping[str, Any], length: int) -> None:
 def schedule_of(
     config: Mapping[str, Any], dept: DeptOptions, names: Sequence[str], workers: int
 ) -> RoundSchedule:
-    """The schedule that a resolved yaml asks for.
+    """The schedule of a resolved yaml.
 
     Raises:
-        ValueError: there is none for so many sources and workers.
+        ValueError: no schedule fits these numbers of sources and workers.
     """
     return RoundSchedule(
         sources=tuple(names),
@@ -176,7 +176,7 @@ def schedule_of(
 
 
 def note_on_chances(schedule: RoundSchedule) -> list[str]:
-    """A sentence, if some sources are drawn more often than others; else none."""
+    """A note if some sources are drawn more often than others; otherwise an empty list."""
     sources_of: dict[Fraction, list[str]] = {}
     for source, chance in schedule.chances.items():
         sources_of.setdefault(chance, []).append(source)
@@ -238,7 +238,7 @@ def _check_validation(key: str, section: Mapping[str, Any]) -> None:
 
 
 def _check_outer_optimizer(options: Mapping[str, Any], *, by_row: bool) -> None:
-    """Let it take a step, if it is known without llm-foundry."""
+    """Test a step of the outer optimizer, if its class is known without llm-foundry."""
     if "classes" in options:
         raise ConfigError("algorithms.dept.outer_optimizer has no option classes: remove it")
     if options["name"] not in (*PRESETS, *OUTER_OPTIMIZERS):
@@ -272,18 +272,18 @@ def _check_start_from(
 
 
 def evaluates_held_out(dept: DeptOptions | None) -> bool:
-    """Whether there is an embedding for text that a run does not train on."""
+    """Whether the run has an embedding for text that it does not train on."""
     return dept is None or dept.sharing.has_global_embedding
 
 
 def corpus_and_sources(
     loader: CorpusOptions, dept: DeptOptions | None
 ) -> tuple[PreparedCorpus, tuple[str, ...]]:
-    """The corpus that a loader reads, and the names of the sources to train.
+    """The corpus of a loader, and the names of the sources to train.
 
     Raises:
-        ConfigError: the corpus has no such source.
-        DataError: it is missing, half-written or cannot be fetched.
+        ConfigError: the corpus lacks a source that is named.
+        DataError: the corpus is missing, half-written or cannot be fetched.
     """
     if loader.remote is not None:
         fetch_corpus(
@@ -306,7 +306,7 @@ def corpus_and_sources(
 
 
 def _check_shards(sources: Sequence[PreparedSource]) -> None:
-    """Existence and sizes of all shards; what is in them too, where that takes no time."""
+    """Check existence and sizes of all shards; of a small corpus also their contents."""
     shards = [(s, source) for source in sources for i in source.indexes.values() for s in i.shards]
     reads = sum(shard.bytes for shard, _ in shards) <= READ_AT_START
     for shard, source in shards:
@@ -349,7 +349,7 @@ def _check_vocabulary_size(config: Mapping[str, Any], corpus: PreparedCorpus) ->
 
 
 def nowhere(workers: int) -> ConfigError:
-    """What to say of a run whose sources move, and which saves nothing."""
+    """The error about a run whose sources move between workers, but which saves no files."""
     return ConfigError(
         f"algorithms.dept.sampling is {UNIFORM}, so any of the {workers} workers may train any "
         f"source, whose state it reads from checkpoints/sources of the run, and this run saves "

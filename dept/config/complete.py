@@ -1,4 +1,4 @@
-"""What DEPT adds to a yaml of this repository, before llm-foundry reads it."""
+"""Complete a yaml of this repository for llm-foundry."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["check", "complete", "options_of"]
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
-    """What DEPT adds to an llm-foundry config; see ``dept/training/transform.py``.
+    """Add to an llm-foundry config what DEPT needs; see ``dept/training/transform.py``.
 
-    * schedulers run on sequential steps (``dept/training/learning_rate.py``);
-    * a model of transformers runs no code of its repository, unless the yaml says so;
-    * a yaml without a seed has llm-foundry's default, for its summary;
-    * a model without a vocabulary size gets that of the global tokenizer;
-    * a body that is trained further reads its text in another order;
-    * an evaluator for every source, and for held-out ones where there is a global embedding;
-    * a loader resumes by itself, and what belongs to a source is DEPT's to save;
-    * checkpoints are written whole, and before an end by SIGTERM (``dept/checkpoint/saver.py``);
-    * in-context-learning tasks are read in the tokens of the embedding that there is;
-    * workers beside the first write nothing but the files of their sources.
+    * Schedulers run on sequential steps (``dept/training/learning_rate.py``).
+    * A model of transformers runs no code of its repository, unless the yaml allows it.
+    * A yaml without a seed gets llm-foundry's default, for its summary.
+    * A model without a vocabulary size gets that of the global tokenizer.
+    * A body that is trained further reads its text in another order.
+    * Every source gets an evaluator, and so do held-out sources if there is a global embedding.
+    * The loader resumes itself, and DEPT saves the state of each source.
+    * Checkpoints are written whole, and before an end by SIGTERM (``dept/checkpoint/saver.py``).
+    * In-context-learning tasks are read in the tokens of the embedding that evaluates them.
+    * Workers other than the first write only the files of their sources.
     """
     dept, loader = options_of(config)
     model = config.get("model")
@@ -48,7 +48,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
         config["train_loader"].setdefault("stage", "start_from")
     if not config.get("eval_loader") and not config.get("eval_loaders"):
         held_out = [n for n in corpus.held_out if n not in names and evaluates_held_out(dept)]
-        config["eval_loaders"] = [  # what llm-foundry calls a list of eval_loader
+        config["eval_loaders"] = [  # llm-foundry's name for a list of eval_loader
             {
                 "name": "validation",
                 "label": name,
@@ -83,7 +83,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_source_checkpoints(config: dict[str, Any], remote: str | None) -> None:
-    """Files of sources beside the checkpoints, and where those are sent."""
+    """Add the callback that writes files of sources beside the checkpoints."""
     config["callbacks"] = {
         **(config.get("callbacks") or {}),
         "source_checkpoints": {
@@ -96,7 +96,7 @@ def _add_source_checkpoints(config: dict[str, Any], remote: str | None) -> None:
 
 
 def _add_checkpoints(config: dict[str, Any], remote: str | None) -> None:
-    """Our saver of checkpoints instead of Composer's own; what ends the run comes after it."""
+    """Replace Composer's checkpoint saver by ours; the callback that ends the run follows it."""
     if not config.get("save_folder") or not config.get("save_interval", "1ep"):
         return
     names = {
@@ -117,12 +117,12 @@ def _add_checkpoints(config: dict[str, Any], remote: str | None) -> None:
     }
 
 
-# Callbacks that write files or speak to the terminal, for the whole job.
+# Callbacks that write files or print to the terminal, for the whole job.
 _FOR_ALL = ("progress", "run_files", "checkpoints", "hf_checkpointer")
 
 
 def _quiet(config: dict[str, Any]) -> dict[str, Any]:
-    """What a worker other than the first runs: that one speaks, logs, saves and loads for all."""
+    """The config of a worker other than the first, which prints, logs, saves and loads for all."""
     callbacks = {k: v for k, v in (config.get("callbacks") or {}).items() if k not in _FOR_ALL}
     quiet = {"loggers": {}, "save_folder": None, "load_path": None, "autoresume": False}
     return config | quiet | {"callbacks": callbacks}

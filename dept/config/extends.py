@@ -17,10 +17,14 @@ _YAML_ERRORS = (OmegaConfBaseException, YAMLError, ValueError, AssertionError)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """Read a yaml, merge it over those it ``extends``, then the ``key=value`` overrides over it.
+    """Read a yaml, merge it over those it ``extends``, then apply the ``key=value`` overrides.
 
-    ``extends`` is a file, or a list of them of which later ones go over earlier ones, relative to
-    the yaml that names it.
+    ``extends`` is a file or a list of files, relative to the yaml that names it. Later files
+    override earlier ones.
+
+    Args:
+        path: path of the yaml.
+        overrides: ``key=value`` each.
 
     Raises:
         ConfigError: a file is missing or extends itself, or an override is not ``key=value``.
@@ -31,7 +35,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
             config = _merged(config, layer)
         except (*_YAML_ERRORS, TypeError) as error:
             raise ConfigError(
-                f"{file} does not go over what it extends: {_line_of(error)}"
+                f"{file} cannot be merged with what it extends: {_line_of(error)}"
             ) from None
     for override in overrides:
         if "=" not in override:
@@ -40,7 +44,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         return _over(config, overrides)
     except (*_YAML_ERRORS, TypeError, IndexError, KeyError):
         pass
-    for override in overrides:  # one by one, to say which one it was
+    for override in overrides:  # one by one, so that the error can name it
         try:
             config = _over(config, [override])
         except (*_YAML_ERRORS, TypeError, IndexError, KeyError) as error:
@@ -51,7 +55,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def layers(path: str | Path) -> list[tuple[Path, DictConfig]]:
-    """A yaml and all that it extends, each without ``extends``; later ones go over earlier ones.
+    """A yaml and all that it extends, each without ``extends``; later ones override earlier ones.
 
     Raises:
         ConfigError: a file is missing or extends itself.
@@ -71,23 +75,23 @@ def _merged(below: DictConfig, above: DictConfig | ListConfig) -> DictConfig:
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """The config as plain containers, interpolations replaced by what they stand for.
+    """The config as plain containers, with interpolations resolved.
 
     Raises:
-        ConfigError: a value is missing, or stands for one that is not there.
+        ConfigError: a value is missing, or refers to one that does not exist.
     """
     try:
         missing = sorted(
             OmegaConf.missing_keys(config),
             key=lambda k: (not k.startswith("variables"), k.count("."), k),
         )
-        if missing:  # what refers to a variable is missing too
+        if missing:  # values that refer to a missing one are missing too
             raise ConfigError(f"{missing[0]} is not set: add {missing[0]}=... to the command")
         plain = OmegaConf.to_container(config, resolve=True)
     except ConfigError:
         raise
     except RecursionError:
-        raise ConfigError("a value stands for itself in a circle: correct the yaml") from None
+        raise ConfigError("a value refers to itself in a circle: correct the yaml") from None
     except _YAML_ERRORS as error:
         raise ConfigError(f"{_line_of(error)}: correct the yaml") from None
     assert isinstance(plain, dict)
@@ -117,7 +121,7 @@ def _layers(path: Path, extended_by: tuple[Path, ...]) -> list[tuple[Path, DictC
 
 
 def _line_of(error: Exception) -> str:
-    """What an error of a library says, on one line."""
+    """The message of a library's error, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"^\w+ raised while resolving interpolation: | object_type=\w+$", "", text)
     return text if len(text) <= 200 else f"{text[:200]} ..."

@@ -1,10 +1,10 @@
-"""In-context-learning tasks of llm-foundry while DEPT trains: which files, tokens and embedding.
+"""In-context-learning tasks of llm-foundry while DEPT trains: their files, tokens and embedding.
 
-A global embedding reads them as llm-foundry does. Where there are those of sources only, all tasks
-are read with that of ``algorithms.dept.icl_source``, by the worker that has it: SPEC translates the
-ids of the global tokenizer to rows as it does for text, SPEC-OPT gets them in the tokens of the
-source. Tasks that generate answers are for checkpoints (``eval/eval.py``): llm-foundry decodes them
-with the one tokenizer of the yaml, whose ids are not theirs.
+With a global embedding, tasks are read as llm-foundry does. With embeddings of sources only, the
+worker of ``algorithms.dept.icl_source`` evaluates all tasks with the embedding of that source: SPEC
+translates ids of the global tokenizer to rows as it does for text, and SPEC-OPT reads tasks in the
+tokens of the source. Tasks that generate answers are for checkpoints (``eval/eval.py``), since
+llm-foundry decodes answers with the one tokenizer of the yaml.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dept.errors import ConfigError
 from dept.method.variants import Vocabulary
 
 OWN = "own_tokens_"
-"""What the type of a task that is read in a source's own tokens begins with."""
+"""Prefix of the type of a task that is read in a source's own tokens."""
 
-# What llm-foundry measures of a task that names no metric.
+# The metrics of llm-foundry for a task that names none.
 _METRICS = {
     "language_modeling": "InContextLearningLMAccuracy",
     "multiple_choice": "InContextLearningMultipleChoiceAccuracy",
@@ -35,15 +35,15 @@ _METRICS = {
 
 
 def is_task(label: str) -> bool:
-    """Whether an evaluator of this label is a task, not text of an eval loader."""
+    """Whether an evaluator of this label is a task, and not the text of an eval loader."""
     return label != "eval" and not label.startswith("eval/")
 
 
 def tasks_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tasks of a resolved yaml, which may name a file of them instead.
+    """The tasks of a resolved yaml, or of the file that it names.
 
     Raises:
-        ConfigError: that file does not exist or has no list ``icl_tasks``.
+        ConfigError: the file does not exist or has no list ``icl_tasks``.
     """
     tasks = config.get("icl_tasks") or config.get("icl_tasks_str") or []
     if isinstance(tasks, str):
@@ -59,10 +59,10 @@ def tasks_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_files(tasks: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse tasks whose files are not there; remote ones are llm-foundry's to find.
+    """Refuse tasks whose files do not exist; remote files are left to llm-foundry.
 
     Raises:
-        ConfigError: one is missing.
+        ConfigError: a file is missing.
     """
     for task in tasks:
         uri = str(task.get("dataset_uri"))
@@ -76,10 +76,10 @@ def check_files(tasks: Sequence[Mapping[str, Any]]) -> None:
 def check_embedding(
     tasks: Sequence[Mapping[str, Any]], dept: DeptOptions, sources: Sequence[str]
 ) -> None:
-    """Refuse what no embedding of the run can be evaluated on.
+    """Refuse tasks that no embedding of the run can evaluate.
 
     Raises:
-        ConfigError: ``icl_source`` is missing, unknown or of no use, or a task generates text.
+        ConfigError: ``icl_source`` is missing, unknown or not needed, or a task generates text.
     """
     where, source = "algorithms.dept.icl_source", dept.icl_source
     if dept.sharing.has_global_embedding:
@@ -98,14 +98,14 @@ def check_embedding(
         if task.get("icl_task_type") not in _METRICS:
             raise ConfigError(
                 f"icl_tasks: {task.get('label')} is of type {task.get('icl_task_type')}, which "
-                f"needs a tokenizer of its own embedding: evaluate the checkpoint with eval/eval.py"
+                f"needs the tokenizer of its embedding: evaluate the checkpoint with eval/eval.py"
             )
 
 
 def in_own_tokens(
     tasks: Sequence[Mapping[str, Any]], dept: DeptOptions, corpus: PreparedCorpus
 ) -> list[dict[str, Any]]:
-    """The tasks, to be read in the tokens of ``icl_source`` if sources have their own."""
+    """The tasks, read in the tokens of ``icl_source`` if sources have their own tokenizers."""
     if dept.icl_source is None or dept.sharing.vocabulary is not Vocabulary.OWN:
         return [dict(task) for task in tasks]
     path = str(corpus.tokenizers[dept.icl_source].path)
@@ -118,10 +118,13 @@ def in_own_tokens(
 
 
 def results(state: Any) -> dict[str, float]:
-    """What Composer and the Gauntlet log of the tasks that this worker evaluated last.
+    """The metrics of Composer and the Gauntlet for the tasks that this worker evaluated last.
 
     Args:
-        state: of Composer.
+        state: the state of Composer.
+
+    Returns:
+        Values by metric name.
     """
     from llmfoundry.callbacks import EvalGauntlet
 
@@ -138,7 +141,7 @@ def results(state: Any) -> dict[str, float]:
 
 
 def register() -> None:
-    """Make the types of tasks in own tokens known, and keep copies of task files out of the way."""
+    """Register task types in own tokens, and copy task files to a folder of the job."""
     from llmfoundry import registry
 
     for kind in _METRICS:

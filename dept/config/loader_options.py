@@ -11,7 +11,7 @@ from dept.errors import ConfigError, shown
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """What every ``train_loader`` over a prepared corpus knows."""
+    """The options of every ``train_loader`` over a prepared corpus."""
 
     corpus: str
     """Name of a prepared corpus: ``<root>/data/<corpus>/`` must hold it, or ``remote``."""
@@ -21,17 +21,17 @@ class CorpusOptions:
 
     remote: str | None = None
     """Folder or address (``s3://bucket/folder``, ``gs://...``) that holds ``data/<corpus>/`` and
-    ``tokenizers/<corpus>/`` as they are below ``root``. What is missing there is fetched from it,
-    shards only when and where they are read."""
+    ``tokenizers/<corpus>/`` as they are below ``root``. Files that are missing below ``root`` are
+    fetched from it; shards only when a process reads them."""
 
     cache_limit: int | str | None = None
     """The most bytes of training shards that a worker keeps below ``root``: a number, or a string
-    like ``500mb`` or ``20gb``. It removes those needed longest ago, even if they were there before
-    the run. Processes count for themselves: a machine with four of them may hold four times as
-    much. Validation shards are not counted, and stay. ``null`` keeps all."""
+    like ``500mb`` or ``20gb``. It removes the least recently used ones, even if they were there
+    before the run. Each process counts separately: a machine with four of them may hold four times
+    as much. Validation shards are not counted and not removed. ``null`` keeps all."""
 
     sources: list[str] | None = None
-    """Names of the sources to train; all of the corpus, in its order, by default. Held-out ones
+    """Names of the sources to train; by default all of the corpus, in its order. Held-out sources
     may be named too, to adapt a model to them."""
 
     seed: int = 17
@@ -43,7 +43,7 @@ class CorpusOptions:
     does not read the first batches of its pre-training again."""
 
     block_shards: int = 16
-    """Shards whose samples are mixed: as many of a source are needed at the same time."""
+    """How many shards are mixed by the shuffle; this many of a source are needed at a time."""
 
     def __post_init__(self) -> None:
         integer(1).check("train_loader.block_shards", self.block_shards)
@@ -64,10 +64,10 @@ class CorpusOptions:
 
     @property
     def cache_bytes(self) -> int | None:
-        """``cache_limit`` in bytes. A string costs the import of Streaming, which reads it.
+        """``cache_limit`` in bytes. A string is parsed by Streaming, which is slow to import.
 
         Raises:
-            ConfigError: the string is no size.
+            ConfigError: the string is not a size.
         """
         if not isinstance(self.cache_limit, str):
             return self.cache_limit
@@ -95,8 +95,8 @@ class MixtureOptions(CorpusOptions):
     """A source is drawn with ``p_k ~ tokens_k ** tau``: 0 is uniform, 1 proportional to size."""
 
     epoch_batches: int | None = None
-    """Batches of an epoch; ``local_steps`` in ``std.yaml``, so that an epoch is as many steps as a
-    round. All samples of the sources by default."""
+    """Batches of an epoch; ``local_steps`` in ``std.yaml``, so that an epoch has as many steps as a
+    round. By default an epoch is all samples of the sources."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,4 +125,4 @@ class ValidationOptions:
     """Folder that holds ``data/`` and ``tokenizers/``."""
 
     remote: str | None = None
-    """Where to fetch the shards from that are not there."""
+    """Folder or address to fetch missing shards from."""

@@ -1,6 +1,6 @@
-"""The yaml keys that are DEPT's own: each with its meaning, its default and its check.
+"""The yaml keys of DEPT: each with its meaning, its default and its check.
 
-Those of loaders are in ``loader_options.py``, those of ``callbacks.start_from`` in
+The keys of loaders are in ``loader_options.py``, those of ``callbacks.start_from`` in
 ``start_from_options.py``.
 """
 
@@ -72,30 +72,30 @@ class DeptOptions:
     """``|S_t|``: how many sources are drawn each round; all of them by default."""
 
     sampling: str = UNIFORM
-    """How they are drawn. ``uniform``: every subset of that size is equally likely, and the same
-    for any number of workers; its state moves with a source to the worker that trains it, through
-    ``checkpoints/sources`` of the run, which all machines must share. ``stratified``: as many of
-    each group of neighbours, so that a source stays with one worker, for machines that share no
-    folder; not every subset occurs, and for some numbers of workers chances differ between sources.
-    """
+    """How sources are drawn. ``uniform``: every subset of that size is equally likely, and the same
+    for any number of workers. The state of a source moves to the worker that trains it, through
+    ``checkpoints/sources`` of the run, which all machines must share. ``stratified``: equally many
+    from each group of neighbours, so that a source stays on one worker, for machines that share no
+    folder. Then not every subset occurs, and for some numbers of workers probabilities differ
+    between sources."""
 
     outer_optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
     """``{name: fedavg}``, ``nesterov``, ``fedadam`` (with ``lr``, ``betas``, ``tau``), an optimizer
-    of torch in lower case, or any other of llm-foundry's registry (``decoupled_lionw``, one of your
-    own from ``code_paths`` or an entry point ``llmfoundry_optimizers``), with its options. TRIM,
-    which averages by token row, refuses one whose state is not by element (``adafactor``). See
-    ``dept/method/outer_optimizer.py``."""
+    of torch in lower case, or any other of llm-foundry's registry (``decoupled_lionw``, or your own
+    from ``code_paths`` or an entry point ``llmfoundry_optimizers``), with its options. TRIM
+    averages by token row and refuses an optimizer whose state is not by element (``adafactor``).
+    See ``dept/method/outer_optimizer.py``."""
 
     compression: Mapping[str, Any] = field(default_factory=lambda: {"name": "none"})
-    """How updates are coded on their way to the average and back: ``{name: none}``, ``bf16``,
-    ``int8`` and ``int4`` (``block``: numbers that share a step, 512 and 1024), ``topk``
-    (``density``: the part of each ``block`` that is kept, 1/64 of 4096, in ``bits``, 2). With
-    ``error_feedback`` (true) an update also carries what the codes of earlier ones lacked, times
-    ``decay`` (1, topk 0.95). See ``docs/compression.md``."""
+    """How updates and their mean are coded: ``{name: none}``, ``bf16``, ``int8`` and ``int4``
+    (``block``: numbers that share a step, 512 and 1024), ``topk`` (``density``: the fraction of
+    each ``block`` that is kept, 1/64 of 4096, in ``bits``, 2). With ``error_feedback`` (true) the
+    coding error of earlier updates, times ``decay`` (1, topk 0.95), is added to the next one. See
+    ``docs/compression.md``."""
 
     inner_state: str = "reset"
-    """What becomes of the inner optimizer's state of shared parameters between the slots of a
-    source: ``reset`` or ``keep``. Private embeddings always keep theirs."""
+    """Whether the inner optimizer's state of shared parameters is ``reset`` or ``keep`` (kept)
+    between the slots of a source. The state of private embeddings is always kept."""
 
     weighting: str = "uniform"
     """Weight of a source in the average: ``uniform``, or ``tokens`` of its training split."""
@@ -106,27 +106,27 @@ class DeptOptions:
     must divide ``sources_per_round``."""
 
     worker_timeout: float = 3600.0
-    """Seconds that a worker waits for the slowest one where all meet: at the start and at the
+    """Seconds that a worker waits for the slowest one when all synchronise: at the start and at the
     outer step. Workers that die are noticed at once."""
 
     icl_source: str | None = None
-    """The source whose embedding reads ``icl_tasks``, in a variant that has no global one."""
+    """The source whose embedding reads ``icl_tasks``, in a variant without a global embedding."""
 
     upload_sources: bool = True
-    """Whether a remote ``save_folder`` (``s3://...``) gets the files of sources too: private
-    embeddings, the state of inner optimizers, positions in the data. ``false`` keeps them in
-    ``runs/<run_name>/checkpoints/sources`` of the machine that trains the source, and sends none of
-    them; a run can then go on only where they are."""
+    """Whether files of sources are also sent to a remote ``save_folder`` (``s3://...``): private
+    embeddings, the state of inner optimizers, positions in the data. With ``false`` they stay in
+    ``runs/<run_name>/checkpoints/sources`` of the machine that trains the source; a run can then
+    only be resumed on the machines that have them."""
 
     faults: str = "leave_out"
-    """What becomes of a slot that came to a NaN or an infinity, or to an update that is an outlier:
-    ``leave_out`` of the average, which is then that of the other sources of the round, with the
-    source's own embedding and inner state as they were before the slot; or ``stop`` the run."""
+    """How to treat a slot with a NaN or an infinity, or whose update is an outlier. ``leave_out``:
+    the average is that of the other sources of the round, and the private embedding and inner state
+    of the source are as before the slot. ``stop``: the run stops."""
 
     outlier_multiple: float | None = 10.0
-    """An update is an outlier if its norm, divided by the sum of its steps' learning rates, is more
-    than so many times the median of that in the last ten rounds of the source. Those of ordinary
-    runs of this repository are at most 2.1 times. ``null``: none is."""
+    """An update is an outlier if its norm, divided by the sum of its learning rates, exceeds the
+    median of the source's last ten rounds by more than this factor. In ordinary runs of this
+    repository the factor is at most 2.1. ``null``: no update is an outlier."""
 
     def __post_init__(self) -> None:
         where, count = "algorithms.dept", integer(1)
@@ -153,7 +153,7 @@ class DeptOptions:
         return VARIANTS[self.variant]
 
 
-# What annotations of options mean in a yaml.
+# The values that each annotation of an option allows in a yaml.
 _KINDS = {
     "int": Kind("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
     "float": Kind("a number", is_number),
@@ -165,10 +165,15 @@ _KINDS = {
 
 
 def parse(cls: type[T], section: str, values: Any) -> T:
-    """The options of a section of the yaml, as the dataclass that has their types and defaults.
+    """Parse a section of the yaml into the dataclass with its types and defaults.
+
+    Args:
+        cls: the dataclass.
+        section: key of the section, for errors.
+        values: the section.
 
     Raises:
-        ConfigError: a key is unknown or missing, or a value cannot be.
+        ConfigError: a key is unknown or missing, or a value is not allowed.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{section} is {shown(values)}: write its options below it")
@@ -176,7 +181,7 @@ def parse(cls: type[T], section: str, values: Any) -> T:
     refuse_unknown(section, values, options)
     for name, option in options.items():
         kinds = [_KINDS.get(kind) for kind in str(option.type).split(" | ")]
-        if name in values and None not in kinds:  # else it is for the class to check
+        if name in values and None not in kinds:  # otherwise the class checks it
             functools.reduce(operator.or_, kinds).check(f"{section}.{name}", values[name])
         if name not in values and option.default is MISSING and option.default_factory is MISSING:
             raise ConfigError(f"{section} lacks {name}: add it")
@@ -187,7 +192,7 @@ def options_of(config: Mapping[str, Any]) -> tuple[DeptOptions | None, CorpusOpt
     """The options of ``algorithms.dept`` and of a loader over sources; ``None`` if there is none.
 
     Raises:
-        ConfigError: an option is unknown or has no such value.
+        ConfigError: an option is unknown, or a value is not allowed.
     """
     algorithms = config.get("algorithms") or {}
     loader = config.get("train_loader") or {}

@@ -1,4 +1,4 @@
-"""A resolved yaml with where each of its keys comes from: ``train.py --print``."""
+"""A resolved yaml with the origin of each of its keys: ``train.py --print``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ COMMAND = "the command"
 
 
 def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
-    """The yaml as it is trained from, each key with the file or the override that sets it.
+    """The resolved yaml, each key with the file or the override that sets it.
 
-    What it extends is merged and interpolations are replaced, so that llm-foundry's own command
+    Extended files are merged and interpolations are resolved, so that llm-foundry's own command
     reads it too.
 
     Raises:
@@ -45,7 +45,7 @@ def _lines(
 
 
 def _sets(layer: DictConfig, keys: tuple[str, ...]) -> bool:
-    """Whether a layer has a key, or stands for the whole of a section that it is in."""
+    """Whether a layer sets a key, or replaces a whole section that contains it."""
     found: Any = layer
     for key in keys:
         if not isinstance(found, DictConfig):

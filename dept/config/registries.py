@@ -1,9 +1,9 @@
 """Names that a yaml takes from llm-foundry's registries, known without its slow import.
 
-A name is valid if a registry has it: llm-foundry's own, ours, one that an installed package adds by
-an entry point (``llmfoundry_callbacks``, ``llmfoundry_optimizers``, ...), or one that a file of
-``code_paths`` registers. The first three are known here; with ``code_paths``, a name that is not is
-left until those files have run (``dept/training/registered.py``).
+A name is valid if a registry has it: llm-foundry's own names, ours, those that an installed package
+adds by an entry point (``llmfoundry_callbacks``, ``llmfoundry_optimizers``, ...), and those that a
+file of ``code_paths`` registers. The first three are known here. With ``code_paths``, an unknown
+name is checked after those files have run (``dept/training/registered.py``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dept.errors import ConfigError, shown
 from dept.method.outer_optimizer import OUTER_OPTIMIZERS, TORCH_OPTIMIZERS
 from dept.method.presets import PRESETS
 
-# Of the pinned llm-foundry, and of dept/training/registration.py; a test compares them.
+# Names of the pinned llm-foundry and of dept/training/registration.py; a test compares them.
 _WORDS = {
     "algorithms": "dept gradient_clipping alibi gated_linear_units low_precision_layernorm",
     "callbacks": "active_forgetting best_checkpoint norms progress source_metrics early_stopper "
@@ -39,20 +39,20 @@ _WORDS = {
 BUILT_IN = {registry: tuple(words.split()) for registry, words in _WORDS.items()}
 BUILT_IN["optimizers"] += tuple(TORCH_OPTIMIZERS)
 INTERNAL = ("checkpoints", "finishing", "source_checkpoints", "stop_on_sigterm", "sequential_steps")
-"""Registered too, for dept/config/complete.py and dept/training/transform.py to add."""
+"""Also registered; dept/config/complete.py and dept/training/transform.py add them to a yaml."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """What a yaml names and a registry builds.
+    """An object that a yaml names and a registry builds.
 
     Attributes:
-        key: its section.
-        name: in a registry.
-        registries: those that may have it.
-        options: the keys beside the name.
-        listed: whether its name is a key of the section, not the value of ``name``.
-        others: names that are known beside those of registries.
+        key: section of the yaml.
+        name: its name in a registry.
+        registries: the registries that may have it.
+        options: the other keys of the section.
+        listed: whether its name is a key of the section, and not the value of ``name``.
+        others: valid names that no registry has.
     """
 
     key: str
@@ -64,10 +64,10 @@ class Thing:
 
 
 def things(config: Mapping[str, Any]) -> Iterator[Thing]:
-    """All that a yaml names; types of its sections must be right.
+    """All objects that a yaml names; types of its sections must have been checked.
 
     Raises:
-        ConfigError: a section that should have a name is no mapping.
+        ConfigError: a section that should have a name is not a mapping.
     """
     for key, registry in (
         ("model", "models"),
@@ -114,7 +114,7 @@ def _named(key: str, section: Any, registry: str, others: tuple[str, ...] = ()) 
 
 
 def known(thing: Thing) -> Iterator[str]:
-    """Names that it may have without ``code_paths``: those here first, they take no time."""
+    """Valid names without ``code_paths``; the names listed here first, since they are fast."""
     yield from thing.others
     for registry in thing.registries:
         yield from BUILT_IN[registry]
@@ -123,11 +123,11 @@ def known(thing: Thing) -> Iterator[str]:
 
 
 def unknown(thing: Thing, more: Iterable[str] = ()) -> ConfigError:
-    """What to say of a name that no registry has.
+    """The error about a name that no registry has.
 
     Args:
-        thing: that has it.
-        more: names that are known beside those without ``code_paths``.
+        thing: the object with that name.
+        more: valid names in addition to those known without ``code_paths``.
     """
     names = [*known(thing), *more]
     if thing.listed:
@@ -143,7 +143,7 @@ def check(config: Mapping[str, Any]) -> None:
     """Refuse names that no registry can have.
 
     Raises:
-        ConfigError: one sentence, with the nearest name that there is.
+        ConfigError: one sentence, with the nearest valid name.
     """
     for thing in things(config):
         if not TEXT.fits(thing.name) or not (

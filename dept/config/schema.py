@@ -1,4 +1,4 @@
-"""What a value of a yaml may be, and the sentence if it is something else."""
+"""Kinds of values of a yaml, and the error about a value of another kind."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from dept.errors import ConfigError, is_number, shown
 
 LARGEST = 2**31 - 1
-"""Of counts and seeds: what numpy and torch take everywhere."""
+"""The largest count or seed that numpy and torch accept everywhere."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Values that fit a key; ``a | b`` are those that fit one of two.
+    """A kind of values; ``a | b`` has the values of both kinds.
 
     Attributes:
-        expected: what they are, to go behind "set it to".
-        fits: whether a value is one of them.
+        expected: description of the values, which follows "set it to" in errors.
+        fits: returns whether a value is of this kind.
     """
 
     expected: str
@@ -50,7 +50,7 @@ def integer(least: int = 0, most: int = LARGEST) -> Kind:
 
 
 def number(least: float = 0.0, most: float = 1e9, *, above: bool = False) -> Kind:
-    """A finite number; ``above``: more than ``least``."""
+    """A finite number of at least ``least``; with ``above``, greater than ``least``."""
     return Kind(
         f"a number {f'above {least:g}, up' if above else f'from {least:g}'} to {most:g}",
         lambda v: is_number(v) and least <= v <= most and not (above and v == least),
@@ -66,7 +66,7 @@ def one_of(*choices: Any) -> Kind:
 
 
 def list_of(kind: Kind) -> Kind:
-    """A list, each entry of which is of a kind."""
+    """A list whose entries are all of one kind."""
     return Kind(
         f"a list, each entry {kind.expected}",
         lambda v: isinstance(v, (list, tuple)) and all(map(kind.fits, v)),
@@ -80,8 +80,8 @@ def time(*units: str, least: int = 0) -> Kind:
     """A time string of Composer, in some of ``ep``, ``ba``, ``sp``, ``tok`` and ``dur``.
 
     Args:
-        units: that it may be in; ``dur`` is at most 1.
-        least: the least it may be, in the other units.
+        units: allowed units; ``dur`` is at most 1.
+        least: least value in the other units.
     """
 
     def fits(value: Any) -> bool:
@@ -111,7 +111,7 @@ PATH = Kind("a path, in which {run_name} may stand for the name of the run", _is
 
 
 def nearest(name: Any, known: Iterable[str], otherwise: str = "remove it, or write") -> str:
-    """What to write instead of a name that is not known."""
+    """The hint about an unknown name: the closest known name, or a list of them."""
     known = sorted(set(known))
     close = difflib.get_close_matches(str(name)[:80], known, n=1)
     listed = ", ".join(known) if len(known) < 40 else f"{', '.join(known[:10])}, ..."
@@ -119,10 +119,15 @@ def nearest(name: Any, known: Iterable[str], otherwise: str = "remove it, or wri
 
 
 def refuse_unknown(section: str, given: Iterable[Any], known: Iterable[str]) -> None:
-    """Refuse keys that are not known.
+    """Refuse unknown keys.
+
+    Args:
+        section: key of the section, for the error.
+        given: keys of the section.
+        known: valid keys.
 
     Raises:
-        ConfigError: one sentence, with the nearest key that is.
+        ConfigError: a key is unknown; the message has the nearest valid key.
     """
     known = list(known)
     for key in given:

@@ -1,4 +1,4 @@
-"""``callbacks.start_from``: what a run takes from another one."""
+"""The options of ``callbacks.start_from``, with which a run starts from another one."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dept.config.schema import integer, one_of
 
 @dataclass(frozen=True)
 class StartFromOptions:
-    """``callbacks.start_from``: a body that another run has trained, for continued pre-training on
-    a mixture, or for new sources of SPEC and SPEC-OPT."""
+    """``callbacks.start_from``: start from a body that another run has trained, for continued
+    pre-training on a mixture, or for new sources of SPEC and SPEC-OPT."""
 
     checkpoint: str
-    """A Composer checkpoint, or a folder of them, of which the newest is taken:
-    ``runs/<run_name>/checkpoints``."""
+    """A Composer checkpoint, or a folder of them such as ``runs/<run_name>/checkpoints``, of which
+    the newest is used."""
 
     embedding: str = "random"
-    """``random``: drawn from a stream of its own, the same for every method; ``pretrained``: the
+    """``random``: drawn from a separate stream, the same for every method; ``pretrained``: the
     global one of the checkpoint (STD, GLOB, TRIM); ``merged``: made from the private ones of its
     sources (SPEC, SPEC-OPT), by token string (``embeddings/merged.py``). A new source has no
     pretrained one."""
 
     embedding_seed: int = 0
-    """Names a draw of the random embedding: 0, 1, 2, ... are independent of one another, and of all
-    that pre-training drew."""
+    """Number of the draw of the random embedding: 0, 1, 2, ... are independent of one another, and
+    of all draws of pre-training."""
 
     weighting: str = "counts"
-    """Of sources that hold the same token: by ``counts`` of it, or ``uniform``."""
+    """Weights of sources that hold the same token: by ``counts`` of it, or ``uniform``."""
 
     def __post_init__(self) -> None:
         where = "callbacks.start_from"

@@ -1,7 +1,7 @@
-"""The uppermost keys of a yaml, and the values below them that are mistyped most.
+"""The top-level keys of a yaml, and the values below them that are most often mistyped.
 
-What else a section may have is for llm-foundry and its constructors to judge, half a minute later:
-``dept/training/registered.py`` and ``dept/training/build_errors.py`` make a sentence of it.
+llm-foundry and its constructors judge all other keys of a section, half a minute later;
+``dept/training/registered.py`` and ``dept/training/build_errors.py`` report their errors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dept.config.schema import FLAG, MAPPING, NULL, PATH, TEXT, Kind, integer, l
 from dept.errors import ConfigError
 
 COUNT = integer(1)
-WIDTH = integer(1, 1_000_000)  # of a model, or its layers; a typing error is more
+WIDTH = integer(1, 1_000_000)  # of a model or its layers; a larger value is a typing error
 ROWS = integer(1, 100_000_000)
 UNITS = ("ep", "ba", "sp", "tok")
 INTERVAL = schema.time(*UNITS, "dur", least=1) | COUNT
@@ -30,7 +30,7 @@ def _each(kind: Kind, keys: str) -> dict[str, Kind]:
     return dict.fromkeys(keys.split(), kind)
 
 
-# Some are needed only when the warm-up is over.
+# Some are read only after the warm-up.
 SCHEDULER = {
     **_each(schema.time(*UNITS, "dur"), "t_warmup t_scale t_cooldown"),
     **_each(number(0, 1e6), "alpha alpha_i alpha_f alpha_f_decay alpha_f_cooldown"),
@@ -92,7 +92,7 @@ VALUES = {
     "callbacks.source_metrics.held_out_interval": INTERVAL | NULL,
     **_each(PATH, "callbacks.run_files.folder callbacks.best_checkpoint.folder loggers.jsonl.path"),
 }
-# An MPT takes any key, and much for true, without a word; a test compares the keys with its own.
+# An MPT silently accepts any key and many wrong values; a test compares these keys with its own.
 MPT = {
     **_each(WIDTH, "d_model n_heads n_layers"),
     **_each(WIDTH | NULL, "head_dim attn_config.kv_n_heads attn_config.kv_dim"),
@@ -121,12 +121,12 @@ TRANSFORMERS = {
 
 
 def check(config: Mapping[str, Any], *, whole: bool, any_name: bool = False) -> None:
-    """Refuse keys and names that nothing knows, and values that they cannot have.
+    """Refuse unknown keys and names, and values that are not allowed.
 
     Args:
         config: a resolved yaml, as plain containers.
         whole: whether it is an experiment on a prepared corpus, which must have all sections.
-        any_name: whether names may be of registries that a program has added to by itself.
+        any_name: whether unknown names are accepted, since a program may have registered them.
 
     Raises:
         ConfigError: one sentence that names the key and the fix.
@@ -150,7 +150,7 @@ def check(config: Mapping[str, Any], *, whole: bool, any_name: bool = False) -> 
 
 
 def _check_values(above: str, section: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
-    """Check the values that are there, each behind the section that it is in."""
+    """Check the values that are present, below the key ``above``."""
     for key, kind in sorted(kinds.items(), key=lambda item: item[0].count(".")):
         *names, last = key.split(".")
         found: Any = section

@@ -1,1 +1,1 @@
-"""What an experiment takes, from its yaml alone: parameters, memory, communication."""
+"""The costs of an experiment, from its yaml alone: parameters, memory, communication."""

@@ -1,10 +1,10 @@
-"""What experiments take, from their yamls alone:
+"""Compute the costs of experiments from their yamls alone:
 
     python -m dept.costs yamls/mc4/1b_spec_opt.yaml yamls/mc4/1b_std.yaml [key=value ...] [--json]
     python -m dept.costs --paper
 
-The first prints parameters, memory and communication; the second the paper's table of costs beside
-ours, and exits with 1 if a figure of it is another and is not accounted for.
+The first prints parameters, memory and communication. The second prints the paper's table of costs
+beside ours, and exits with 1 if a number differs and no note explains it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from dept.costs.experiment import Costs, costs_of
 from dept.log import log
 
 NOTES = """\
-Of the model that a worker trains, for a source of mean size. In float32, without activations:
-  |V_k|        * measured in data/<corpus>, the others as the yaml states them
+For the model that a worker trains, for a source of mean size. In float32, without activations:
+  |V_k|        * measured in data/<corpus>, the others as stated in the yaml
   memory       weights, gradients and state of the inner optimizer
   DEPT adds    the start of the round, sums of local models, state of the outer optimizer
   kept/source  on the CPU: a source's embedding, inner state, and local model until the round ends
-  per step     parameters that a worker gives to the average, divided by its local steps
-  fewer        how many times fewer bytes that is than STD's gradients of all the model, as coded"""
+  per step     parameters that a worker communicates, divided by its local steps
+  fewer        bytes of STD's gradients of the whole model, divided by coded bytes per step"""
 MEMORY = ("memory", "DEPT adds", "kept/source")
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = [argument for argument in chosen.yamls if "=" in argument]
     if chosen.paper:
         if chosen.yamls or chosen.json or chosen.build:
-            _parser().error("--paper stands alone: it has yamls of its own")
+            _parser().error("--paper takes no yamls or options: it has its own yamls")
         return paper.show()
     if not yamls or chosen.slots < 1:
         _parser().error("name a yaml, or give --paper; --slots is 1 or more")
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("yamls", nargs="*", help="experiments, and key=value overrides for all")
-    parser.add_argument("--json", action="store_true", help="for programs, in bytes and numbers")
+    parser.add_argument("--json", action="store_true", help="print JSON, in bytes and numbers")
     parser.add_argument(
         "--slots",
         type=int,
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "--build",
         action="store_true",
         help="count the model that llm-foundry builds on the meta device (half a minute of "
-        "imports), of any kind; else an MPT by formula",
+        "imports), of any kind; otherwise an MPT by formula",
     )
     parser.add_argument("--paper", action="store_true", help="the paper's table beside ours")
     return parser
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Silences what libraries say of each other when a model is built; errors are raised."""
+    """Silence the warnings of libraries while a model is built; errors are still raised."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

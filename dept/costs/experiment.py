@@ -1,4 +1,4 @@
-"""What an experiment takes, from its yaml: parameters, memory, communication per step."""
+"""The costs of an experiment, from its yaml: parameters, memory, communication per step."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Costs:
 
     Attributes:
         method: the variant, or the name of a baseline.
-        parameters: of its model, whatever the vocabulary.
+        parameters: parameters of its model, for any vocabulary.
         vocabulary: tokens of the global tokenizer, and of a worker's model.
-        local_steps: between two exchanges; 1 where gradients are averaged at every step.
-        handed_over: parameters that a worker gives to the average, at each exchange.
-        message: bytes that those are, coded if the yaml says so.
-        memory: of a worker.
+        local_steps: local steps between two exchanges; 1 if gradients are averaged at every step.
+        communicated: parameters that a worker communicates at each exchange.
+        message: bytes of those, coded if the yaml has compression.
+        memory: memory of a worker.
     """
 
     method: str
     parameters: Parameters
     vocabulary: VocabularySizes
     local_steps: int
-    handed_over: float
+    communicated: float
     message: float
     memory: Memory
 
@@ -48,17 +48,17 @@ class Costs:
 
     @property
     def per_step(self) -> float:
-        """Parameters that a worker hands over, spread over its local steps: the paper's figure."""
-        return self.handed_over / self.local_steps
+        """Parameters that a worker communicates per local step, as the paper counts them."""
+        return self.communicated / self.local_steps
 
     @property
     def reduction(self) -> float:
-        """How many times that goes into the model for all tokens, whose gradients STD exchanges."""
+        """Size of the model for all tokens, whose gradients STD exchanges, divided by that."""
         return self.parameters.total(self.vocabulary.everyone) / self.per_step
 
     @property
     def byte_reduction(self) -> float:
-        """The same in bytes, with gradients in float32: more where updates are coded."""
+        """The same in bytes, with gradients in float32; it is larger if updates are coded."""
         return (
             WORD * self.parameters.total(self.vocabulary.everyone) * self.local_steps / self.message
         )
@@ -77,7 +77,7 @@ class Costs:
             "memory_bytes": memory,
             "communication": {
                 "local_steps": self.local_steps,
-                "parameters_per_exchange": self.handed_over,
+                "parameters_per_exchange": self.communicated,
                 "parameters_per_step": self.per_step,
                 "reduction": self.reduction,
                 "bytes_per_exchange": self.message,
@@ -91,9 +91,9 @@ def costs_of(
 ) -> Costs:
     """The costs of a yaml.
 
-    With M parameters of the model for all tokens, N local steps, L positions of width d, a worker
-    hands over M a step in STD, M / N in GLOB, (M - (|V| - |V_k|) d) / N in TRIM, and
-    (M - (|V| + L) d) / N in SPEC (section on costs of the paper).
+    With M parameters of the model for all tokens, N local steps and L positions of width d, a
+    worker communicates M parameters per step in STD, M / N in GLOB, (M - (|V| - |V_k|) d) / N in
+    TRIM, and (M - (|V| + L) d) / N in SPEC (section on costs of the paper).
 
     Args:
         config: a resolved yaml, as plain containers.
@@ -102,7 +102,7 @@ def costs_of(
         measured: take sizes of vocabularies from the corpus if it is prepared here.
 
     Raises:
-        ConfigError: the yaml has a wrong value, or does not say what is needed.
+        ConfigError: the yaml has a wrong value, or lacks one that is needed.
         DataError: the prepared corpus is half-written.
     """
     for section in ("model", "optimizer"):
@@ -119,14 +119,14 @@ def costs_of(
         method = (config.get("variables") or {}).get("method", "std")
         memory = training_memory(local, config["optimizer"])
         return Costs(method, parameters, vocabulary, 1, local, WORD * local, memory)
-    handed_over = parameters.body + _shared(parameters, dept, vocabulary.held)
+    communicated = parameters.body + _shared(parameters, dept, vocabulary.held)
     message = _message(parameters, dept, vocabulary.held, config["model"])
     memory = training_memory(
         local,
         config["optimizer"],
         **dept_memory(
             shared=parameters.body + _shared(parameters, dept, vocabulary.everyone),
-            private=local - handed_over,
+            private=local - communicated,
             local=local,
             slots=slots,
             optimizer=config["optimizer"],
@@ -135,9 +135,11 @@ def costs_of(
         ),
     )
     if dept.compression["name"] != "none" and dept.compression.get("error_feedback", True):
-        memory = replace(memory, kept_per_source=memory.kept_per_source + round(WORD * handed_over))
+        memory = replace(
+            memory, kept_per_source=memory.kept_per_source + round(WORD * communicated)
+        )
     steps = dept.local_steps
-    return Costs(dept.variant, parameters, vocabulary, steps, handed_over, message, memory)
+    return Costs(dept.variant, parameters, vocabulary, steps, communicated, message, memory)
 
 
 def _count(model: Mapping[str, Any], vocabulary: VocabularySizes, *, build: bool) -> Parameters:
@@ -151,7 +153,7 @@ def _count(model: Mapping[str, Any], vocabulary: VocabularySizes, *, build: bool
 def _message(
     parameters: Parameters, dept: DeptOptions, rows: float, model: Mapping[str, Any]
 ) -> float:
-    """Bytes of what a source gives to the average."""
+    """Bytes that a source communicates at each exchange."""
     shared = parameters.body + _shared(parameters, dept, rows)
     if dept.compression["name"] == "none":
         return WORD * shared
@@ -169,7 +171,7 @@ def _message(
 
 
 def _shared(parameters: Parameters, dept: DeptOptions, rows: float) -> float:
-    """Of phi, with so many rows, and psi: the parameters that are not private."""
+    """Shared parameters of phi, with ``rows`` rows, and psi."""
     numbers = {Role.TOKENS: rows * parameters.per_token, Role.POSITIONS: parameters.positions}
     shared = {r: n for r, n in numbers.items() if dept.sharing.sharing(r) is not Sharing.PRIVATE}
     return sum(shared.values())

@@ -14,20 +14,20 @@ from dept.costs.experiment import Costs, costs_of
 from dept.errors import ConfigError
 
 LIBRARIES = 1_200_000_000
-"""Bytes that a process takes before it holds a model: interpreter, torch, llm-foundry, Composer."""
+"""Bytes of a process before it holds a model: interpreter, torch, llm-foundry, Composer."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes that a worker takes, and what there is.
+    """Bytes that a worker needs, and bytes that are available.
 
     Attributes:
         training: weights, gradients, state of the inner optimizer.
-        dept: what DEPT adds to that.
-        kept: on the CPU, of all the sources of the worker.
-        activations: of one microbatch, a rough figure (:func:`activations`).
-        device: ``GPU`` or ``memory``: where the first, the second and the last are.
-        available: of a GPU, or of the machine for each of its workers.
+        dept: additional bytes of DEPT on the same device.
+        kept: state of all the sources of the worker, on the CPU.
+        activations: rough estimate for one microbatch (:func:`activations`).
+        device: ``GPU`` or ``memory``: where ``training``, ``dept`` and ``activations`` are.
+        available: bytes of a GPU, or of the machine divided by its workers.
     """
 
     training: int
@@ -39,7 +39,7 @@ class Estimate:
 
     @property
     def needed(self) -> int:
-        """Bytes on the device."""
+        """Bytes needed on the device."""
         on_cpu = self.kept + LIBRARIES if self.device == "memory" else 0
         return self.training + self.dept + self.activations + on_cpu
 
@@ -49,10 +49,10 @@ class Estimate:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Refuse what this machine has not got; the yaml is checked before.
+    """Refuse a yaml that needs more than this machine has; the yaml is already checked.
 
     Raises:
-        ConfigError: one sentence that names the key and the mend.
+        ConfigError: one sentence that names the key and the fix.
     """
     if "model" not in config:
         return
@@ -62,7 +62,7 @@ def check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"precision is {precision} and there is no GPU: set it to fp32")
     if not has_gpu and config.get("device_train_microbatch_size", "auto") == "auto":
         raise ConfigError(
-            "device_train_microbatch_size is auto, which is found by trying on a GPU, and there is "
+            "device_train_microbatch_size is auto, which needs a GPU for trials, and there is "
             "none: set it to a number"
         )
     model = config["model"]
@@ -78,10 +78,12 @@ def check(config: Mapping[str, Any]) -> None:
         }
         for key, (value, needs, instead) in wanted.items():
             if value == needs:
-                raise ConfigError(f"{key} is {value}, and flash_attn is not here: set {instead}")
+                raise ConfigError(
+                    f"{key} is {value}, and flash_attn is not installed: set {instead}"
+                )
     try:
         costs = costs_of(config)
-    except ValueError:  # not known of this model; or there is no corpus, which others say
+    except ValueError:  # no formula for this model, or no corpus, which other checks report
         return
     total = psutil.virtual_memory().total
     if not has_gpu and costs.memory.training > total:
@@ -93,13 +95,13 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def estimate(config: Mapping[str, Any], *, slots: int, sources: int, workers_here: int) -> Estimate:
-    """What a worker will take of this machine.
+    """Estimate the memory of a worker on this machine.
 
     Args:
         config: a resolved yaml that was checked.
-        slots: sources that it trains in a round.
-        sources: that belong to it.
-        workers_here: that share this machine.
+        slots: sources that the worker trains in a round.
+        sources: sources that it holds.
+        workers_here: workers that share this machine.
 
     Raises:
         ConfigError: there is no formula for the model or the optimizer.
@@ -123,9 +125,13 @@ def estimate(config: Mapping[str, Any], *, slots: int, sources: int, workers_her
 def activations(config: Mapping[str, Any], costs: Costs) -> int:
     """Bytes that the backward pass of a microbatch needs, without recomputation.
 
-    Of each token, a block keeps 17 vectors of its width, and for attention that is not flash 2.5
-    scores for each head and token (Korthikanti et al. 2022, in numbers of one word); the loss keeps
-    three float32 for each token of the vocabulary. What libraries keep beside is not counted.
+    For each token, a block keeps 17 vectors of its width and, without flash attention, 2.5 scores
+    per head and token (Korthikanti et al. 2022, in numbers of one word). The loss keeps three
+    float32 for each token of the vocabulary. Memory of libraries is not counted.
+
+    Args:
+        config: a resolved yaml that was checked.
+        costs: its costs.
     """
     model, length = config["model"], config["max_seq_len"]
     size = config.get("device_train_microbatch_size", "auto")

@@ -1,4 +1,4 @@
-"""Memory of a worker: the model and its inner optimizer, and what DEPT keeps beside them."""
+"""Memory of a worker: the model, its inner optimizer, and the additional state of DEPT."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dept.method.presets import PRESETS
 
 WORD = 4  # bytes of float32, in which weights, gradients and optimizer states are kept
 
-# Numbers that an optimizer keeps for each parameter, and those that an option of it adds.
+# Numbers that an optimizer keeps for each parameter, and additional ones for some options.
 STATE: dict[str, tuple[int, tuple[str, ...]]] = {
     "adam": (2, ("amsgrad",)),
     "adamw": (2, ("amsgrad",)),
@@ -30,22 +30,22 @@ STATE: dict[str, tuple[int, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker. Activations are not counted, nor what a library takes for itself.
+    """Bytes of one worker. Activations and the memory of libraries are not counted.
 
     Attributes:
-        weights: of the model that it trains.
-        gradients: of those.
-        inner_state: of the inner optimizer.
-        start: the global parameters that the round started from.
-        sums: of the local models of the round, in float64, if it trains several sources in turn.
-            (If it trains one, the local model is copied when its slot is over and its optimizer
-            state has gone.)
-        outer_state: of the outer optimizer. What it keeps for each token row of TRIM, such as a
-            count of steps, is not counted: it is a few bytes beside a row of the embedding.
-        kept_per_source: on the CPU, between the slots of a source: its private embedding, and the
-            inner state of that, or of the whole model with ``inner_state: keep``; and until the
-            round ends its local model, for checkpoints in mid-round, and the private embedding as
-            the round found it.
+        weights: weights of the model that it trains.
+        gradients: gradients of the weights.
+        inner_state: state of the inner optimizer.
+        start: the global parameters at the start of the round.
+        sums: sums of the local models of the round, in float64, if it trains several sources. (If
+            it trains one, the local model is copied after the slot, when the optimizer's state has
+            been moved.)
+        outer_state: state of the outer optimizer. Its state per token row in TRIM, such as a step
+            count, is not counted, since it is small compared with a row of the embedding.
+        kept_per_source: state of a source on the CPU between its slots: its private embedding, and
+            the inner state of that, or of the whole model with ``inner_state: keep``. Until the
+            round ends, also its local model, for checkpoints in mid-round, and the private
+            embedding from the start of the round.
     """
 
     weights: int
@@ -58,12 +58,12 @@ class Memory:
 
     @property
     def training(self) -> int:
-        """What training such a model takes by any method."""
+        """Bytes for training such a model with any method."""
         return self.weights + self.gradients + self.inner_state
 
     @property
     def dept(self) -> int:
-        """What DEPT adds to it, beside what it keeps for each source on the CPU."""
+        """Additional bytes of DEPT, without the state of each source on the CPU."""
         return self.start + self.sums + self.outer_state
 
 
@@ -71,17 +71,17 @@ def training_memory(parameters: float, optimizer: Mapping[str, Any], **more: flo
     """The memory of a worker.
 
     Args:
-        parameters: of the model that it trains.
+        parameters: parameters of the model that it trains.
         optimizer: the section ``optimizer`` of the yaml.
-        more: what DEPT adds, see :func:`dept_memory`.
+        more: additional bytes of DEPT, see :func:`dept_memory`.
 
     Raises:
-        ConfigError: it is not known what the optimizer keeps.
+        ConfigError: the size of the optimizer's state is unknown.
     """
     weights = WORD * parameters
-    figures = {"weights": weights, "gradients": weights}
-    figures |= {"inner_state": weights * state_numbers("optimizer", optimizer), **more}
-    return Memory(**{name: round(value) for name, value in figures.items()})
+    sizes = {"weights": weights, "gradients": weights}
+    sizes |= {"inner_state": weights * state_numbers("optimizer", optimizer), **more}
+    return Memory(**{name: round(value) for name, value in sizes.items()})
 
 
 def dept_memory(
@@ -94,16 +94,16 @@ def dept_memory(
     outer_optimizer: Mapping[str, Any],
     keep_inner_state: bool,
 ) -> dict[str, float]:
-    """What DEPT adds, in bytes, by the names of :class:`Memory`.
+    """Additional bytes of DEPT, by the names of :class:`Memory`.
 
     Args:
-        shared: global parameters; for TRIM of all tokens, though a source trains its own.
-        private: parameters of a source that are its own.
-        local: parameters of the model that a worker trains.
+        shared: number of global parameters; for TRIM with all tokens.
+        private: number of private parameters of a source.
+        local: number of parameters of the model that a worker trains.
         slots: sources that it trains in a round, one after another.
         optimizer: the section ``optimizer`` of the yaml.
-        outer_optimizer: that of ``algorithms.dept``.
-        keep_inner_state: whether the inner state of shared parameters is kept, too.
+        outer_optimizer: the section ``algorithms.dept.outer_optimizer``.
+        keep_inner_state: whether the inner state of shared parameters is also kept.
     """
     inner = state_numbers("optimizer", optimizer)
     outer = dict(outer_optimizer)
@@ -126,8 +126,8 @@ def state_numbers(section: str, options: Mapping[str, Any]) -> int:
     """
     if options.get("name") not in STATE:
         raise ConfigError(
-            f"{section}.name is {options.get('name')!r}, and it is not known how much that keeps: "
-            f"look at the costs with one of {', '.join(STATE)}"
+            f"{section}.name is {options.get('name')!r}, whose state has an unknown size: compute "
+            f"the costs with one of {', '.join(STATE)}"
         )
     always, by_option = STATE[options["name"]]
     return always + sum(bool(options.get(option)) for option in by_option)

@@ -1,4 +1,4 @@
-"""How many parameters any model has, by building it: with shapes, and without values.
+"""Count the parameters of any model by building it on the meta device, without values.
 
 Importing this module imports llm-foundry, which takes half a minute.
 """
@@ -23,7 +23,7 @@ def built_parameters(model: Mapping[str, Any], rows: int) -> Parameters:
 
     Args:
         model: the section ``model``.
-        rows: the vocabulary to build it with, if the section does not say.
+        rows: size of the vocabulary, if the section has none.
     """
     built = build(model, rows)
     numbers = dict.fromkeys(Role, 0)
@@ -34,9 +34,9 @@ def built_parameters(model: Mapping[str, Any], rows: int) -> Parameters:
 
 
 def build(model: Mapping[str, Any], rows: int) -> ComposerModel:
-    """The model of a yaml, through llm-foundry's registry, on the meta device.
+    """Build the model of a yaml with llm-foundry's registry, on the meta device.
 
-    Where flash-attn is not installed, attention and loss are torch's, of the same parameters.
+    If flash-attn is not installed, attention and loss are torch's, with the same parameters.
 
     Args:
         model: the section ``model``.
@@ -55,6 +55,6 @@ def build(model: Mapping[str, Any], rows: int) -> ComposerModel:
             options["attn_config"] = {**(model.get("attn_config") or {}), "attn_impl": "torch"}
             options["loss_fn"] = "torch_crossentropy"
     built = build_composer_model(name, options, tokenizer=None, init_context=init_empty_weights())
-    # The context gives every module that is told of a tied matrix one of its own.
+    # The context gives every module that shares a tied matrix a separate copy.
     transformer_of(built).tie_weights()
     return built

@@ -1,8 +1,8 @@
-"""The paper's table of costs beside what the yamls of this repository come to.
+"""The paper's table of costs beside the costs of the yamls of this repository.
 
-A figure agrees if it is the paper's when rounded to the digits that the paper prints. One that does
-not has a note, if doing what the note says gives the paper's figure, and if ours still is what the
-note says it is: so a change of the formulas, or of a yaml, cannot hide behind a note.
+A number agrees if it equals the paper's when rounded to the digits that the paper prints. Otherwise
+it has a note, if the calculation in the note gives the paper's number, and if ours is still the
+value in the note. So a note cannot hide a change of the formulas or of a yaml.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dept.costs.experiment import Costs, costs_of
 YAMLS = Path(__file__).parents[2] / "yamls"
 UNITS = {"M": 1e6, "B": 1e9, "": 1.0}
 
-# Yaml; |V_k| x d, parameters of the model, parameters per step; as the paper prints them.
+# Yaml; |V_k| x d, parameters of the model, parameters per step, as the paper prints them.
 TABLE = """
 mc4/125m_std        192M    278M    278M
 mc4/125m_glob       192M    278M    0.56M
@@ -42,17 +42,17 @@ pile/350m_spec      46.6M   345.2M  0.6M
 """
 HEADERS = ("|V_k| x d", "model", "per step")
 
-# The paper's "714 times less communication" of 1B SPEC-OPT, and how it comes to it.
+# The paper's "714 times less communication" of 1B SPEC-OPT, and its derivation.
 REDUCTION = ("mc4/1b_spec_opt", "714")
 
 
 @dataclass(frozen=True)
 class NominalBody:
-    """What the paper takes for the size of a body, and what the architecture it states has.
+    """The size of a body that the paper assumes, and the size of the stated architecture.
 
     Attributes:
         size: the paper's, in parameters.
-        counted: that of the architecture, without biases, as ours must print.
+        counted: size of the architecture without biases, as our table must print it.
         note: why the two differ.
     """
 
@@ -89,12 +89,12 @@ SHARE = (
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the table.
+    """One number of the table.
 
     Attributes:
-        theirs: as the paper prints it.
-        ours: rounded to the same digits.
-        note: why it is another; ``None`` if it is the same, empty if nothing accounts for it.
+        theirs: the paper's number as printed.
+        ours: our number, rounded to the same digits.
+        note: why they differ; ``None`` if they are equal, empty if there is no explanation.
     """
 
     theirs: str
@@ -103,7 +103,7 @@ class Figure:
 
 
 def to_digits_of(printed: str, value: float, *, cut: bool = False) -> str:
-    """A value in the unit and to the decimals of a printed figure, rounded or cut off."""
+    """A value in the unit and with the decimals of a printed number, rounded or cut off."""
     unit = printed[-1] if printed[-1] in UNITS else ""
     digits = printed.removesuffix(unit)
     decimals = len(digits.partition(".")[2])
@@ -114,7 +114,7 @@ def to_digits_of(printed: str, value: float, *, cut: bool = False) -> str:
 
 
 def compare() -> Iterator[tuple[str, Costs, list[Figure]]]:
-    """For each row of the table, its yaml, our costs, and the figures; the paper's vocabularies."""
+    """For each row of the table: its yaml, our costs with the paper's vocabularies, the numbers."""
     for line in TABLE.split("\n")[1:-1]:
         name, *printed = line.split()
         costs = _costs(name)
@@ -122,7 +122,7 @@ def compare() -> Iterator[tuple[str, Costs, list[Figure]]]:
         values = _figures(costs, costs.parameters.body)
         nominal = _figures(costs, body.size)
         counted = to_digits_of(body.counted, costs.parameters.body) == body.counted
-        figures = []
+        found = []
         for theirs, value, with_theirs in zip(printed, values, nominal, strict=True):
             note: str | None = ""
             if to_digits_of(theirs, value) == theirs:
@@ -131,8 +131,8 @@ def compare() -> Iterator[tuple[str, Costs, list[Figure]]]:
                 note = body.note
             elif value == 50_257 * 1024 and to_digits_of(theirs, value, cut=True) == theirs:
                 note = CUT
-            figures.append(Figure(theirs, to_digits_of(theirs, value), note))
-        yield name, costs, figures
+            found.append(Figure(theirs, to_digits_of(theirs, value), note))
+        yield name, costs, found
 
 
 def compare_reduction() -> Figure:
@@ -147,19 +147,19 @@ def compare_reduction() -> Figure:
 
 
 def show(console: Console | None = None) -> int:
-    """Print the table and the notes; 1 if a figure is another and not accounted for, else 0."""
+    """Print the table and the notes; returns 1 if a number differs without a note, else 0."""
     table = Table(title="Parameters: the paper's, and ours rounded to the digits that it prints")
     for header in ("yaml", "mean |V_k|", *(h for name in HEADERS for h in (name, "ours"))):
         table.add_column(header, justify="left" if header == "yaml" else "right")
     reduction = compare_reduction()
     notes: list[str] = []
     before, rows, unaccounted = "", list(compare()), 0
-    for name, costs, figures in rows:
+    for name, costs, found in rows:
         if before and before != name.split("_")[0]:
             table.add_section()
         before = name.split("_")[0]
         cells = []
-        for figure in figures:
+        for figure in found:
             unaccounted += figure.note == ""
             cells += [figure.theirs, _cell(figure, notes)]
         table.add_row(name, f"{costs.vocabulary.held:,.0f}", *cells)
@@ -175,7 +175,7 @@ def show(console: Console | None = None) -> int:
         terminal.say(f"({index}) {note}", console=console)
     if unaccounted:
         terminal.say(
-            f"{unaccounted} figures (?) are not the paper's, and no note says why.", console=console
+            f"{unaccounted} numbers (?) differ from the paper's without a note.", console=console
         )
     return 1 if unaccounted else 0
 
@@ -185,12 +185,12 @@ def _costs(name: str) -> Costs:
 
 
 def _figures(costs: Costs, body: float) -> tuple[float, float, float]:
-    """What the table prints, for a body of another size."""
+    """The three numbers of a row of the table, for a body of the given size."""
     difference = body - costs.parameters.body
     return (
         costs.embedding,
         costs.total + difference,
-        (costs.handed_over + difference) / costs.local_steps,
+        (costs.communicated + difference) / costs.local_steps,
     )
 
 

@@ -1,4 +1,4 @@
-"""How many parameters an MPT of llm-foundry has, from its config alone."""
+"""The number of parameters of an MPT of llm-foundry, from its config alone."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NORMS = {
 
 @dataclass(frozen=True)
 class Parameters:
-    """The size of a model, whatever its vocabulary.
+    """The size of a model for any vocabulary, in numbers of parameters.
 
     Attributes:
         body: theta.
-        per_token: of phi for each token: d, or 2 d if the head is not tied.
+        per_token: parameters of phi per token: d, or 2 d if the head is not tied.
         positions: psi, learned positions; 0 with ALiBi and RoPE.
     """
 
@@ -33,16 +33,16 @@ class Parameters:
     positions: int = 0
 
     def embedding(self, rows: float) -> float:
-        """Of phi and psi, for a vocabulary of so many tokens (a mean need not be whole)."""
+        """Parameters of phi and psi for a vocabulary of ``rows`` tokens (may be a mean)."""
         return rows * self.per_token + self.positions
 
     def total(self, rows: float) -> float:
-        """Of the whole model."""
+        """Parameters of the whole model for a vocabulary of ``rows`` tokens."""
         return self.body + self.embedding(rows)
 
 
 def mpt_parameters(model: Mapping[str, Any]) -> Parameters:
-    """The parameters of llm-foundry's ``mpt_causal_lm``, with its defaults; imports nothing of it.
+    """Count the parameters of llm-foundry's ``mpt_causal_lm`` with its defaults; imports nothing.
 
     A block of an MPT without biases has 4 d^2 numbers of attention, 8 d^2 of feed-forward network
     and 2 d of norms.
@@ -51,7 +51,7 @@ def mpt_parameters(model: Mapping[str, Any]) -> Parameters:
         model: the section ``model`` of a yaml.
 
     Raises:
-        ConfigError: the model is no MPT, or has parts that are not known here.
+        ConfigError: the model is not an MPT, or has parts that the formula does not cover.
     """
     if model.get("name") != "mpt_causal_lm":
         raise _unknown("name", model.get("name"))
@@ -84,7 +84,7 @@ def _attention(model: Mapping[str, Any], options: Mapping[str, Any], bias: bool)
     if not known.get(kind):
         raise _unknown("attn_config.attn_type", kind)
     queries, keys = heads * each, known[kind] * each
-    of_inputs = model.get("attention_bias")  # goes over `no_bias`
+    of_inputs = model.get("attention_bias")  # overrides `no_bias`
     of_inputs = bias if of_inputs is None else of_inputs
     numbers = width * queries + 2 * keys * (options.get("kv_dim") or width)
     numbers += (queries + 2 * keys) * of_inputs
@@ -115,6 +115,6 @@ def _norm(option: str, kind: str | None, bias: bool) -> int:
 
 def _unknown(option: str, value: Any) -> ConfigError:
     return ConfigError(
-        f"the formula does not know model.{option} = {value!r}, only an MPT's usual parts: give "
+        f"the formula does not cover model.{option} = {value!r}, only an MPT's usual parts: give "
         f"--build to count on the meta device (half a minute of imports)"
     )

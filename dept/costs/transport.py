@@ -1,4 +1,4 @@
-"""What a run sends, as formulas; tests hold them against what is counted at the transport."""
+"""The bytes that a run sends, as formulas; tests compare them with counts at the transport."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def every_step_bytes(parameters: int, workers: int, steps: int) -> int:
-    """Bytes that all workers send if they average gradients at every step, ring all-reduce.
+    """Bytes that all workers send if they average gradients at every step by a ring all-reduce.
 
     Args:
-        parameters: of the model, float32.
-        workers: that each hold it.
-        steps: of training.
+        parameters: number of parameters of the model, float32.
+        workers: number of workers, each with a copy of the model.
+        steps: number of training steps.
     """
     return 2 * (workers - 1) * 4 * parameters * steps
 
@@ -37,16 +37,16 @@ def outer_step_bytes(
 ) -> int:
     """Bytes of model state that all workers send in one outer step.
 
-    Of ``n`` averaged numbers, worker w averages ``n / W``: it receives that part of each other
-    worker, in float32 if they trained one source each and else in float64, and sends its mean,
-    in float32, to each of them. Of rows, only those that a worker holds go to who averages them,
-    and those that any holds come back.
+    Each of W workers averages ``n / W`` of ``n`` numbers. It receives this part from each other
+    worker, in float32 if they trained one source each and otherwise in float64, and sends the mean
+    in float32 to each of them. Of a parameter averaged by token row, a worker sends only the rows
+    that it holds, and receives the rows that any worker holds.
 
     Args:
         averaged: shapes of the parameters that are averaged, by name.
         by_row: shapes of those averaged by token row.
-        held: for each worker, int64[rows]: the rows that its sources of this round hold, distinct.
-        slots_per_worker: sources that each of them trained.
+        held: for each worker, int64[rows]: the distinct rows that its sources of this round hold.
+        slots_per_worker: sources that each worker trained.
     """
     workers, word = len(held), 4 if slots_per_worker == 1 else 8
     numbers = sum(math.prod(shape) for shape in averaged.values())
@@ -70,13 +70,13 @@ def coded_step_bytes(
 ) -> int:
     """Bytes of model state that all workers send in one outer step of coded updates.
 
-    Each worker but the first sends it the message of each of its sources; the first sends the
-    coded mean to every other one.
+    Each other worker sends the message of each of its sources to the first one, which sends the
+    coded mean to every other worker.
 
     Args:
-        compression: of updates.
-        start: the global parameters; only their shapes count, so they may be on the meta device.
-        shares: of each worker, by source.
+        compression: compression of updates.
+        start: the global parameters; only their shapes are read, so meta tensors are fine.
+        shares: for each worker, the shares of its sources by name.
     """
     import torch
 

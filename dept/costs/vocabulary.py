@@ -1,4 +1,4 @@
-"""Sizes of vocabularies: measured where the corpus is prepared, else as the yaml states them."""
+"""Sizes of vocabularies: measured if the corpus is prepared, otherwise as stated in the yaml."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def vocabulary_sizes(
     Args:
         config: a resolved yaml, as plain containers. ``variables.vocabulary`` has ``global``,
             ``trimmed`` and ``own`` (means over sources), for machines without the corpus;
-            ``vocab_size`` of the model goes over the global one, as it does in training.
+            ``vocab_size`` of the model overrides the global one, as in training.
         kind: which tokens a worker's embedding has rows for.
         loader: the loader over a prepared corpus, if the yaml has one.
-        measured: take the figures of the corpus if it is prepared here.
+        measured: use the sizes of the corpus if it is prepared here.
 
     Raises:
-        ConfigError: a figure is neither stated nor to be measured.
+        ConfigError: a size is neither stated nor measurable.
         DataError: the corpus is half-written.
     """
     everyone, held, origin = _stated(config)
@@ -63,7 +63,7 @@ def vocabulary_sizes(
         size = "global" if everyone is None else kind.name.lower()
         corpus = f"prepare corpus {loader.corpus}" if loader else "set model.vocab_size"
         raise ConfigError(
-            f"the size of the vocabulary is not known: {corpus}, or add variables.vocabulary.{size}"
+            f"the size of the vocabulary is unknown: {corpus}, or add variables.vocabulary.{size}"
         )
     return VocabularySizes(everyone, held[kind], origin)
 

@@ -1,4 +1,4 @@
-"""Reading ahead: the next items are made ready in a thread while one is in use."""
+"""Reading ahead: a thread prepares the next items while one is in use."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-POLL = 0.1  # seconds between two looks at whether anybody still reads
+POLL = 0.1  # seconds between two checks whether the reader still exists
 
 
 def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
-    """The same items, of which up to ``depth`` are made ready before they are asked for.
+    """Yield the same items, of which up to ``depth`` are prepared in advance.
 
     Args:
-        items: read by one thread, which ends with them or when nobody reads any more.
-        depth: items that wait at most.
+        items: one thread reads them; it ends after the last item, or when the reader is gone.
+        depth: greatest number of waiting items.
 
     Raises:
-        Exception: what ``items`` raises, where its item would have come.
+        Exception: an error of ``items``, in the place of the item.
     """
     ready: Queue[tuple[T | None, BaseException | None]] = Queue(depth)
     is_over = threading.Event()

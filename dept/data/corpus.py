@@ -1,15 +1,15 @@
-"""Prepared corpora as training reads them: `corpus.json`, `stats.json`, `counts.npy`, and what
-follows from counts.
+"""Prepared corpora as training reads them: `corpus.json`, `stats.json`, `counts.npy`, and values
+computed from counts.
 
-`data_prep/prepare.py` writes these files with the functions of this module, training and evaluation
-read them with the same, so that a number in `stats.json` and the number a run computes cannot drift
-apart. Imports stay at numpy and the standard library: data preparation, unit tests and the cost
+`data_prep/prepare.py` writes these files with the functions of this module, and training and
+evaluation read them with the same functions, so that numbers in `stats.json` and in a run agree.
+It imports only numpy and the standard library, so that data preparation, unit tests and the cost
 model run without torch.
 
 Layout, relative to the root of the repository:
 
     tokenizers/<corpus>/<tokenizer>/      transformers tokenizer, named `global` or after its source
-    data/<corpus>/corpus.json             written last: where it is, the corpus is whole
+    data/<corpus>/corpus.json             written last: if it exists, the corpus is complete
     data/<corpus>/<source>/<tokenizer>/
         {train,val}/                      MDS shards, column `tokens`
         stats.json                        documents, bytes, tokens, samples, unigram cross-entropy
@@ -30,14 +30,20 @@ from dept.data.tokenizer_files import tokenizer_fault
 from dept.errors import DataError
 
 GLOBAL = "global"
-"""Name of the tokenizer that all sources share; no source may be called so."""
+"""Name of the tokenizer that all sources share; no source may have this name."""
 
 SPLITS = ("train", "val")
 
 
 def count_tokens(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Occurrences of each id as int64[vocab_size]; negative ids (padding, ignored labels) do not
-    count.
+    """Count the occurrences of each id; negative ids (padding, ignored labels) are skipped.
+
+    Args:
+        tokens: ids of any integer dtype and shape.
+        vocab_size: number of ids.
+
+    Returns:
+        int64[vocab_size].
 
     Raises:
         DataError: an id is not below `vocab_size`.
@@ -57,7 +63,7 @@ def unigram_cross_entropy(val_counts: np.ndarray, train_counts: np.ndarray) -> f
     """Cross-entropy of validation tokens under the unigram model of the train counts.
 
     -sum_v val_v / |val| * log((train_v + 1) / (|train| + V)): add-one smoothing over the whole
-    vocabulary, so a token that training never saw costs much but never infinity.
+    vocabulary makes the cost of a token that training never saw large but finite.
 
     Args:
         val_counts: occurrences of each id in validation, shape [V].
@@ -73,13 +79,13 @@ def unigram_cross_entropy(val_counts: np.ndarray, train_counts: np.ndarray) -> f
     if val.ndim != 1 or val.shape != train.shape:
         raise DataError(f"Counts of shape {val.shape} and {train.shape} are not of one vocabulary.")
     if val.sum() == 0:
-        raise DataError("There are no validation tokens to take a cross-entropy of.")
+        raise DataError("There are no validation tokens to compute a cross-entropy from.")
     log_p = np.log(train + 1.0) - math.log(train.sum() + len(train))
     return float(-(val * log_p).sum() / val.sum())
 
 
 def local_vocabulary(counts: np.ndarray, special_ids: Iterable[int]) -> np.ndarray:
-    """V_k: ids that occur in training plus the special ones, ascending, as int64[|V_k|]."""
+    """V_k: the ids that occur in training and the special ids, ascending, as int64[|V_k|]."""
     specials = np.asarray(sorted(special_ids), dtype=np.int64)
     return np.union1d(np.flatnonzero(np.asarray(counts) > 0), specials).astype(np.int64)
 
@@ -96,8 +102,8 @@ class PreparedTokenizer:
 
 @dataclass(frozen=True)
 class PreparedSplit:
-    """What the written samples of one split hold; the tail too short for a sample is in none of the
-    first four."""
+    """Sizes of the written samples of one split; the first four exclude the tail that is too short
+    for a sample."""
 
     documents: int  # documents with at least one token in a sample
     bytes: int  # UTF-8 bytes of their text: bits per byte = loss * tokens / (bytes * ln 2)
@@ -108,8 +114,7 @@ class PreparedSplit:
 
 @dataclass(frozen=True)
 class PreparedSource:
-    """One source in the tokens of one tokenizer: the fields of its `stats.json`, and where its
-    files are."""
+    """One source in the tokens of one tokenizer: the fields of its `stats.json`, and its files."""
 
     name: str
     tokenizer: str  # `global` or the source's own name
@@ -135,7 +140,7 @@ class PreparedSource:
         return self.directory / "val"
 
     def shards(self, split: str) -> tuple[ShardFile, ...]:
-        """The shards of a split, as its index has them."""
+        """The shards of a split, in the order of its index."""
         return self.indexes[split].shards
 
     def counts(self) -> np.ndarray:
@@ -146,7 +151,7 @@ class PreparedSource:
         """
         file = self.directory / "counts.npy"
         try:
-            # Mapped, so that a header which promises too much is refused before memory is taken.
+            # Mapped, so that a header with a wrong size is refused before memory is allocated.
             counts = np.array(np.load(file, mmap_mode="r", allow_pickle=False), ndmin=1)
         except (OSError, ValueError, EOFError, OverflowError) as error:
             raise DataError(
@@ -167,7 +172,7 @@ class PreparedSource:
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """The fields of `corpus.json`, and readers for what lies beside it."""
+    """The fields of `corpus.json`, and readers for the files beside it."""
 
     name: str
     sequence_length: int
@@ -207,7 +212,7 @@ def read_source(directory: str | Path) -> PreparedSource:
     """Reads `data/<corpus>/<source>/<tokenizer>/stats.json` and the indexes of both splits.
 
     Raises:
-        DataError: a file is missing, or an index is another than the statistics were written with.
+        DataError: a file is missing, or the statistics were written with another index.
     """
     directory = Path(directory)
     corpus = directory.parent.parent.name
@@ -238,7 +243,7 @@ def read_source(directory: str | Path) -> PreparedSource:
                 f"{index.path} counts {index.samples} samples and stats.json beside it "
                 f"{source.splits[split].samples}: {make_again(corpus)}"
             )
-        # Of corpora that were prepared before there was a hash, the shape of samples must do.
+        # Corpora that were prepared before the hash existed are checked by the shape of samples.
         same = written_with[split] in (None, index.sha256)
         if not same or {(s.dtype, s.sequence_length) for s in index.shards} - shape:
             raise DataError(
@@ -256,8 +261,7 @@ def read_corpus(root: str | Path, name: str) -> PreparedCorpus:
         name: `corpus:` of the corpus yaml.
 
     Raises:
-        DataError: the corpus is missing or not finished, or a tokenizer is not the one it was made
-            with.
+        DataError: the corpus is missing or not finished, or was made with another tokenizer.
     """
     root = Path(root)
     directory = root / "data" / name
@@ -283,7 +287,7 @@ def described(file: Path, name: str) -> Mapping[str, Any]:
     """Reads a `corpus.json`; its names become names of folders, so they are checked.
 
     Raises:
-        DataError: it is missing, is no description of a corpus, or a name points elsewhere.
+        DataError: it is missing, does not describe a corpus, or a name points to another folder.
     """
     corpus = _read_json(file, name)
     try:
@@ -298,8 +302,8 @@ def described(file: Path, name: str) -> Mapping[str, Any]:
     for each in names:
         if not is_name(each):
             raise DataError(
-                f"{file} has the name {each!r}, which is none of a source or tokenizer: do not use "
-                f"a corpus of this origin"
+                f"{file} has the name {each!r}, which is not that of a source or tokenizer: do not "
+                f"use a corpus of this origin"
             )
     return corpus
 
@@ -314,7 +318,7 @@ def _read_json(file: Path, corpus: str) -> Mapping[str, Any]:
 
 
 def make_again(corpus: str) -> str:
-    """What to do about a file of a corpus that is missing or of another kind."""
+    """The fix, in errors about a file of a corpus that is missing or of another kind."""
     return (
         f"make it with `make data CORPUS={corpus}` or `python data_prep/prepare.py <corpus yaml>`."
     )

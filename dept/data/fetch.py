@@ -1,4 +1,4 @@
-"""A corpus at a remote address: its small files, and folders that hold what is half fetched."""
+"""A corpus at a remote address: fetching its small files, and folders for partial downloads."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def fetch_corpus(
     own_tokenizers: bool = False,
     held_out: bool = False,
 ) -> None:
-    """Fetch what of a corpus must be here before anything is read: all but its shards.
+    """Fetch the files of a corpus that are needed before training: all except its shards.
 
-    Files that are here already stay as they are, and if all are, nothing slow is imported. Several
-    processes may do this for the same ``root`` at once.
+    Existing files are unchanged, and if all exist, nothing slow is imported. Several processes may
+    call this for the same ``root`` at the same time.
 
     Args:
         remote: folder or address that holds ``data/`` and ``tokenizers/``.
-        root: folder to fetch into, under the same names; made if need be.
+        root: folder to fetch into, under the same names; made if it does not exist.
         corpus: name of the corpus.
-        sources: names of sources (those that it does not have are ignored); all by default.
-        own_tokenizers: as written with the sources' own tokenizers, where they have one, not with
-            the global one.
-        held_out: the held-out sources too, written with the global tokenizer.
+        sources: names of sources (unknown names are ignored); all by default.
+        own_tokenizers: fetch sources in the tokens of their own tokenizers, if they have one, and
+            not in those of the global one.
+        held_out: also fetch the held-out sources, in the tokens of the global tokenizer.
 
     Raises:
-        ConfigError: ``remote`` is ``root``, whose files must not be taken for copies.
+        ConfigError: ``remote`` is ``root``, whose files must not be treated as copies.
         DataError: a file cannot be fetched.
     """
     data = Path("data", corpus)
@@ -77,7 +77,7 @@ def address_of(remote: str, split: Path) -> str:
 
 
 def unreachable(address: str, error: Exception) -> DataError:
-    """What to say of a file that could not be fetched."""
+    """The error about a file that could not be fetched."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return DataError(
         f"{address} cannot be fetched ({reason}): correct train_loader.remote, or for a bucket its "
@@ -88,16 +88,16 @@ def unreachable(address: str, error: Exception) -> DataError:
 def locked(path: Path, operation: int) -> int | None:
     """Lock a file or folder with ``flock``, which the kernel releases when this process dies.
 
-    The locks of ``filelock`` are files beside what they protect, one for each shard here, and it
-    shares a lock between readers through an SQLite database alone.
+    ``filelock`` is not used: it would leave a lock file beside each shard, and it can share a lock
+    between readers only through an SQLite database.
 
     Args:
         path: the file or folder itself, so that no lock files are left behind.
         operation: ``fcntl.LOCK_EX`` or ``fcntl.LOCK_SH``, with ``fcntl.LOCK_NB`` not to wait.
 
     Returns:
-        A descriptor, to be closed by the caller; ``None`` if ``path`` is not there, or no longer
-        when the lock is had, or if the lock is another's and not to be waited for.
+        A descriptor, which the caller closes. ``None`` if ``path`` does not exist, or was removed
+        before the lock was acquired, or with ``LOCK_NB`` if another process has the lock.
     """
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -115,9 +115,9 @@ def locked(path: Path, operation: int) -> int | None:
 
 @contextmanager
 def work_folder(folder: Path) -> Iterator[None]:
-    """An empty folder to fetch into, held by one thread of one process at a time, then removed.
+    """An empty folder to fetch into, locked by one thread of one process, and removed at the end.
 
-    What a killed process left in it is cleared away, so that it never passes for a whole file.
+    Files that a killed process left in it are removed, so that none is mistaken for a whole file.
     """
     while (handle := locked(folder, fcntl.LOCK_EX)) is None:
         with suppress(FileExistsError):  # raised if another process removes it at that moment
@@ -132,7 +132,7 @@ def work_folder(folder: Path) -> Iterator[None]:
 
 
 def clear_abandoned(folder: Path) -> None:
-    """Remove a work folder whose process died; one at work is left alone."""
+    """Remove a work folder whose process died; a folder in use is kept."""
     handle = locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if handle is not None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -140,7 +140,7 @@ def clear_abandoned(folder: Path) -> None:
 
 
 def publish(fetched: Path, path: Path) -> None:
-    """Give a whole file its name, after its bytes are on disk."""
+    """Rename a complete file to ``path``, after its bytes are on disk."""
     with fetched.open("rb") as file:
         os.fsync(file.fileno())
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""From MDS shards to batches: a loader over sources to train on, one over a split to evaluate."""
+"""Loaders that make batches from MDS shards: over sources to train, over a split to evaluate."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dept.method.schedule import RoundSchedule
 from dept.transport.topology import Place
 
 Batch = dict[str, Any]
-"""``input_ids`` and ``labels``, int64[batch, length]; of a source, ``source`` and ``step`` too."""
+"""``input_ids`` and ``labels``, int64[batch, length]; in training also ``source`` and ``step``."""
 
 
 def collate(samples: list[np.ndarray]) -> Batch:
-    """Token samples to the batch a causal language model takes: int64[batch, length] each."""
+    """Stack token samples to a batch for a causal language model: int64[batch, length] each."""
     input_ids = torch.from_numpy(np.stack(samples).astype(np.int64))
     return {"input_ids": input_ids, "labels": input_ids.clone()}
 
@@ -32,11 +32,11 @@ class OpenSource:
 
     Args:
         prepared: the source.
-        seed: of the order.
-        stage: of training (:class:`dept.data.order.SampleOrder`).
-        block_shards: shards whose samples are mixed.
-        remote: where ``data/`` is that missing shards are fetched from.
-        cache: of those; one for all sources that have a limit in common.
+        seed: seed of the order.
+        stage: stage of training (:class:`dept.data.order.SampleOrder`).
+        block_shards: how many shards are mixed by the shuffle.
+        remote: folder or address of ``data/`` that missing shards are fetched from.
+        cache: cache of remote shards, shared by all sources under one limit.
 
     Raises:
         DataError: a shard is missing.
@@ -71,31 +71,31 @@ class OpenSource:
         return self._reader[self.order.sample_at(position)]
 
     def shards_at(self, position: int) -> list[Shard]:
-        """What is still to be read of the block of ``position``, of a remote source."""
+        """The shards of a remote source that the rest of the block of ``position`` needs."""
         return self._reader.shards(self.order.shards_at(position))
 
 
 class SourceLoader:
-    """Batches of one round after another, the slots of this worker in turn.
+    """Batches of one round after another: the slots of this worker, one after another.
 
-    One pass over the loader is one round, which makes a Composer epoch a round. The loader knows
-    sources and positions in them; which source comes when is the schedule's, given by the
-    algorithm. Only sources that this worker may train are read, and must be on its machine.
+    One pass over the loader is one round, which makes a Composer epoch a round. The loader keeps
+    sources and positions in them; the algorithm gives it the schedule, which orders the sources.
+    Only sources that this worker may train are read, and must be on its machine.
 
     Args:
         prepared: the sources, by name, in the order of the corpus.
         batch_size: samples in a batch of this rank.
-        seed: of the order of samples.
-        stage: of training.
-        place: of this rank; the ranks of a worker read parts of the same batch.
-        block_shards: shards whose samples are mixed.
-        remote: where ``data/`` is that missing shards are fetched from, ahead of their need.
+        seed: seed of the order of samples.
+        stage: stage of training.
+        place: place of this rank; the ranks of a worker read parts of the same batch.
+        block_shards: how many shards are mixed by the shuffle.
+        remote: folder or address of ``data/`` that missing shards are fetched from in advance.
         cache_limit: the most bytes of remote shards to keep on disk; all by default.
 
     Attributes:
-        block_shards: shards whose samples are mixed.
-        positions: samples read so far of each source: ahead of what was trained.
-        round_index: of the pass, from 0.
+        block_shards: how many shards are mixed by the shuffle.
+        positions: samples read so far of each source, including batches not yet trained on.
+        round_index: round of the pass, from 0.
         plan: source and local step of each batch of the pass.
     """
 
@@ -126,7 +126,7 @@ class SourceLoader:
         self._open: dict[str, OpenSource] = {}
 
     def bind(self, schedule: RoundSchedule) -> None:
-        """Follow ``schedule``, and open all sources that it may ever give to this worker.
+        """Follow ``schedule``, and open all sources that this worker may train in any round.
 
         Raises:
             DataError: a shard is missing.
@@ -144,10 +144,10 @@ class SourceLoader:
 
     @property
     def schedule(self) -> RoundSchedule:
-        """What the loader follows.
+        """The schedule of the loader.
 
         Raises:
-            ValueError: it was given none.
+            ValueError: the loader has no schedule yet.
         """
         if self._schedule is None:
             raise ValueError("train_loader.name: sources needs the algorithm: add algorithms.dept")
@@ -156,12 +156,12 @@ class SourceLoader:
     def start(
         self, round_index: int, done: Mapping[str, int], positions: Mapping[str, int]
     ) -> list[tuple[str, int]]:
-        """Let the next pass be what is left of a round.
+        """Set the next pass to the remaining batches of a round.
 
         Args:
             round_index: from 0.
-            done: local steps that a source has already taken in it.
-            positions: samples trained so far of each source that this worker holds.
+            done: local steps that each source has already taken in the round.
+            positions: samples trained on so far, of each source that this worker holds.
 
         Returns:
             The source and the local step of each batch of the pass.
@@ -172,8 +172,8 @@ class SourceLoader:
         return self.plan
 
     def samples_at(self, source: str, first: int, last: int) -> list[int]:
-        """The samples at positions ``first`` to ``last`` (excluded) of a source's order: numbers in
-        its training split, over all shards in file order."""
+        """The samples at positions ``first`` to ``last`` (excluded) of a source's order, as numbers
+        in its training split over all shards in file order."""
         return [self._open[source].order.sample_at(at) for at in range(first, last)]
 
     def __len__(self) -> int:
@@ -194,17 +194,17 @@ class SourceLoader:
             yield self._next_batch(source) | {"source": source, "step": step}
 
     def _next_round_source(self, otherwise: str) -> str:
-        """What the next round begins with here, if its position is known; it may be elsewhere."""
+        """The source that this worker trains first in the next round, if it holds its position."""
         source = self.schedule.slots_of(self.place.worker, self.round_index + 1)[0]
         is_held = self.schedule.holders(self.round_index)[source] == self.place.worker
         return source if is_held else otherwise
 
     def _look_ahead(self, source: str, batches: int, next_source: str) -> None:
-        """Let the shards that come next be fetched; does nothing but when a block or slot begins.
+        """Fetch the next shards in the background, at the beginning of a block or slot.
 
         Args:
             source: the source of the next batch.
-            batches: how many batches in a row are its own, the next one included.
+            batches: how many consecutive batches are of this source, including the next one.
             next_source: the source after them.
         """
         if self._cache is None:
@@ -216,7 +216,7 @@ class SourceLoader:
         self._ahead = (source, end, next_source)
         plan = [(source, position), (source, end)]
         if next_source != source:
-            # Its block is needed first, or that after this one, whichever the slot comes to.
+            # The slot needs the block of its own position, or the block after the current one.
             ends_first = position + batches * self.batch_size * self.place.ranks <= end
             plan.insert(1 if ends_first else 2, (next_source, self.positions[next_source]))
         self._cache.want([shard for name, at in plan for shard in self._open[name].shards_at(at)])
@@ -233,9 +233,9 @@ class ValidationLoader:
     Args:
         prepared: the source.
         batch_size: samples in a batch.
-        held_out: whether the run does not train on this source; for who reads the results.
-        remote: where ``data/`` is that missing shards are fetched from, when they are first read.
-            They stay: every evaluation reads them all.
+        held_out: whether the run does not train on this source; reported with the results.
+        remote: folder or address of ``data/`` that missing shards are fetched from at their first
+            use. They are kept, since every evaluation reads all of them.
     """
 
     def __init__(

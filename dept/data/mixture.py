@@ -1,4 +1,4 @@
-"""Batches of all sources mixed: what ordinary training (STD) and continued pre-training read."""
+"""Mixed batches of all sources, for ordinary training (STD) and continued pre-training."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def draw(probabilities: Sequence[float], size: int, *, seed: int, stage: str, ba
     """The source of each sequence of a batch: int64[size], drawn independently.
 
     Args:
-        probabilities: of each source; they add up to 1.
+        probabilities: probability of each source; their sum is 1.
         size: sequences of the batch, of all ranks together.
-        seed: of the run.
-        stage: of training.
-        batch: from 0, over the whole run.
+        seed: seed of the run.
+        stage: stage of training.
+        batch: number of the batch over the whole run, from 0.
     """
     generator = np.random.default_rng(seed_of(seed, "mixture", stage, batch))
     return generator.choice(len(probabilities), size=size, p=probabilities)
@@ -31,21 +31,21 @@ def draw(probabilities: Sequence[float], size: int, *, seed: int, stage: str, ba
 class Mixture(IterableDataset):
     """Mixed batches, one epoch after another (STD of the paper: ``p_k ~ tokens_k ** tau``).
 
-    Each sequence is of a source drawn at random, and is the next one in the order of that source,
-    which is the order that DEPT reads it in: whole passes, each shuffled anew. So batch ``b`` is a
-    function of the seed and ``b``, and the number of batches read is all that a resumed run needs.
+    The source of each sequence is drawn at random, and the sequence is the next one in the order of
+    that source. DEPT reads it in the same order: whole passes, each with a new shuffle. So batch
+    ``b`` is a function of the seed and ``b``, and a resumed run needs only the number of batches.
 
     Args:
-        sources: by name, in the order of the corpus.
-        tokens: of the training split of each source, by name.
+        sources: the sources by name, in the order of the corpus.
+        tokens: tokens of the training split of each source, by name.
         tau: 0 draws sources uniformly, 1 in proportion to their tokens.
-        epoch_batches: of an epoch; as many as all samples fill by default.
+        epoch_batches: batches of an epoch; by default an epoch is all samples.
         batch_size: sequences in a batch of this rank.
-        rank: of this process; ranks read parts of the same batch.
-        ranks: how many there are.
-        seed: of the draws.
-        stage: of training, so that a run that starts from another one draws anew.
-        cache: of remote shards, if the sources are remote.
+        rank: rank of this process; ranks read parts of the same batch.
+        ranks: number of ranks.
+        seed: seed of the draws.
+        stage: stage of training; a run that starts from another one has its own draws.
+        cache: cache of remote shards, if the sources are remote.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Mixture(IterableDataset):
         samples = sum(source.order.samples for source in sources.values())
         self.epoch_batches = epoch_batches or max(1, samples // (batch_size * ranks))
         self.batch = 0
-        """The batch to be read next, over the whole run."""
+        """Number of the next batch, over the whole run."""
         self._positions = np.zeros(len(weights), dtype=np.int64)
-        self._epochs = 0  # begun
+        self._epochs = 0  # number of epochs begun
         self._cache = cache
         self._ahead: tuple[int, ...] = ()
 
@@ -91,18 +91,18 @@ class Mixture(IterableDataset):
         return dict(zip(self.sources, self._positions.tolist(), strict=True))
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """How far training is, for Composer, which asks as it asks a StreamingDataset.
+        """The position of training, in the interface of StreamingDataset that Composer calls.
 
         Args:
-            num_samples: trained in this epoch, on all ranks.
-            from_beginning: of the epoch; always so.
+            num_samples: samples trained on in this epoch, on all ranks.
+            from_beginning: whether they count from the beginning of the epoch; always true.
         """
         of_epoch = num_samples // (self.batch_size * self.ranks)
         begun = self._epochs if num_samples == 0 else self._epochs - 1
         return {"batch": begun * self.epoch_batches + of_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Read the batch next that comes after those that were trained."""
+        """Continue with the batch after those that were trained on."""
         self.batch = 0
         self._positions[:] = 0
         while self.batch < state["batch"]:
@@ -132,7 +132,7 @@ class Mixture(IterableDataset):
         return collate(samples)
 
     def _look_ahead(self) -> None:
-        """Let the shards that come next be fetched; does nothing but when a block begins."""
+        """Fetch the next shards in the background, at the beginning of a block."""
         if self._cache is None:
             return
         at = list(zip(self.sources.values(), self._positions.tolist(), strict=True))

@@ -9,23 +9,23 @@ import numpy as np
 from dept.method.streams import seed_of
 
 PRETRAINING = "pretraining"
-"""The stage of a run that starts from nothing."""
+"""The stage of a run that does not start from another one."""
 
 
 class SampleOrder:
-    """A shuffled pass over a source after another, addressed by one integer.
+    """Consecutive shuffled passes over a source, addressed by one integer.
 
     Shards are shuffled, then samples within blocks of ``block_shards`` shards, so that the shards
     of a remote corpus are read nearly in sequence and a local cache of a block is enough. Every
-    pass shuffles anew. Position ``p`` is in pass ``p // samples``: the position is all that a
-    resumed run needs.
+    pass has a new shuffle. Position ``p`` is in pass ``p // samples``, so a resumed run needs only
+    the position.
 
     Args:
         shard_samples: how many samples each shard holds.
         seed: seed of the run.
         source: name of the source, so that sources are shuffled differently.
-        stage: of training: a run that starts from another one must not read its batches again.
-        block_shards: shards whose samples are mixed.
+        stage: stage of training: a run that starts from another one must not repeat its batches.
+        block_shards: how many shards are mixed by the shuffle.
 
     Raises:
         ValueError: there are no samples.
@@ -58,17 +58,17 @@ class SampleOrder:
         return int(self._permutation(epoch, block, blocks[block])[within - starts[block]])
 
     def block_end(self, position: int) -> int:
-        """The position behind the block of ``position``; the last block of a pass ends with it."""
+        """The first position after the block of ``position``; no block extends over two passes."""
         epoch, within = divmod(position, self.samples)
         starts = self._blocks(epoch)[1]
         block = int(np.searchsorted(starts, within, side="right"))
         return epoch * self.samples + (int(starts[block]) if block < len(starts) else self.samples)
 
     def shards_at(self, position: int) -> list[int]:
-        """What is still to be read of the block of ``position``: its shards, first needed first.
+        """The shards that the rest of the block of ``position`` needs, in the order of first use.
 
-        ``shards_at(block_end(position))`` are the shards of the block that follows, in the next
-        pass if need be.
+        ``shards_at(block_end(position))`` are the shards of the next block, which may be in the
+        next pass.
         """
         epoch, within = divmod(position, self.samples)
         blocks, starts = self._blocks(epoch)
@@ -98,5 +98,5 @@ class SampleOrder:
         return self._block[2]
 
     def _generator(self, epoch: int, block: int) -> np.random.Generator:
-        """The stream of a block's samples; block -1 is that of the order of shards."""
+        """The stream of a block's samples; block -1 is the stream of the order of shards."""
         return np.random.default_rng(seed_of(self._seed, "order", *self._of, epoch, block))

@@ -1,4 +1,4 @@
-"""Which shards of remote splits are on disk: fetched ahead in the order of need, within a limit."""
+"""The cache of remote shards on disk: they are fetched in advance, within a limit."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
     from dept.data.shards import Shard
 
 FETCHERS = 4
-"""Shards fetched at the same time: a block is needed almost at once, and one connection is slow."""
+"""Shards fetched in parallel: a block is needed almost at once, and one connection is slow."""
 
 
 class ShardCache:
     """The shards that a process keeps on disk, of all its sources.
 
-    One thread reads; fetching goes on behind it, in threads that end when nothing is left to fetch
-    and that a finishing process does not wait for. ``want`` says what will be read, first needed
-    first, and ``need`` waits for one shard. Room is made by removing what is not wanted, needed
-    longest ago first, and then what is wanted later; so the bytes on disk, those half fetched
-    included, are never above the limit.
+    One thread reads. Background threads fetch; they end when nothing is left to fetch, and the exit
+    of the process does not wait for them. ``want`` announces the shards to read, in order of use,
+    and ``need`` waits for one shard. To make room, the cache first removes shards that are not
+    wanted, least recently used first, and then those that are wanted last. So the bytes on disk,
+    including partial downloads, never exceed the limit.
 
     Processes may share folders. Each holds a shared lock on the files that it wants, so that no
-    other removes them. A file that another holds leaves this process's count: it is in the other's.
+    other process removes them. Files that another process holds count for that process only.
 
     Args:
         limit: bytes on disk, of shards whose addresses are all of one kind (a folder, ``s3://``);
             ``None`` keeps everything.
-        fetchers: shards fetched at the same time.
+        fetchers: shards fetched in parallel.
     """
 
     def __init__(self, limit: int | None, *, fetchers: int = FETCHERS) -> None:
         self.waits = 0
-        """How often a shard was not there when it was needed."""
+        """How often a shard was not on disk when it was needed."""
         self._limit = limit
         self._fetchers = fetchers
         # Least recently needed first; with the lock on those that are wanted.
@@ -54,18 +54,18 @@ class ShardCache:
         self._changed = threading.Condition()
 
     def add(self, shards: Iterable[Shard]) -> None:
-        """Count those of ``shards`` that an earlier process left here."""
+        """Count those of ``shards`` that an earlier process left on disk."""
         with self._changed:
             for shard in shards:
                 if shard.is_whole():
                     self._held[shard] = None
                 else:
-                    shard.remove()  # cut short, by something else than this class
+                    shard.remove()  # cut short by another program
 
     def want(self, shards: Sequence[Shard]) -> None:
-        """Fetch ``shards`` in this order, as far as there is room; forget what was wanted before.
+        """Fetch ``shards`` in this order, as far as there is room; they replace earlier ones.
 
-        What could not be fetched is tried again.
+        Failed downloads are tried again.
         """
         with self._changed:
             self._plan, self._needed = list(shards), None
@@ -73,11 +73,11 @@ class ShardCache:
             self._settle()
 
     def need(self, shard: Shard) -> None:
-        """Wait until ``shard`` is here, before anything that is only wanted.
+        """Wait until ``shard`` is on disk; it is fetched before shards that are only wanted.
 
         Raises:
             DataError: it cannot be fetched.
-            OSError: the disk does not let files be locked or removed.
+            OSError: files on the disk cannot be locked or removed.
         """
         with self._changed:
             self._needed = shard
@@ -94,7 +94,7 @@ class ShardCache:
             self._held.move_to_end(shard)
 
     def forget(self, shard: Shard) -> None:
-        """Let ``shard`` be fetched again: somebody has removed its file, who locks nothing."""
+        """Fetch ``shard`` again, since a program that ignores locks has removed its file."""
         with self._changed:
             lock = self._held.pop(shard, None)
             if lock is not None:
@@ -105,7 +105,7 @@ class ShardCache:
         return list(dict.fromkeys([*first, *self._plan]))
 
     def _settle(self) -> None:
-        """Lock what is wanted and here, release what is not wanted, fetch what is missing."""
+        """Lock wanted shards on disk, release shards that are not wanted, fetch missing ones."""
         wanted = self._wanted()
         keep = set(wanted)
         for shard, lock in list(self._held.items()):
@@ -131,7 +131,7 @@ class ShardCache:
             self._held[shard] = lock
 
     def _work(self) -> None:
-        """A thread; what ends it early must not leave the reading thread waiting."""
+        """Run a fetching thread; its failure must not leave the reading thread waiting."""
         try:
             self._fetch()
         except Exception as raised:
@@ -141,7 +141,7 @@ class ShardCache:
                 self._changed.notify_all()
 
     def _fetch(self) -> None:
-        """Fetch what is missing, until nothing is or there is no room."""
+        """Fetch missing shards until none is missing or there is no room."""
         while True:
             with self._changed:
                 shard = self._next()
@@ -182,7 +182,7 @@ class ShardCache:
         return None
 
     def _make_room(self, size: int, wanted: Sequence[Shard], keep: int) -> bool:
-        """Remove shards until ``size`` bytes fit; nothing if it is not enough to remove all but
+        """Remove shards until ``size`` bytes fit. Nothing is removed if that is impossible without
         the first ``keep`` of the wanted ones."""
         if self._limit is None:
             return True
@@ -204,7 +204,7 @@ class ShardCache:
 
 
 def block_bytes(split: Path, block_shards: int) -> int:
-    """The most bytes that ``block_shards`` shards of a split can have, from its ``index.json``."""
+    """The greatest size of ``block_shards`` shards of a split in bytes, from its ``index.json``."""
     shards = json.loads((split / "index.json").read_text())["shards"]
     sizes = [
         sum(part["bytes"] for part in (shard["raw_data"], shard["zip_data"]) if part)
@@ -214,7 +214,7 @@ def block_bytes(split: Path, block_shards: int) -> int:
 
 
 def too_small(limit: int, needed: int) -> DataError:
-    """What to say of a limit below the ``needed`` bytes."""
+    """The error about a limit below the ``needed`` bytes."""
     return DataError(
         f"train_loader.cache_limit is {limit} bytes, but {needed} are needed at the same time: set "
         f"it to {needed} or more"

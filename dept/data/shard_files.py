@@ -1,8 +1,8 @@
-"""Shards of one split as files: what their index says, and whether they are what it says.
+"""The shard files of one split: reading their index, and checking files against it.
 
-An index may come from elsewhere, so it is read before anything that it names is opened: it must
-name files of its own folder, and one column of tokens. MDS knows other columns, pickled ones that
-run code among them; they are none of ours. Imports stay at numpy, as in dept/data/corpus.py.
+An index may come from an untrusted origin, so it is checked before any file that it names is
+opened: it must name files in its own folder, and one column of tokens. MDS supports other columns,
+even pickled ones that run code; they are refused. It imports only numpy, as dept/data/corpus.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import xxhash
 from dept.errors import DataError
 
 INDEX = "index.json"
-HASH = "xxh64"  # that data preparation writes
+HASH = "xxh64"  # the hash that data preparation writes
 BLOCK = 1 << 22  # bytes that are hashed at once
 
 _ENCODING = re.compile(r"ndarray:(uint16|uint32):([1-9]\d{0,9})")
@@ -31,7 +31,7 @@ _ELSEWHERE = "do not use shards of this origin"
 
 @dataclass(frozen=True)
 class ShardFile:
-    """What an index says of a shard."""
+    """The entry of a shard in an index."""
 
     path: Path
     bytes: int
@@ -43,7 +43,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """An ``index.json``, read."""
+    """A parsed ``index.json``."""
 
     path: Path
     sha256: str
@@ -56,32 +56,32 @@ class SplitIndex:
 
 
 def is_name(text: Any) -> bool:
-    """Whether a name out of a file can name nothing but an entry of the folder it is used in."""
+    """Whether a name from a file can only name an entry of the folder in which it is used."""
     return isinstance(text, str) and _PART.fullmatch(text) is not None
 
 
-def read_index(directory: Path, mend: str) -> SplitIndex:
+def read_index(directory: Path, fix: str) -> SplitIndex:
     """Read the ``index.json`` of a split.
 
     Args:
-        directory: of the split.
-        mend: what to do if it is not there or not whole; ends the message.
+        directory: directory of the split.
+        fix: the fix if it is missing or damaged; it ends the message.
 
     Raises:
-        DataError: it is missing, is no index, or names files elsewhere or columns of another kind.
+        DataError: it is missing or not an index, or names other files or columns than allowed.
     """
     path = directory / INDEX
     try:
         data = path.read_bytes()
     except OSError:
-        raise DataError(f"{path} does not exist: {mend}") from None
+        raise DataError(f"{path} does not exist: {fix}") from None
     try:
         content = json.loads(data)
         shards = tuple(_shard(path, entry) for entry in content["shards"])
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{path} is not an index of MDS shards: {mend}") from None
+        raise DataError(f"{path} is not an index of MDS shards: {fix}") from None
     return SplitIndex(path, hashlib.sha256(data).hexdigest(), shards)
 
 
@@ -114,10 +114,10 @@ def _shard(index: Path, entry: Mapping[str, Any]) -> ShardFile:
 
 
 def refuse_missing(index: SplitIndex) -> None:
-    """Refuse a split whose shards are not all here, with all their bytes.
+    """Refuse a split with shards that are missing or have the wrong size.
 
     Raises:
-        DataError: one is missing or cut short.
+        DataError: a shard is missing or cut short.
     """
     for shard in index.shards:
         found = size_fault(shard)
@@ -126,7 +126,7 @@ def refuse_missing(index: SplitIndex) -> None:
 
 
 def remake(shard: ShardFile) -> str:
-    """What makes a shard anew."""
+    """The fix, in errors about a damaged shard."""
     return f"remove {shard.path.parent} and prepare the corpus again, which makes what is missing"
 
 
@@ -135,13 +135,13 @@ def _is_count(value: Any) -> bool:
 
 
 def size_fault(shard: ShardFile) -> str | None:
-    """What is wrong with a file by its size alone, or ``None``."""
+    """Describe what is wrong with a file by its size alone; ``None`` if nothing is."""
     try:
         size = shard.path.stat().st_size
     except OSError:
         return f"{shard.path} is missing"
     if size != shard.bytes:
-        return f"{shard.path} has {size:,} bytes and its index says {shard.bytes:,}"
+        return f"{shard.path} has {size:,} bytes, but {shard.bytes:,} in its index"
     return None
 
 
@@ -149,7 +149,7 @@ def tokens(shard: ShardFile) -> np.ndarray:
     """The samples of a shard, [samples, sequence_length], mapped from the file.
 
     Raises:
-        DataError: the file has another layout than that of fixed-length samples.
+        DataError: the file does not have the layout of fixed-length samples.
     """
     with shard.path.open("rb") as file:
         head = np.fromfile(file, "<u4", shard.samples + 2)
@@ -161,12 +161,12 @@ def tokens(shard: ShardFile) -> np.ndarray:
     expected = offsets[0] + kind.itemsize * shape[1] * np.arange(shard.samples + 1)
     whole = offsets[0] >= head.nbytes and int(offsets[-1]) == shard.path.stat().st_size
     if not whole or not np.array_equal(offsets, expected):
-        raise DataError(f"{shard.path} is not laid out as its index says")
+        raise DataError(f"{shard.path} does not have the layout of its index")
     return np.memmap(shard.path, kind, "r", offset=int(offsets[0]), shape=shape)
 
 
 def hash_fault(shard: ShardFile) -> str | None:
-    """What is wrong with the bytes of a file by the hashes of its index, or ``None``."""
+    """Describe a difference from the hashes of the index; ``None`` if there is none."""
     algorithms = {name: _algorithm(name) for name in shard.hashes}
     with shard.path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -179,7 +179,7 @@ def hash_fault(shard: ShardFile) -> str | None:
 
 
 def _algorithm(name: str) -> Any:
-    """As Streaming names them."""
+    """A new hash object, by the names of Streaming."""
     if name in xxhash.algorithms_available:
         return getattr(xxhash, name)()
     if name in hashlib.algorithms_available and not name.startswith("shake"):
@@ -188,11 +188,11 @@ def _algorithm(name: str) -> Any:
 
 
 def fault(shard: ShardFile, vocab_size: int | None) -> str | None:
-    """What is wrong with a shard, read whole once, or ``None``.
+    """Read a whole shard and describe what is wrong with it; ``None`` if nothing is.
 
     Args:
         shard: the shard.
-        vocab_size: rows of its embedding, that every token must be below; ``None`` takes any.
+        vocab_size: every token must be below this; ``None`` accepts any token.
     """
     found = size_fault(shard) or hash_fault(shard)
     if found is not None:

@@ -1,4 +1,4 @@
-"""Token samples of one split, from shards that are here or are fetched when they are needed."""
+"""Token samples of one split, from shards on disk or fetched when they are needed."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ WORK = ".fetch-"
 
 
 class Shard:
-    """A shard of a remote split: the file that stands for it here, if it does, and its address.
+    """A shard of a remote split: its local file, if it was fetched, and its address.
 
     Args:
-        reader: of its samples.
-        directory: the split here.
-        remote: the split at its remote address.
-        number: of the shard in the split.
+        reader: reader of its samples.
+        directory: local folder of the split.
+        remote: remote address of the split.
+        number: number of the shard in the split.
     """
 
     def __init__(self, reader: MDSReader, directory: Path, remote: str, number: int) -> None:
         self.reader = reader
         self.path = directory / reader.raw_data.basename
         self.bytes = reader.get_max_size()
-        """On disk, while it is unpacked if it is packed."""
+        """Bytes on disk, including the packed file while it is unpacked."""
         self.address = f"{remote}/{(reader.zip_data or reader.raw_data).basename}"
         self._remote = remote
         self._work = directory / f"{WORK}{number:05}"
 
     def is_whole(self) -> bool:
-        """Whether the file is here with all its bytes."""
+        """Whether the local file exists with all its bytes."""
         try:
             return self.path.stat().st_size == self.reader.raw_data.bytes
         except FileNotFoundError:
@@ -59,7 +59,7 @@ class Shard:
         """Keep other processes from removing the file.
 
         Returns:
-            A descriptor that releases it when closed; ``None`` if the file is not here.
+            A descriptor that releases it when closed; ``None`` if there is no local file.
         """
         return locked(self.path, fcntl.LOCK_SH) if self.is_whole() else None
 
@@ -71,16 +71,16 @@ class Shard:
             os.close(handle)
 
     def connect(self) -> Stream:
-        """What ``fetch`` takes: a client of the remote's kind, of use for any shard there."""
+        """Make the argument of ``fetch``: a client for the remote, usable for all its shards."""
         stream = Stream(remote=self._remote, local=str(self._work), keep_zip=False)
         stream.apply_default(_defaults(keep_zip=False))
         return stream
 
     def fetch(self, stream: Stream) -> None:
-        """Fetch the file, under its name only when it is whole.
+        """Fetch the file, which gets its name when it is whole.
 
         Raises:
-            DataError: it cannot be had, or is another file than the index describes.
+            DataError: it cannot be fetched, or is not the file that the index describes.
         """
         basename, raw = self.reader.raw_data.basename, self.reader.raw_data
         with work_folder(self._work):
@@ -98,7 +98,7 @@ class Shard:
             if not same:
                 raise DataError(
                     f"{self.address} is cut short or of another version of the corpus than "
-                    f"{self._work.parent}/index.json: mend it there, or remove "
+                    f"{self._work.parent}/index.json: correct it there, or remove "
                     f"{self._work.parents[3]} here to take the version of train_loader.remote"
                 )
             publish(fetched, self.path)
@@ -107,18 +107,18 @@ class Shard:
 class TokenReader:
     """Random access to the token samples of one split.
 
-    Uses the readers beneath ``StreamingDataset``, not the dataset: that one shares memory and
-    barriers between ranks, which ranks that read different sources would wait at for ever.
+    It uses the readers of ``StreamingDataset``, but not the dataset, which shares memory and
+    barriers between ranks: ranks that read different sources would wait there for ever.
 
     Args:
-        directory: the split, with its ``index.json``.
-        remote: the same split elsewhere, where missing shards are fetched from.
-        cache: what fetches them, shared by all readers that have a limit in common.
-        vocab_size: that all tokens must be below; any by default.
+        directory: folder of the split, with its ``index.json``.
+        remote: remote address of the same split, from which missing shards are fetched.
+        cache: the cache that fetches them, shared by all readers under one limit.
+        vocab_size: all tokens must be below this; by default any token is accepted.
 
     Raises:
-        DataError: the index names a shard that is not there, and there is no ``remote``; or it
-            names what none of ours does.
+        DataError: a shard is missing and there is no ``remote``, or the index names files or
+            columns that are not allowed.
     """
 
     def __init__(
@@ -175,21 +175,21 @@ class TokenReader:
         raise DataError(f"{self._files[number].path} was removed while it was read")
 
     def _look_at(self, number: int) -> None:
-        """A look at a shard before the first of its samples: it is read as a whole, once."""
+        """Check a whole shard, once, before its first sample is read."""
         if not self._files[number].path.exists():
             raise FileNotFoundError
         found = fault(self._files[number], self._vocab_size)
         if found is not None:
-            mend = f"remove it, so that it is fetched again from {self._shards[number].address}"
-            raise DataError(f"{found}: {mend if self._shards else remake(self._files[number])}")
+            fix = f"remove it, so that it is fetched again from {self._shards[number].address}"
+            raise DataError(f"{found}: {fix if self._shards else remake(self._files[number])}")
         self._unread.discard(number)
 
     def shards(self, numbers: Iterable[int]) -> list[Shard]:
-        """What a cache is told to fetch; nothing if the split is not remote."""
+        """The shards for a cache to fetch; empty if the split is not remote."""
         return [self._shards[number] for number in numbers] if self._shards else []
 
     def prefetch(self, numbers: Iterable[int]) -> None:
-        """Fetch these shards ahead of their need, in this order, and no others of the cache."""
+        """Fetch these shards in advance, in this order; they replace earlier ones of the cache."""
         self._cache.want(self.shards(numbers))
 
 

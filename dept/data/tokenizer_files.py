@@ -1,4 +1,4 @@
-"""Tokenizer directories: which one it is, and whether it names code."""
+"""Tokenizer directories: their identity, and whether they name code."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def tokenizer_hash(path: str | Path) -> str:
 
 
 def tokenizer_fault(path: Path, fact: Mapping[str, Any]) -> str | None:
-    """What is wrong with a tokenizer directory of a corpus, or `None`.
+    """Describe what is wrong with a tokenizer directory of a corpus; `None` if nothing is.
 
     Args:
         path: the directory.
-        fact: what `corpus.json` says of it.
+        fact: its entry in `corpus.json`.
     """
     if not (path / "tokenizer.json").is_file() or tokenizer_hash(path) != fact["hash"]:
         return f"{path} is missing or is not the tokenizer that its corpus was made with"
     if names_code(path):
-        return f"{path / 'tokenizer_config.json'} names code to run (auto_map), which ours never do"
+        return f"{path / 'tokenizer_config.json'} names code to run (auto_map), which is refused"
     return None
 
 
 def names_code(tokenizer: str | Path) -> bool:
-    """Whether transformers would run code of a tokenizer directory, if it were told to trust it.
+    """Whether transformers would run code of a tokenizer directory with `trust_remote_code`.
 
     Raises:
         DataError: its `tokenizer_config.json` is not JSON.
@@ -52,5 +52,5 @@ def names_code(tokenizer: str | Path) -> bool:
                 if "auto_map" in json.loads(file.read_bytes()):
                     return True
             except (ValueError, TypeError):
-                raise DataError(f"{file} is not JSON: bring the tokenizer anew") from None
+                raise DataError(f"{file} is not JSON: copy the tokenizer again") from None
     return False

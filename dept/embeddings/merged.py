@@ -1,14 +1,14 @@
-"""One embedding for all sources, made from their private ones: where SPEC's next training starts.
+"""One embedding for all sources, merged from their private ones, to continue training SPEC from.
 
-Beyond the paper, which starts continued pre-training at random: the body of SPEC comes without a
-global embedding. Every row here is a weighted mean of rows of the sources,
+This goes beyond the paper, which starts continued pre-training from a random embedding, since SPEC
+has no global one. Every row here is a weighted mean of rows of the sources,
 
     row_v = c_v * sum_kr w_kr x_kr,   sum_kr w_kr = 1,   c_v = sum w_kr |x_kr| / |sum w_kr x_kr|,
 
-where c_v gives it the length its parts have on average: a plain mean of n unrelated vectors is
-sqrt(n) times shorter. The spaces of sources are not rotated onto each other first: the body was
-trained around them as they are, and rotating made things worse where it was tried. An untied
-head is merged as the input embedding is, by a second call.
+where c_v gives it the average length of its parts: a plain mean of n unrelated vectors is sqrt(n)
+times shorter. The spaces of sources are not rotated onto each other first: the body was trained
+with them unrotated, and rotation made results worse where it was tried. An untied head is merged
+like the input embedding, by a second call.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from torch import Tensor
 from dept.embeddings.token_strings import is_text, speller
 
 Parts = list[tuple[str, int, float]]
-"""What a row is made from: source, its row, weight."""
+"""The parts of a row: source, its row, weight."""
 
 WEIGHTINGS = ("counts", "uniform")
 
 
 class Origin(str, Enum):
-    """What a row was made from."""
+    """The origin of a row."""
 
     SHARED = "shared"  # the same token of the sources that were trained on it
     PIECES = "pieces"  # the tokens that spell it
-    UNSEEN = "unseen"  # the same token of sources that have it and never met it
+    UNSEEN = "unseen"  # the same token of sources that have it but were never trained on it
     UNTOUCHED = "untouched"  # nothing
 
 
@@ -46,9 +46,8 @@ class SourceEmbedding:
     Attributes:
         tokens: string of each row, all different; see ``token_strings.strings_of``.
         vectors: float[rows, d], on the CPU.
-        counts: [rows], occurrences in what the source was trained on. Its text is not all of
-            that: sources of different size that were trained on equally many tokens are weighted
-            alike by counts that were scaled to those.
+        counts: [rows], occurrences in the tokens that the source was trained on, not in its text:
+            sources of different sizes that were trained on equally many tokens have equal weights.
     """
 
     tokens: tuple[str, ...]
@@ -62,14 +61,14 @@ class Merged:
 
     Attributes:
         vectors: float32[len(target), d].
-        origins: of each row.
+        origins: origin of each row.
     """
 
     vectors: Tensor
     origins: tuple[Origin, ...]
 
     def summary(self) -> dict[str, int]:
-        """How many rows there are of each origin."""
+        """The number of rows of each origin."""
         found = Counter(self.origins)
         return {origin.value: found[origin] for origin in Origin if found[origin]}
 
@@ -82,25 +81,25 @@ def merge(
     weighting: str = "counts",
     rescale: bool = True,
 ) -> Merged:
-    """Make rows by token string.
+    """Merge rows by token string.
 
-    A token is the mean of the same token of the sources that were trained on it. If there are
-    none, each source that can spells it with tokens it was trained on, and gives their mean.
-    If none can, rows that were never met are still better than none.
+    A token is the mean of the same token over the sources that were trained on it. If there are
+    none, each source that can spell it with tokens it was trained on contributes their mean. If no
+    source can, rows of the token that were never trained are used.
 
     Args:
-        sources: by name.
+        sources: embeddings by name of the source.
         target: token strings of the global tokenizer, in the order of ids.
-        otherwise: float[len(target), d]; the rows that the sources have nothing for, unchanged.
-        weighting: of sources in a mean. ``counts``: by how often they met the token, or would
-            have met it in these pieces by the counts of them. ``uniform``: the same for all.
+        otherwise: float[len(target), d]; the rows of tokens that no source has, used unchanged.
+        weighting: weights of sources in a mean. ``counts``: the count of the token, or its expected
+            count in these pieces. ``uniform``: equal weights.
         rescale: whether c_v is as above, or 1.
 
     Raises:
         ValueError: ``weighting`` is unknown, or sizes or strings do not fit together.
     """
     if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting is {weighting!r}: take one of {', '.join(WEIGHTINGS)}")
+        raise ValueError(f"weighting is {weighting!r}: set it to one of {', '.join(WEIGHTINGS)}")
     check(sources, target, otherwise)
     counts = {name: source.counts.tolist() for name, source in sources.items()}
     rows = {name: index(source.tokens) for name, source in sources.items()}
@@ -134,7 +133,7 @@ def combine(
     otherwise: Tensor,
     rescale: bool,
 ) -> Merged:
-    """Make each row of its parts, as above; weights of a row need not sum to 1."""
+    """Combine the parts of each row, as above; weights of a row need not sum to 1."""
     origins: list[Origin] = []
     entries: dict[str, list[tuple[int, int, float]]] = {name: [] for name in sources}
     for i, (origin, parts) in enumerate(recipes):
@@ -161,7 +160,7 @@ def combine(
 
 
 def check(sources: Mapping[str, SourceEmbedding], target: Sequence[str], otherwise: Tensor) -> None:
-    """Refuse what does not fit together: see :func:`merge`."""
+    """Refuse arguments that do not fit together: see :func:`merge`."""
     if otherwise.ndim != 2 or len(otherwise) != len(target):
         raise ValueError(f"{len(target)} target tokens need as many rows, not {otherwise.shape}")
     for name, source in sources.items():

@@ -1,8 +1,8 @@
-"""Strings that name a token in every tokenizer, and how a vocabulary spells a text.
+"""Strings that identify a token in every tokenizer, and how a vocabulary spells a text.
 
 Tokenizers write the same token in different ways: a space is a space in the ones that data
-preparation trains, U+2581 in mT5's and a code for a byte in GPT-NeoX's. Here a token is its text,
-so that equal strings are equal tokens. What has no text begins with MARK.
+preparation trains, U+2581 in mT5's, and a code for a byte in GPT-NeoX's. Here a token is its text,
+so that equal strings are equal tokens. A token without text has a string that begins with MARK.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from dept.data.tokenizer_files import tokenizer_hash
 
 MARK = "\ufdd0"  # a Unicode noncharacter: no text holds it
-# By what they are for; a token that is for several things is the first of them here.
+# Special tokens by their role; a token with several roles has the first of them.
 ROLES = {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -25,22 +25,22 @@ Spelling = tuple[list[int], float]
 
 
 def is_text(string: str) -> bool:
-    """Whether it is a text, which other tokens can spell: no special token, no part of a letter."""
+    """Whether it is a text that other tokens can spell, not a special token or part of a letter."""
     return bool(string) and not string.startswith(MARK)
 
 
 def strings_of(directory: str | Path, vocab_size: int | None = None) -> list[str]:
     """The string of each id of a tokenizer, all different.
 
-    A token is its text, spaces included. Special tokens are MARK and the name in ``ROLES``, or
-    their own if they have none of these roles; bytes that are no text by themselves MARK and
-    ``<0xE4>``, once for each. Ids without a token, and tokens with the text of an earlier one, have
+    The string of a token is its text, including spaces. A special token is MARK and its name in
+    ``ROLES``, or its own name if it has none of these roles. A byte that is not text is MARK and
+    ``<0xE4>``, for its value. Ids without a token, and tokens with the text of an earlier one, have
     a string that no other tokenizer has.
 
     Args:
-        directory: of a transformers tokenizer with ``tokenizer.json``: unigram or BPE, plain,
-            metaspace, byte-level, or with bytes to fall back on.
-        vocab_size: rows of its embedding, if there are more than ids.
+        directory: folder of a transformers tokenizer with ``tokenizer.json``: unigram or BPE,
+            plain, metaspace, byte-level, or with byte fallback.
+        vocab_size: rows of its embedding, if there are more rows than ids.
 
     Raises:
         ValueError: there is no ``tokenizer.json``, or ``vocab_size`` is less than its ids.
@@ -71,19 +71,19 @@ def strings_of(directory: str | Path, vocab_size: int | None = None) -> list[str
 
 
 def speller(tokens: Sequence[str], counts: Sequence[float]) -> Callable[[str], Spelling | None]:
-    """How a source would spell a text: the most probable way under the counts of its tokens.
+    """Make a function that spells a text in the most probable way under the counts of tokens.
 
-    It is the segmentation of a unigram tokenizer, and needs no tokenizer: a text gets no space in
-    front that it does not have, and only tokens that occurred are used.
+    It is the segmentation of a unigram tokenizer, but needs no tokenizer. No space is added in
+    front of a text, and only tokens that occurred are used.
 
     Args:
         tokens: string of each row.
-        counts: occurrences of each.
+        counts: occurrences of each token.
 
     Returns:
-        A function of a text that gives ``(rows, log_count)``, or ``None`` if it cannot be spelled.
-        ``log_count`` is ln(n * p_1 * .. * p_m), how often the text is to be expected among the n
-        tokens: ln(count) if one token spells it.
+        A function that returns ``(rows, log_count)`` for a text, or ``None`` if it cannot be
+        spelled. ``log_count`` is ln(n * p_1 * .. * p_m), the expected count of the text among the n
+        tokens; it is ln(count) if one token spells it.
     """
     total = math.fsum(counts)
     known = {
@@ -114,7 +114,7 @@ def speller(tokens: Sequence[str], counts: Sequence[float]) -> Callable[[str], S
 
 
 def _texts(pieces: Mapping[int, str], content: Mapping[str, Any]) -> dict[int, str]:
-    """Pieces as the tokenizer's model writes them to what they stand for."""
+    """Convert pieces as the tokenizer's model writes them to the text that they represent."""
     steps = [content.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")]
     written = json.dumps(steps, ensure_ascii=False)
     if '"ByteLevel"' in written:
@@ -144,14 +144,14 @@ def _from_bytes(values: Sequence[int]) -> str:
 
 
 def _byte_characters() -> list[str]:
-    """The character that byte-level tokenizers (GPT-2's and its kin) write for each byte."""
+    """The character that byte-level tokenizers (such as GPT-2's) write for each byte."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _roles(file: Path) -> dict[str, str]:
-    """What the special tokens are for: content to name."""
+    """Roles of the special tokens: from content to name."""
     config = json.loads(file.read_text()) if file.is_file() else {}
     names: dict[str, str] = {}
     for role, name in ROLES.items():

@@ -1,4 +1,4 @@
-"""What the sources of a round made of the global parameters, and how each counts."""
+"""The average of the local models of a round, and the share of each source in it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Average:
-    """The average of what the sources of a round made of one parameter.
+    """The average of one parameter over the sources of a round.
 
     Attributes:
-        value: the average, of the shape and dtype of the parameter. A row that no source holds
-            is the row the round started from.
-        held: bool[rows] for a parameter averaged by token row, which rows some source holds;
-            ``None`` where every source holds everything.
+        value: the average, with the shape and dtype of the parameter. A row that no source holds
+            keeps its value from the start of the round.
+        held: bool[rows], for a parameter averaged by token row: which rows some source holds;
+            ``None`` if every source holds all of the parameter.
     """
 
     value: Tensor
@@ -26,12 +26,12 @@ class Average:
 
 @dataclass(frozen=True)
 class Share:
-    """What is known beforehand of the local model of one source.
+    """The share of one source in the average: its weight and its token rows.
 
     Attributes:
-        weight: its weight in the mean, above 0.
-        rows: for a parameter averaged by token row, int64[n]: the rows of the global parameter
-            that the local one, of n rows, holds.
+        weight: weight of the source in the mean, above 0.
+        rows: for each parameter averaged by token row, int64[n]: the rows of the global parameter
+            that correspond to the n rows of the local one.
     """
 
     weight: float = 1.0
@@ -44,15 +44,16 @@ def mean_update(
     start: Mapping[str, Tensor],
     rows: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The weighted mean of pseudo-gradients, summed in float64 in the order given.
+    """Compute the weighted mean of pseudo-gradients, summed in float64 in the order given.
 
     Args:
-        updates: start - local by name, of which parameters by row have the rows of their share.
+        updates: pseudo-gradients, start - local, by name. A parameter averaged by token row has
+            only the rows of its share.
         start: the global parameters, for shapes, dtypes and devices.
         rows: for each parameter averaged by token row, int64[n]: the rows that some share holds.
 
     Returns:
-        The mean by name; of parameters by row, for those n rows.
+        The mean by name. For a parameter averaged by token row it has those n rows.
     """
     sums = {
         name: torch.zeros((len(rows[name]), *value.shape[1:]), dtype=torch.float64).to(value.device)

@@ -1,7 +1,7 @@
-"""How numbers become fewer bytes: codecs of blocks of float32, each block by itself.
+"""Codecs, which code blocks of float32 numbers in fewer bytes, each block independently.
 
 A codec turns float32[n, block] into uint8[n, width] and back. Since no block depends on another,
-any run of blocks may be cut out, sent and decoded on its own. A new codec is a class with the four
+any sequence of blocks can be cut out, sent and decoded alone. A new codec is a class with the four
 members of :class:`Codec` and a row of :data:`CODECS`.
 """
 
@@ -21,23 +21,24 @@ WHERE = "algorithms.dept.compression"
 
 
 class Codec(Protocol):
-    """A code for blocks of numbers.
+    """Codes blocks of numbers.
 
     Attributes:
-        block: numbers that are coded together.
-        width: bytes that a block becomes.
+        block: how many numbers are coded together.
+        width: bytes of a coded block.
     """
 
     block: int
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Bytes of a coded block."""
 
     def encode(self, blocks: Tensor) -> Tensor:
         """Code float32[n, block] as uint8[n, width]."""
 
     def decode(self, coded: Tensor) -> Tensor:
-        """What uint8[n, width] stands for: float32[n, block]."""
+        """Decode uint8[n, width] to float32[n, block]."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,15 @@ class BFloat16:
 
 @dataclass(frozen=True)
 class Integers:
-    """Whole multiples of a step, ``bits`` for each number; the step is by block, so is its largest.
+    """Integer multiples of a step, with ``bits`` for each number; each block has its own step.
 
-    A block is its step, float32, then the numbers; of 4 bits, the first of two is the lower half.
+    The step is the largest magnitude of the block divided by ``2 ** (bits - 1) - 1``. A coded block
+    is the step (float32), then the numbers. With 4 bits, the first of two numbers is the lower half
+    of a byte.
 
     Args:
         bits: 8 or 4.
-        block: an even number.
+        block: numbers in a block, an even number.
     """
 
     bits: int
@@ -96,15 +99,16 @@ class Integers:
 
 @dataclass(frozen=True)
 class TopK:
-    """The largest numbers of each block, ``bits`` for each; the others are 0 (SparseLoCo, 2025).
+    """The largest numbers of each block, with ``bits`` for each; others are 0 (SparseLoCo, 2025).
 
-    A block is its largest magnitude, float32, then the places of what is kept, in ascending order,
-    then their levels: ``2 ** bits`` levels in equal distances from minus to plus that magnitude.
-    Places and levels are packed without gaps, lowest bit first, and each filled up to a byte.
+    A coded block is the largest magnitude (float32), then the indices of the kept numbers in
+    ascending order, then their levels: ``2 ** bits`` levels, evenly spaced from minus to plus the
+    largest magnitude. Indices and levels are packed without gaps, lowest bit first, and each of the
+    two is padded to whole bytes.
 
     Args:
-        density: which part of a block is kept.
-        bits: 1 to 8.
+        density: fraction of a block that is kept.
+        bits: bits of a level, 1 to 8.
         block: numbers in a block.
     """
 
@@ -114,12 +118,12 @@ class TopK:
 
     @property
     def kept(self) -> int:
-        """Numbers of a block that are kept, one at least."""
+        """Numbers of a block that are kept, at least one."""
         return max(1, round(self.density * self.block))
 
     @property
     def place_bits(self) -> int:
-        """Bits for a place in the block."""
+        """Bits of an index in the block."""
         return max(1, math.ceil(math.log2(self.block)))
 
     @property
@@ -155,14 +159,18 @@ CODECS: dict[str, Callable[..., Codec]] = {
     "int4": lambda block=1024: Integers(4, block),
     "topk": lambda density=1 / 64, bits=2, block=4096: TopK(density, bits, block),
 }
-"""By their names in ``algorithms.dept.compression``, with the defaults of their options."""
+"""Codecs by their names in ``algorithms.dept.compression``, with the defaults of their options."""
 
 
 def codec_of(name: str, **options: Any) -> Codec:
-    """The codec of ``algorithms.dept.compression``.
+    """Build the codec of ``algorithms.dept.compression``.
+
+    Args:
+        name: a key of :data:`CODECS`.
+        options: its options, such as ``block``.
 
     Raises:
-        ConfigError: there is none of that name, or it has no such option or value.
+        ConfigError: the name or an option is unknown, or a value is out of range.
     """
     if name not in CODECS:
         raise ConfigError(
@@ -190,7 +198,7 @@ def codec_of(name: str, **options: Any) -> Codec:
 
 
 def of_rows(codec: Codec, width: int) -> Codec:
-    """The same codec with a row of ``width`` numbers (filled up to an even number) as its block."""
+    """The same codec with rows of ``width`` numbers, padded to an even number, as its blocks."""
     return replace(codec, block=width + width % 2)  # type: ignore[type-var]
 
 
@@ -198,7 +206,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def _floats(coded: Tensor) -> Tensor:
-    return coded.flatten().clone().view(torch.float32).unsqueeze(1)  # at an address of floats
+    return coded.flatten().clone().view(torch.float32).unsqueeze(1)  # the copy is aligned
 
 
 def _packed(count: int, bits: int) -> int:
@@ -206,7 +214,7 @@ def _packed(count: int, bits: int) -> int:
 
 
 def _pack(numbers: Tensor, bits: int) -> Tensor:
-    """Int64[n, count], each below ``2 ** bits``, as uint8[n, bytes]."""
+    """Pack int64[n, count], each number below ``2 ** bits``, into uint8[n, bytes]."""
     shifts = torch.arange(bits, device=numbers.device)
     stream = ((numbers.unsqueeze(-1) >> shifts) & 1).to(torch.uint8).flatten(1)
     stream = torch.nn.functional.pad(stream, (0, -stream.shape[1] % 8)).view(len(numbers), -1, 8)
@@ -215,7 +223,7 @@ def _pack(numbers: Tensor, bits: int) -> Tensor:
 
 
 def _unpack(packed: Tensor, count: int, bits: int) -> Tensor:
-    """What ``_pack`` was given: int64[n, count]."""
+    """Invert ``_pack``: int64[n, count]."""
     shifts = torch.arange(8, device=packed.device).to(torch.uint8)
     stream = ((packed.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, : count * bits]
     weights = 1 << torch.arange(bits, device=packed.device)

@@ -1,9 +1,9 @@
-"""The update of a source as a message: coded, with what was lost remembered, and a checksum.
+"""The update of a source as a coded message with a checksum, and error feedback between rounds.
 
-A message is the codes of blocks, one after another, and four bytes of CRC-32, lowest first. First
-come the parameters that are averaged as a whole, in the order of their names, as one sequence of
-numbers that is filled up with zeros to whole blocks; then, by name, those averaged by token row,
-each row a block (docs/compression.md has an example).
+A message is a sequence of coded blocks, then a CRC-32 of four bytes, lowest first. The parameters
+that are averaged as a whole come first, in the order of their names, as one sequence of numbers
+that is padded with zeros to whole blocks. The parameters averaged by token row follow by name, and
+each row is a block (docs/compression.md has an example).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from dept.errors import ConfigError, NumericalFault, is_number, shown
 from dept.method.codecs import WHERE, Codec, codec_of, of_rows
 
 WHOLE = ""
-"""Where an error has what is averaged as a whole; other names are those of parameters by row."""
+"""Key of the error of all parameters averaged as a whole; other keys are parameter names."""
 
 CHECKSUM = 4
 
 
 @dataclass(frozen=True)
 class Compression:
-    """A codec, and what becomes of what it loses.
+    """A codec with its error feedback.
 
     Args:
-        codec: of blocks.
-        decay: what is kept of the errors of earlier rounds; 0 forgets them (no error feedback).
+        codec: codes blocks of numbers.
+        decay: factor of the errors of earlier rounds; 0 drops them (no error feedback).
     """
 
     codec: Codec
@@ -39,10 +39,10 @@ class Compression:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Compression | None:
-        """That of ``algorithms.dept.compression``; ``None`` for ``{name: none}``.
+        """The compression of ``algorithms.dept.compression``; ``None`` for ``{name: none}``.
 
         Raises:
-            ConfigError: there is none of that name, or it has no such option or value.
+            ConfigError: the name or an option is unknown, or a value is out of range.
         """
         own = {k: v for k, v in options.items() if k not in ("error_feedback", "decay")}
         if own["name"] == "none" and len(options) == 1:
@@ -64,15 +64,16 @@ class Compression:
         by_row: Collection[str],
         error: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Code an update, with what earlier messages of the same sender lacked (error feedback).
+        """Code an update plus the decayed error of earlier messages of the same sender.
 
         Args:
-            update: float32 by name, of which parameters by row have the rows to be sent.
-            by_row: names of those.
-            error: what an earlier call gave; ``None`` at first.
+            update: float32 by name. A parameter averaged by token row has only the rows to send.
+            by_row: names of the parameters averaged by token row.
+            error: the error that the previous call returned; ``None`` in the first round.
 
         Returns:
-            The message, uint8[n], and the error: on the CPU, empty without error feedback.
+            The message, uint8[n], and the new error by name. The error is on the CPU, and empty
+            without error feedback.
         """
         codes, left = [], {}
         for name, codec, blocks in self._blocks(update, by_row):
@@ -89,13 +90,16 @@ class Compression:
     def decode(
         self, message: Tensor, like: Mapping[str, Tensor], by_row: Collection[str], *, sender: str
     ) -> dict[str, Tensor]:
-        """The update that a message stands for.
+        """Decode a message to an update.
 
         Args:
             message: uint8[n].
-            like: tensors of the names, shapes and device of the update.
-            by_row: names of those whose rows are blocks.
-            sender: for the error.
+            like: tensors with the names, shapes and device of the update.
+            by_row: names of the parameters whose rows are blocks.
+            sender: name of the sender, for the error message.
+
+        Returns:
+            The update by name, float32.
 
         Raises:
             NumericalFault: the message is not as it was sent.
@@ -105,8 +109,8 @@ class Compression:
             message[-CHECKSUM:], _checksum(payload)
         ):
             raise NumericalFault(
-                f"the coded update of {sender} was cut or altered on its way, and the global model "
-                f"stays as it was: look at the network, and resume from the last checkpoint"
+                f"the coded update of {sender} was cut or altered in transit, and the global model "
+                f"is unchanged: check the network, and resume from the last checkpoint"
             )
         update: dict[str, Tensor] = {}
         for name, codec, (count, _) in self._layout(like, by_row):
@@ -125,12 +129,23 @@ class Compression:
         return update
 
     def bytes_of(self, numbers: int, rows: float, width: int) -> float:
-        """Bytes of a message of so many numbers and rows of a width; a mean need not be whole."""
+        """Bytes of a message, from counts.
+
+        Args:
+            numbers: how many numbers are averaged as a whole.
+            rows: how many token rows are sent; may be a mean over sources.
+            width: numbers of a row.
+        """
         whole = -(-numbers // self.codec.block) * self.codec.width
         return whole + (rows * of_rows(self.codec, width).width if rows else 0) + CHECKSUM
 
     def size(self, like: Mapping[str, Tensor], by_row: Collection[str]) -> int:
-        """Bytes of a message, exactly, from the shapes of what is sent."""
+        """The exact bytes of a message, from the shapes of the update.
+
+        Args:
+            like: tensors with the names and shapes of the update.
+            by_row: names of the parameters whose rows are blocks.
+        """
         blocks = [count * codec.width for _, codec, (count, _) in self._layout(like, by_row)]
         return sum(blocks) + CHECKSUM
 

@@ -1,12 +1,12 @@
-"""Numerical faults: what of a round must not reach the global model, and how that is told.
+"""Numerical faults: updates that must not reach the global model, and the messages about them.
 
-A fault is a plain mapping, since it goes into checkpoints, to other workers and into
+A fault is a plain mapping, since it is stored in checkpoints, sent to other workers and written to
 ``summary.json``:
 
     source, round (from 1)
     why         what was found, as a part of a sentence
     step        local step at which the loss was not finite (from 1); None: found in the update
-    samples     those of its batch, numbers over all shards of the training split in file order
+    samples     samples of the batch, numbered over all shards of the training split in file order
     positions   [first, last] that the slot, or that batch, read in the source's order of samples
 """
 
@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 REMEMBERED = 10
-"""Rounds of a source that its update is held against."""
+"""How many earlier rounds of a source its update is compared with."""
 
 Fault = dict[str, Any]
 
 
 def not_finite(tensors: Mapping[str, Any]) -> str | None:
-    """The name of the first tensor that holds a NaN or an infinity; what is no tensor is passed."""
+    """Name of the first tensor that holds a NaN or an infinity; other values are skipped."""
     for name, value in tensors.items():
         if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
             return name
@@ -35,7 +35,7 @@ def not_finite(tensors: Mapping[str, Any]) -> str | None:
 
 
 def not_finite_state(states: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The same for an optimizer's state, by parameter name."""
+    """Name of the first entry of an optimizer's state, by parameter name, that is not finite."""
     for name, state in states.items():
         if (key := not_finite(state)) is not None:
             return f"{key} of {name}"
@@ -43,27 +43,35 @@ def not_finite_state(states: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def reach(norm: float, rates: Sequence[float]) -> float | None:
-    """How far an update goes for each unit of learning rate, so that warm-up does not count.
+    """Norm of an update per unit of learning rate, which makes rounds of warm-up comparable.
 
     Args:
-        norm: of the update.
-        rates: learning rates of its steps.
+        norm: L2 norm of the update.
+        rates: learning rates of its local steps.
 
     Returns:
-        ``norm / sum(rates)``; ``None`` where all rates are zero.
+        ``norm / sum(rates)``; ``None`` if all rates are zero.
     """
     total = math.fsum(rates)
     return norm / total if total > 0 else None
 
 
 def multiple_of(history: Sequence[float], here: float | None) -> float | None:
-    """How many times the median of the last rounds a reach is; ``None`` if there is no saying."""
+    """A reach as a multiple of the median of the last rounds.
+
+    Args:
+        history: reaches of earlier rounds, oldest first.
+        here: reach of this round.
+
+    Returns:
+        The multiple; ``None`` if there is no reach to compare, or no history.
+    """
     usual = median(history[-REMEMBERED:]) if history else 0.0
     return here / usual if here is not None and usual > 0 else None
 
 
 def remember(history: Sequence[float], here: float | None) -> list[float]:
-    """The history after a round: as long as is looked at."""
+    """The history after a round, with at most ``REMEMBERED`` entries."""
     return [*history, *([] if here is None else [here])][-REMEMBERED:]
 
 
@@ -76,15 +84,18 @@ def of_update(
     history: Sequence[float],
     limit: float | None,
 ) -> str | None:
-    """What is wrong with a local model, as a part of a sentence; ``None`` if nothing is.
+    """Describe what is wrong with a local model, as a part of a sentence.
 
     Args:
-        values: all its parameters.
-        states: of its inner optimizer.
-        norm: of what would be handed over.
-        here: its reach.
-        history: reaches of earlier rounds that were not left out.
+        values: all its parameters by name.
+        states: state of its inner optimizer by parameter name.
+        norm: L2 norm of the pseudo-gradient that would be communicated.
+        here: its reach (:func:`reach`).
+        history: reaches of earlier rounds of the source that entered the average.
         limit: ``algorithms.dept.outlier_multiple``.
+
+    Returns:
+        The description; ``None`` if nothing is wrong.
     """
     if (name := not_finite(values)) is not None:
         return f"{name} was not finite after its last step"
@@ -102,7 +113,7 @@ def of_update(
 
 
 def describe(fault: Fault) -> str:
-    """One sentence with the identity of the batch, or of all that the slot read."""
+    """One sentence that identifies the batch, or the range of samples that the slot read."""
     first, last = fault["positions"]
     if fault["step"] is None:
         where = f"it read positions {first} to {last} of its order of samples"
@@ -114,9 +125,9 @@ def describe(fault: Fault) -> str:
     return f"source {fault['source']} in round {fault['round']}: {fault['why']} ({where})"
 
 
-def told(faults: Iterable[Fault], all_of_round: bool) -> list[str]:
-    """What to say of the faults of a round whose updates are left out."""
+def messages(faults: Iterable[Fault], all_of_round: bool) -> list[str]:
+    """The messages about the faults of a round whose updates are left out of the average."""
     lines = [f"{describe(fault)}: its update is left out of the average" for fault in faults]
     if all_of_round:
-        lines.append("no update of this round is left: the global model stays as it was")
+        lines.append("no update of this round is left: the global model is unchanged")
     return lines

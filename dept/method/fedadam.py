@@ -15,23 +15,24 @@ from dept.errors import ConfigError, is_number, shown
 class FedAdam(Optimizer):
     """FedAdam of Reddi et al. 2021, "Adaptive federated optimization", Algorithm 2.
 
-    With ``delta``, the average of the updates, which is minus the gradient here::
+    ``delta`` is the average of the updates, so here it is minus the gradient::
 
         m = b1 * m + (1 - b1) * delta           m starts at 0
         v = b2 * v + (1 - b2) * delta ** 2      v starts at tau ** 2
         x = x + lr * m / (sqrt(v) + tau)
 
-    It differs from Adam in what ``v`` starts from, and in that nothing is corrected for the
-    number of steps taken. The state of a parameter is ``m`` and ``v``, of its shape and dtype.
+    It differs from Adam in the initial value of ``v``, and it has no bias correction. The state of
+    a parameter is ``m`` and ``v``, with its shape and dtype.
 
     Args:
-        params: as for any optimizer of torch.
+        params: parameters or groups of them, as for any optimizer of torch.
         lr: server learning rate, 0 or more.
         betas: ``b1`` and ``b2``, each 0 or more and below 1.
-        tau: degree of adaptivity, above 0. The smaller, the more alike are the steps of elements.
+        tau: degree of adaptivity, above 0. The smaller it is, the more equal are the step sizes of
+            the elements.
 
     Raises:
-        ConfigError: an option has no such value.
+        ConfigError: the value of an option is out of range.
     """
 
     def __init__(
@@ -58,10 +59,10 @@ class FedAdam(Optimizer):
         """Step every parameter that has a gradient.
 
         Args:
-            closure: computes the loss and the gradients, if they are not there yet.
+            closure: computes the gradients and returns the loss; not needed if gradients exist.
 
         Returns:
-            What ``closure`` gave.
+            The loss that ``closure`` returned, or ``None``.
         """
         loss = None
         if closure is not None:

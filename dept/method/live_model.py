@@ -1,4 +1,4 @@
-"""Exchanging parameters of a model under training: other values, other shapes, other state."""
+"""The one model in memory, whose parameters and optimizer state are swapped between sources."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ POSITION_NAMES = re.compile(r"(^|[._])(wpe|pos|position|positions)([._]|$)")
 
 
 def transformer_of(model: nn.Module) -> nn.Module:
-    """The transformers (or MPT) model inside a ComposerModel: it knows its embeddings."""
+    """The transformers (or MPT) model inside a ComposerModel, which names its embeddings."""
     return getattr(model, "model", model)
 
 
 def vocabulary_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules with a row for each token: the embedding, and the head if it is not tied.
+    """The modules with one row per token: the embedding, and the head if it is not tied.
 
     Raises:
         ValueError: the model does not name its input embedding.
@@ -37,7 +37,7 @@ def vocabulary_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:
-    """What each parameter of the model, by name, is to the method.
+    """The role of each parameter of the model, by name: body theta, phi or psi.
 
     Raises:
         ValueError: the model holds an embedding that is neither of tokens nor of positions.
@@ -64,7 +64,7 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
 
 
 class LiveModel:
-    """The one model in memory, whose parameters stand for one source after another.
+    """The one model in memory, which holds the parameters of one source after another.
 
     Args:
         model: the model the trainer holds.
@@ -75,7 +75,7 @@ class LiveModel:
         self.model = model
         self.optimizer = optimizer
         self.roles = parameter_roles(model)
-        # A tied matrix is one parameter that several modules hold: all of them must be told.
+        # A tied matrix is one parameter that several modules hold; a swap must update all of them.
         self._holders: dict[str, list[tuple[nn.Module, str]]] = {}
         by_id = {id(parameter): name for name, parameter in model.named_parameters()}
         for module in model.modules():
@@ -95,13 +95,13 @@ class LiveModel:
                 )
 
     def wrapped(self, current: nn.Module, ranks: int) -> nn.Module:
-        """The model as it is to be called, so that ranks average their gradients.
+        """Wrap the model in DDP, so that the ranks of a worker average their gradients.
 
-        Each time a wrapper of its own, since DDP remembers the parameters that it was built with.
+        Each call makes a new wrapper, since DDP keeps the parameters that it was built with.
 
         Args:
-            current: as it was called until now.
-            ranks: that train it together; with one there is no wrapper.
+            current: the module that the trainer has called so far.
+            ranks: how many ranks train the model together; with one there is no wrapper.
         """
         if isinstance(current, DistributedDataParallel):
             current._remove_autograd_hooks()
@@ -112,12 +112,12 @@ class LiveModel:
         return [name for name, role in self.roles.items() if role in roles]
 
     def parameter(self, name: str) -> nn.Parameter:
-        """The parameter now called ``name``."""
+        """The current parameter of that name."""
         module, attribute = self._holders[name][0]
         return getattr(module, attribute)
 
     def values(self) -> dict[str, Tensor]:
-        """Every parameter's tensor, not copied: the next ``load`` may write into it."""
+        """The tensor of every parameter, not copied: the next ``load`` may write into it."""
         return {name: self.parameter(name).detach() for name in self.roles}
 
     def load(
@@ -127,14 +127,14 @@ class LiveModel:
         *,
         copy_states: bool = False,
     ) -> None:
-        """Make the model's parameters, and the optimizer's state, those of another source.
+        """Load the parameters and the optimizer state of another source.
 
         Args:
-            values: tensors by name, for any of the parameters; copied in. Token matrices may
+            values: tensors by name, for any of the parameters; they are copied. Token matrices may
                 have another number of rows than the ones they replace.
-            states: optimizer state by name; moved in. A parameter of ``values`` without an entry
-                starts anew.
-            copy_states: copy them in instead, so that training does not change those given.
+            states: optimizer state by name; it is moved. A parameter of ``values`` without an entry
+                starts with an empty state.
+            copy_states: copy ``states`` instead, so that training does not change the argument.
         """
         for name, value in values.items():
             parameter = self.parameter(name)
@@ -146,7 +146,7 @@ class LiveModel:
             if name in states:
                 self.optimizer.state[parameter] = {
                     key: entry.to(
-                        # step counts stay where the optimizer put them
+                        # step counts stay on the device where the optimizer put them
                         parameter.device if entry.dim() else entry.device,
                         copy=copy_states,
                     )
@@ -154,7 +154,7 @@ class LiveModel:
                     else entry
                     for key, entry in states[name].items()
                 }
-        self._tell_vocabulary_size()
+        self._update_vocabulary_size()
 
     def states(self) -> dict[str, dict[str, Any]]:
         """The optimizer's state by parameter name, not copied."""
@@ -162,7 +162,7 @@ class LiveModel:
         return {name: state for name, state in found.items() if state}
 
     def take_states(self) -> dict[str, dict[str, Any]]:
-        """Remove the optimizer's state, by parameter name, leaving it as if newly built."""
+        """Remove and return the optimizer's state by parameter name; it is then as newly built."""
         states = {}
         for name in self.roles:
             state = self.optimizer.state.pop(self.parameter(name), None)
@@ -171,8 +171,8 @@ class LiveModel:
         return states
 
     def _replace(self, name: str, old: nn.Parameter, value: Tensor) -> nn.Parameter:
-        # A new Parameter, since autograd remembers the shape of the old one. In the same place
-        # of its group, since sums over parameters (gradient norms) depend on their order.
+        # It must be a new Parameter, since autograd keeps the shape of the old one. It takes the
+        # same place in its group, since sums over parameters (gradient norms) depend on the order.
         new = nn.Parameter(value.detach().to(old.device, old.dtype, copy=True))
         new.requires_grad_(old.requires_grad)
         for module, attribute in self._holders[name]:
@@ -183,13 +183,13 @@ class LiveModel:
             ]
         return new
 
-    def _tell_vocabulary_size(self) -> None:
-        """Keep what is derived from the number of rows true: losses and exports read it."""
+    def _update_vocabulary_size(self) -> None:
+        """Update attributes derived from the number of rows, which losses and exports read."""
         for module in vocabulary_modules(self.model):
             rows = module.weight.shape[0]
             if isinstance(module, nn.Embedding):
                 module.num_embeddings = rows
-                module.padding_idx = None  # an id of another vocabulary; samples are never padded
+                module.padding_idx = None  # it is of another vocabulary; samples are never padded
             else:
                 module.out_features = rows
         transformer = transformer_of(self.model)
@@ -202,20 +202,20 @@ class LiveModel:
 
 
 def random_embedding(model: nn.Module, names: list[str], rows: int, seed: int) -> dict[str, Tensor]:
-    """A newly drawn phi and psi, as the model itself initialises them.
+    """Draw a random phi and psi with the initialiser of the model.
 
     Args:
-        model: whose architecture and initialiser to use; not changed.
-        names: the parameters to draw: of token matrices (``rows`` rows each), or of positions.
+        model: gives architecture and initialiser; it is not changed.
+        names: the parameters to draw: token matrices (``rows`` rows each) or positions.
         rows: ``|V_k|``.
-        seed: of its stream (:func:`dept.method.streams.seed_of`).
+        seed: seed of the stream (:func:`dept.method.streams.seed_of`).
 
     Returns:
         Tensors by parameter name, on the device of the model.
     """
     transformer = transformer_of(model)
     initialise = getattr(transformer, "param_init_fn", None) or transformer._init_weights
-    # llm-foundry initialises the backbone alone: an untied head of MPT stays as torch makes it.
+    # llm-foundry initialises the backbone alone: an untied head of MPT keeps torch's own values.
     as_made = transformer.get_output_embeddings() if hasattr(transformer, "param_init_fn") else None
     if as_made is transformer.get_input_embeddings():
         as_made = None
@@ -227,7 +227,7 @@ def random_embedding(model: nn.Module, names: list[str], rows: int, seed: int) -
         for module in model.modules():
             held = {k: p for k, p in module.named_parameters(recurse=False) if id(p) in wanted}
             if not held or all(wanted[id(p)] in result for p in held.values()):
-                continue  # not asked for, or a second holder of a tied matrix
+                continue  # not requested, or a second holder of a tied matrix
             is_vocabulary = any(module is other for other in by_token)
             fresh = _same_kind(module, rows if is_vocabulary else module.weight.shape[0])
             if module is not as_made:
@@ -239,7 +239,7 @@ def random_embedding(model: nn.Module, names: list[str], rows: int, seed: int) -
 
 
 def _same_kind(module: nn.Module, rows: int) -> nn.Module:
-    """An uninitialised module like this one with another number of rows, on the CPU."""
+    """A module of the same kind with another number of rows, on the CPU, not yet initialised."""
     if isinstance(module, nn.Embedding):
         return type(module)(rows, module.embedding_dim)
     return nn.Linear(module.in_features, rows, bias=module.bias is not None)

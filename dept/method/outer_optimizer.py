@@ -1,4 +1,4 @@
-"""The outer step: what the average of the local models does to the global one."""
+"""The outer step: how the average of the local models updates the global one."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ TORCH_OPTIMIZERS: dict[str, type[Optimizer]] = {
 OUTER_OPTIMIZERS: dict[str, type[Optimizer]] = {**TORCH_OPTIMIZERS, "fedadam": FedAdam}
 
 FORMAT = 2
-"""Of the state in a checkpoint. Before 2, ``fedadam`` was Adam, and steps were not by row."""
+"""Format of the state in a checkpoint. Before 2, ``fedadam`` was Adam and steps were not by row."""
 
 
 class OuterOptimizer:
     """Applies an optimizer to pseudo-gradients, ``start - average``, by parameter name.
 
-    The sign makes descent go towards the average: SGD with learning rate 1 and no momentum lands
-    on it. State is kept by name, so that it outlives any ``torch.nn.Parameter``. In a parameter
-    averaged by token row, each row is stepped, and its steps are counted, only in the rounds in
-    which some source holds it (``dept/method/row_steps.py``).
+    With this sign, descent moves towards the average: SGD with learning rate 1 and no momentum
+    gives the average itself (Algorithm 1, line 8). State is kept by name, so that it outlives any
+    ``torch.nn.Parameter``. In a parameter averaged by token row, each row is stepped, and its steps
+    are counted, only in the rounds in which some source holds it (``dept/method/row_steps.py``).
 
     Args:
         name: ``fedavg``, ``nesterov``, ``fedadam``, or any of ``classes``.
         classes: optimizers by name; by default ``fedadam`` and those of ``torch.optim`` in lower
             case (``sgd``, ``adam``, ``adamw``, ``adagrad``, ...). Training adds those of
             llm-foundry's registry (``dept/training/registered.py``).
-        options: options of the optimizer (``lr``, ``momentum``, ...), over those of a preset.
+        options: options of the optimizer (``lr``, ``momentum``, ...), which override a preset.
 
     Raises:
         ConfigError: there is no optimizer of that name, or it does not take an option.
@@ -77,12 +77,15 @@ class OuterOptimizer:
     def step(
         self, start: Mapping[str, Tensor], averages: Mapping[str, Average]
     ) -> dict[str, Tensor]:
-        """The global parameters after the round, for each parameter that has an average.
+        """Take the outer step for each parameter that has an average.
 
         Args:
-            start: global parameters that the round started from, by name.
-            averages: what the reduction gave, by name. In a parameter averaged by token row, a
+            start: global parameters at the start of the round, by name.
+            averages: averages of the local models, by name. In a parameter averaged by token row, a
                 row without a holder keeps its value and its state.
+
+        Returns:
+            The global parameters after the round, by name.
 
         Raises:
             NumericalFault: an average, a value or a state is not finite; nothing is changed then.
@@ -98,7 +101,7 @@ class OuterOptimizer:
         ):
             if broken is not None:
                 raise NumericalFault(
-                    f"{what} {broken} is not finite, and the global model stays as it was: lower "
+                    f"{what} {broken} is not finite, and the global model is unchanged: lower "
                     f"algorithms.dept.outer_optimizer.lr, or optimizer.lr"
                 )
         self.state |= {name: state for name, state in states.items() if state}
@@ -109,7 +112,7 @@ class OuterOptimizer:
     ) -> tuple[Tensor, dict[str, Any]]:
         """The value and the optimizer's state after the step."""
         if self.is_average:
-            return average.value, {}  # start - 1.0 * (start - average), without its rounding
+            return average.value, {}  # start - 1.0 * (start - average), without the rounding error
         gradient, before = start - average.value, self.state.get(name, {})
         if average.held is None:
             state = {k: v.clone() if isinstance(v, Tensor) else v for k, v in before.items()}
@@ -119,33 +122,33 @@ class OuterOptimizer:
     def _stepped(
         self, value: Tensor, gradient: Tensor, state: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
-        """What one step of the optimizer makes of a parameter and its state, in their place."""
+        """Step a parameter in place; returns its value and the optimizer's state."""
         parameter = torch.nn.Parameter(value)
         parameter.grad = gradient
         optimizer = self._build(parameter)
-        if state:  # else leave what the optimizer itself starts from
+        if state:  # otherwise the optimizer makes its own initial state
             optimizer.state[parameter] = state
         optimizer.step()
         return parameter.data, dict(optimizer.state[parameter])
 
     def check_step(self) -> None:
-        """Refuse an optimizer that cannot take a step with its options; its state stays as it is.
+        """Refuse an optimizer that cannot take a step with its options; its state is unchanged.
 
         Raises:
-            ConfigError: it cannot: a value does not fit, or it needs more than gradients.
+            ConfigError: a value does not fit, or the optimizer needs more than gradients.
         """
         try:
             value, _ = self._stepped(torch.ones(2, 2), torch.ones(2, 2), {})
             if not value.isfinite().all():
                 raise NumericalFault(f"it leads from 1 to {value[0, 0].item()}")
         except Exception as error:  # of any library
-            said = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200]
             raise ConfigError(
-                f"algorithms.dept.outer_optimizer cannot take a step: {said}"
+                f"algorithms.dept.outer_optimizer cannot take a step: {reason}"
             ) from error
 
     def check_by_row(self) -> None:
-        """Refuse an optimizer that cannot step the rows of a matrix each on its own.
+        """Refuse an optimizer that cannot step each row of a matrix separately.
 
         Raises:
             ConfigError: it keeps state that is neither by element nor a scalar.
@@ -161,11 +164,11 @@ class OuterOptimizer:
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """Name of the optimizer, its state by parameter name, and the format of that."""
+        """Name of the optimizer, its state by parameter name, and the format of the state."""
         return {"name": self.name, "format": FORMAT, "state": self.state}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        """Restore what ``state_dict`` gave, onto ``device``.
+        """Restore a ``state_dict``, on ``device``.
 
         Raises:
             ValueError: it is the state of another optimizer, or of an earlier format.

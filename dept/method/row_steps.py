@@ -1,4 +1,4 @@
-"""The outer step of a parameter whose rows are held in some rounds and not in others."""
+"""The outer step of a parameter averaged by token row, some of whose rows no source holds."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Step = Callable[[Tensor, Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Ten
 def step_rows(
     step: Step, start: Tensor, gradient: Tensor, held: Tensor, before: State
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Step each held row as if it were a parameter of its own; the others keep value and state.
+    """Step each held row as a separate parameter; the other rows keep their value and state.
 
-    Rows with the same scalar state (such as Adam's count of steps) are stepped together, as one
-    smaller matrix. That is the same for an optimizer that works by element.
+    Rows with equal scalar state (such as Adam's step count) are stepped together, as one smaller
+    matrix. For an optimizer that works by element the result is the same.
 
     Args:
-        step: steps a parameter: given its value, its gradient and its state by key, which is empty
-            before its first step, it gives the new value and state. It may write into the old ones.
+        step: steps a parameter. It takes value, gradient and state by key (empty before the first
+            step), and returns the new value and state. It may write into the old ones.
         start: the parameter, [rows, ...].
-        gradient: of its shape.
+        gradient: its gradient, of the same shape.
         held: bool[rows], which rows to step.
-        before: what this gave after the last step; empty before the first one.
+        before: the state that the previous call returned; empty before the first one.
 
     Returns:
-        The new value and the new state. What the optimizer keeps by element has the shape of the
-        parameter. A scalar of it is a tensor [rows] under ``rows.<key>``. ``rows.begun``, a
-        bool[rows], says which rows were ever stepped; the state of others means nothing.
+        The new value and the new state. State by element has the shape of the parameter. A scalar
+        becomes a tensor [rows] under ``rows.<key>``. ``rows.begun``, bool[rows], marks the rows
+        that were ever stepped; the state of other rows has no meaning.
     """
     value, after = start.clone(), {key: state.clone() for key, state in before.items()}
     for rows in _alike(held, before):
@@ -50,7 +50,7 @@ def step_rows(
 
 
 def _state_of(rows: Tensor, before: State) -> dict[str, Tensor]:
-    """What the optimizer kept of rows with equal scalar state, as it kept it."""
+    """The optimizer's own state of rows that have equal scalar state."""
     if not before or not before[BEGUN][rows[0]]:
         return {}
     return {
@@ -61,7 +61,7 @@ def _state_of(rows: Tensor, before: State) -> dict[str, Tensor]:
 
 
 def _alike(held: Tensor, before: State) -> Iterator[Tensor]:
-    """Numbers of the held rows, int64[n], by equal scalar state."""
+    """Groups of held rows with equal scalar state, each int64[n] of row numbers."""
     rows = held.nonzero().flatten()
     if not len(rows):
         return

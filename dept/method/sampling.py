@@ -1,4 +1,4 @@
-"""Which sources a round trains: the draw of S_t from S, as a function of seed and round alone."""
+"""The draw of a round's sources, S_t from S, as a function of seed and round alone."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ UNIFORM = "uniform"
 """Every subset of size ``|S_t|`` is equally likely (Algorithm 1, line 1)."""
 
 STRATIFIED = "stratified"
-"""As many sources of each group of neighbours, so that each always belongs to one worker."""
+"""Equally many sources from each group of neighbours, so that each always stays on one worker."""
 
 RULES = (UNIFORM, STRATIFIED)
 
 
 def groups_of(rule: str, *, sources: int, drawn: int, workers: int) -> int:
-    """How many groups of neighbours sources are drawn from.
+    """Number of groups of neighbours that sources are drawn from.
 
-    ``uniform`` draws from one group, of all sources. ``stratified`` takes the greatest common
-    divisor of ``|S|`` and ``|S_t|``: equal groups give every source the same chance, though not
-    every pair of sources, whatever number of workers shares them. A number of workers that does
-    not divide it needs ``|S_t|`` groups, which differ by one source: see :func:`chances`.
+    ``uniform`` draws from one group of all sources. ``stratified`` uses as many groups as the
+    greatest common divisor of ``|S|`` and ``|S_t|``. Equal groups give every source the same
+    chance, though not every pair of sources, for any number of workers. If the number of workers
+    does not divide it, it needs ``|S_t|`` groups, which differ by one source: see :func:`chances`.
 
     Args:
         rule: one of :data:`RULES`.
         sources: ``|S|``.
-        drawn: ``|S_t|``; all sources are as many groups, whatever the rule.
+        drawn: ``|S_t|``; if all sources are drawn, each is a group, whatever the rule.
         workers: a divisor of ``drawn``.
     """
     if drawn == sources:
@@ -43,7 +43,7 @@ def groups_of(rule: str, *, sources: int, drawn: int, workers: int) -> int:
 
 
 def grouped(sources: Sequence[str], count: int) -> list[tuple[str, ...]]:
-    """Cut ``sources`` into ``count`` groups of neighbours, as equal as can be."""
+    """Cut ``sources`` into ``count`` groups of neighbours, as equal in size as possible."""
     ends = [len(sources) * i // count for i in range(count + 1)]
     return [tuple(sources[first:last]) for first, last in pairwise(ends)]
 
@@ -51,7 +51,13 @@ def grouped(sources: Sequence[str], count: int) -> list[tuple[str, ...]]:
 def draw(
     groups: Sequence[Sequence[str]], of_each: int, *, seed: int, round_index: int
 ) -> tuple[str, ...]:
-    """Draw ``of_each`` sources of each group without replacement, from ``(seed, round)`` alone.
+    """Draw the sources of a round, S_t, without replacement (Algorithm 1, line 1).
+
+    Args:
+        groups: groups of sources.
+        of_each: how many sources to draw from each group.
+        seed: seed of the run.
+        round_index: from 0. The draw depends on it and on ``seed`` alone.
 
     Returns:
         The sources, in the order of the groups.
@@ -64,5 +70,13 @@ def draw(
 
 
 def chances(groups: Sequence[Sequence[str]], of_each: int) -> dict[str, Fraction]:
-    """The chance of each source to be drawn in a round."""
+    """The probability of each source to be drawn in a round.
+
+    Args:
+        groups: groups of sources.
+        of_each: how many sources are drawn from each group.
+
+    Returns:
+        Exact probabilities by source.
+    """
     return {source: Fraction(of_each, len(group)) for group in groups for source in group}

@@ -1,4 +1,4 @@
-"""Who trains what when: the rounds, slots and local steps of a run, as a function of the seed."""
+"""The schedule of a run, as a function of the seed: its rounds, slots and local steps."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class RoundSchedule:
     """The order in which sources are trained (Algorithm 1, line 1: draw ``S_t`` from ``S``).
 
     A round is a sequence of *slots*, one for each drawn source, each of ``local_steps`` batches.
-    Workers share the slots equally, and run theirs one after another. What is drawn depends on
+    Workers share the slots equally, and run theirs one after another. The draw depends on
     ``(seed, round)`` alone, so that any process, and a resumed run, finds the same sources
-    without a message.
+    without communication.
 
-    A source is *held* by the worker that trained it last, where its private state is. With
-    ``sampling: uniform`` that may be one worker after another (:attr:`moves`), and who holds what
-    follows from the draws: see :meth:`holders`. With ``stratified`` a source always belongs to
-    the same worker.
+    A source is *held* by the worker that trained it last, which has its private state. With
+    ``sampling: uniform`` a source may move between workers (:attr:`moves`), and its holder follows
+    from the draws: see :meth:`holders`. With ``stratified`` a source always stays on the same
+    worker.
 
     Args:
         sources: names of the sources, in the order of the corpus.
@@ -66,7 +66,7 @@ class RoundSchedule:
 
     @property
     def groups(self) -> int:
-        """How many groups of neighbours the sources are drawn from: what a draw depends on."""
+        """Number of groups of neighbours that the sources are drawn from; draws depend on it."""
         return groups_of(
             self.sampling,
             sources=len(self.sources),
@@ -76,7 +76,7 @@ class RoundSchedule:
 
     @property
     def moves(self) -> bool:
-        """Whether a source may be trained by one worker, and by another in a later round."""
+        """Whether a source may be trained by different workers in different rounds."""
         draws_some = self.sources_per_round < len(self.sources)
         return self.sampling == UNIFORM and self.workers > 1 and draws_some
 
@@ -92,7 +92,7 @@ class RoundSchedule:
 
     @property
     def chances(self) -> dict[str, Fraction]:
-        """The chance of each source to be drawn in a round."""
+        """The probability of each source to be drawn in a round."""
         return chances(grouped(self.sources, self.groups), self.sources_per_round // self.groups)
 
     def drawn(self, round_index: int) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class RoundSchedule:
         return self.drawn(round_index)[first : first + self.slots_per_worker]
 
     def sources_of(self, worker: int) -> tuple[str, ...]:
-        """All sources that ``worker`` may ever train."""
+        """All sources that ``worker`` may train in any round."""
         if self.moves:
             return self.sources
         return tuple(source for source, home in self._homes().items() if home == worker)
@@ -118,7 +118,8 @@ class RoundSchedule:
     def holders(self, round_index: int) -> dict[str, int]:
         """Which worker holds each source in a round, in the order of ``sources``.
 
-        The one that trained it in the latest round up to this one; before the first, a fixed one.
+        It is the worker that trained the source in the latest round up to this one. A source that
+        was never trained has a fixed holder.
         """
         trained: dict[str, int] = {}
         for earlier in range(round_index, -1, -1) if self.moves else ():
@@ -128,16 +129,16 @@ class RoundSchedule:
         return {source: trained.get(source, home) for source, home in self._homes().items()}
 
     def held_by(self, worker: int, round_index: int) -> tuple[str, ...]:
-        """The sources that ``worker`` holds in a round, those included that it trains in it."""
+        """The sources that ``worker`` holds in a round, including those that it trains in it."""
         return tuple(s for s, holder in self.holders(round_index).items() if holder == worker)
 
     def moving(self, before: int, round_index: int) -> dict[str, tuple[int, int]]:
-        """The sources that change hands from one round to a later one: from whom, and to whom."""
+        """The sources that move between two rounds, each with its old and its new worker."""
         old, new = self.holders(before), self.holders(round_index)
         return {s: (old[s], new[s]) for s in self.sources if old[s] != new[s]}
 
     def most_held(self, rounds: int) -> int:
-        """The most sources that a worker holds at the same time, in a run of so many rounds."""
+        """The most sources that a worker holds at the same time, in a run of ``rounds`` rounds."""
         holders = self._homes()
         most = max(Counter(holders.values()).values())
         for round_index in range(rounds) if self.moves else ():
@@ -158,13 +159,16 @@ class RoundSchedule:
     def remaining(
         self, worker: int, round_index: int, done: Mapping[str, int]
     ) -> list[tuple[str, int]]:
-        """What ``worker`` has still to train in a round: a source and its local step, by batch.
+        """The batches that ``worker`` has still to train in a round.
 
         Args:
             worker: from 0.
             round_index: from 0.
-            done: local steps of this round that a source has already taken, 0 by default. Any
-                mixture will do, since until the round ends sources know nothing of each other.
+            done: local steps of this round that each source has already taken, 0 by default. Any
+                combination is valid, since sources are independent until the round ends.
+
+        Returns:
+            For each batch, its source and its local step (from 0).
         """
         return [
             (source, step)

@@ -1,4 +1,4 @@
-"""What is known of one slot: one source trained on one worker in one round."""
+"""The record of one slot: one source trained on one worker in one round."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from dept.method.faults import Fault
 
 @dataclass
 class SlotRecord:
-    """One slot, from its first local step on.
+    """The record of one slot, which grows with each local step.
 
     Attributes:
-        losses: of each local step, in nats per token.
+        losses: loss of each local step, in nats per token.
         rates: learning rate of each local step.
-        tokens: trained so far, on all ranks of the worker.
+        tokens: tokens trained so far, on all ranks of the worker.
         norm: L2 norm of the update of the body; ``None`` until the slot has ended.
-        sketch: of that update, float32[n] (:func:`dept.method.updates.sketch`).
-        reach: norm of the pseudo-gradient by learning rate (:func:`dept.method.faults.reach`).
+        sketch: sketch of that update, float32[n] (:func:`dept.method.updates.sketch`).
+        reach: norm of the pseudo-gradient per unit of learning rate
+            (:func:`dept.method.faults.reach`).
         fault: why the update is left out of the average, if it is.
     """
 
@@ -44,5 +45,5 @@ class SlotRecord:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> SlotRecord:
-        """What ``state_dict`` gave."""
+        """Rebuild a record from its ``state_dict``."""
         return cls(**state)

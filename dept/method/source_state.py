@@ -1,4 +1,4 @@
-"""What a source trains in its slot: values taken from the global model, and given back."""
+"""The state of the sources: which parameters a slot trains, and which the source keeps."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class Slots:
         live: the model and its inner optimizer.
         variant: how each parameter is shared.
         vocabularies: the rows of each source's token matrices, by source.
-        inner_state: ``reset`` or ``keep``: what becomes of the inner optimizer's state of the
-            shared parameters between the slots of a source. That of private ones is always kept.
-        seed: of private embeddings.
+        inner_state: ``reset`` or ``keep``, for the inner optimizer's state of the shared parameters
+            between the slots of a source. The state of private parameters is always kept.
+        seed: seed of the run, for private embeddings.
 
     Attributes:
-        start: the global parameters of this round, by name; those the variant shares.
-        private: private parameters as the round found them, by source and name, on the CPU.
-        finished: those of sources whose slot of this round has ended. They become ``private`` with
-            the outer step, so that a model read in mid-round is of one round in all its parts.
+        start: the global parameters at the start of this round, by name; only shared ones.
+        private: private parameters at the start of this round, by source and name, on the CPU.
+        finished: private parameters of sources whose slot of this round has ended. They become
+            ``private`` with the outer step, so that all parts of a model that is read in mid-round
+            are of the same round.
         inner: inner optimizer state kept between slots, by source and name, on the CPU.
-        active: the source whose slot the model is in.
-        suspended: local models of slots that were left in mid-way, with their optimizer's state,
-            by source.
-        stream: of random numbers that private embeddings are drawn from, beside the seed.
+        active: the source whose slot is running; ``None`` between slots.
+        suspended: local models of interrupted slots, with their optimizer's state, by source.
+        stream: purpose of the random stream of private embeddings.
         parked: whether the model holds the global parameters.
         built_parameters: size of the model as built, with all tokens of the global tokenizer.
     """
@@ -87,12 +87,12 @@ class Slots:
         self.take_start()
 
     def take_start(self) -> None:
-        """Let the global parameters be what the model holds now: as built, or as loaded."""
+        """Take the current values of the model, as built or as loaded, as global parameters."""
         values = self.live.values()
         self.start = {name: values[name].clone() for name in self.shared_names}
 
     def begin(self, source: str) -> None:
-        """Make the model that of ``source``, at the start of its slot or where it was suspended."""
+        """Load ``source`` into the model, at the start of its slot or where it was suspended."""
         resumes = source in self.suspended
         if resumes:
             left = self.suspended.pop(source)
@@ -105,16 +105,16 @@ class Slots:
             }
             values |= self.private_of(source)
             states = self.inner.get(source, {})
-        # What is kept of earlier slots stays, for `abandon`.
+        # The state kept from earlier slots is copied, since `abandon` returns to it.
         self.live.load(values, states, copy_states=not resumes)
         self.active, self.parked, self._evaluating = source, False, False
 
     def finish(self) -> dict[str, Tensor]:
-        """End the slot: keep what is the source's own.
+        """End the slot, and keep the private state of the source.
 
         Returns:
-            The shared parameters of the local model, by name, not copied: valid until the model
-            is given other values.
+            The shared parameters of the local model, by name, not copied: valid until other values
+            are loaded into the model.
         """
         source = self._leave()
         values, states = self.live.values(), self.live.take_states()
@@ -130,10 +130,10 @@ class Slots:
         return {name: values[name] for name in self.shared_names}
 
     def close_round(self, stepped: Mapping[str, Tensor]) -> None:
-        """End the round: its outcome is the model from here on.
+        """End the round: take the result of the outer step as the global model.
 
         Args:
-            stepped: global parameters after the outer step, by name; others stay.
+            stepped: global parameters after the outer step, by name; others are unchanged.
         """
         self.start |= stepped
         self.private |= self.finished
@@ -141,12 +141,12 @@ class Slots:
         self._reload()
 
     def abandon(self) -> None:
-        """End the slot as if it had not been: what is the source's own is what it was before."""
+        """Discard the slot: the private state of the source is what it was before the slot."""
         self._leave()
         self.live.take_states()
 
     def park(self) -> None:
-        """Give the model the global parameters; a running slot is suspended, to be gone on with."""
+        """Load the global parameters into the model; a running slot is suspended until later."""
         if self.active is not None:
             source = self._leave()
             values = {name: value.clone() for name, value in self.live.values().items()}
@@ -156,19 +156,19 @@ class Slots:
             self._reload(body=not self._evaluating)
 
     def _reload(self, *, body: bool = True) -> None:
-        """Let the parked model hold the global parameters."""
+        """Load the global parameters and the placeholders into the model."""
         self.live.load({**(self.start if body else {}), **self._placeholders}, {})
         self.parked, self._evaluating = True, False
 
     def evaluate_as(self, source: str) -> None:
-        """Give the parked model the private embedding of ``source``, if the variant has any."""
+        """Load the private embedding of ``source`` into the parked model, if it has any."""
         self.park()
         if self.private_names:
             self.live.load(self.private_of(source), {})
             self.parked, self._evaluating = False, True
 
     def private_of(self, source: str) -> dict[str, Tensor]:
-        """The private embedding of ``source``, drawn at random the first time it is asked for."""
+        """The private embedding of ``source``, drawn at random at its first use."""
         if self.private_names and source not in self.private:
             self.private[source] = {
                 name: value.cpu()
@@ -185,8 +185,8 @@ class Slots:
         """For each parameter averaged by token row, the global rows that ``source`` holds."""
         return {name: self.vocabularies[source].token_ids for name in self.by_row_names}
 
-    def handed_over(self, source: str) -> int:
-        """Parameters of the local model of ``source`` that go into the average."""
+    def communicated(self, source: str) -> int:
+        """Number of parameters of the local model of ``source`` that enter the average."""
         rows = {name: len(self.vocabularies[source].token_ids) for name in self.by_row_names}
         return sum(
             rows[name] * value[0].numel() if name in rows else value.numel()
@@ -197,8 +197,13 @@ class Slots:
         """How far a slot moved the body, local - start, by name."""
         return {name: local[name] - self.start[name] for name in self.body_names}
 
-    def handed_over_norm(self, source: str, local: Mapping[str, Tensor]) -> float:
-        """L2 norm of the pseudo-gradient: of all that goes into the average, embeddings too."""
+    def pseudo_gradient_norm(self, source: str, local: Mapping[str, Tensor]) -> float:
+        """L2 norm of the pseudo-gradient, over all shared parameters including embeddings.
+
+        Args:
+            source: its name.
+            local: shared parameters of its local model, by name (see :meth:`finish`).
+        """
         rows = self.rows(source)
         norms = []
         for name, value in local.items():
@@ -208,7 +213,7 @@ class Slots:
         return math.hypot(*norms)
 
     def state_of(self, source: str) -> dict[str, Any]:
-        """All there is of one source beside the global parameters; no slot of it may run."""
+        """All state of one source except the global parameters; its slot must not be running."""
         return {
             "private": self.private.get(source),
             "finished": self.finished.get(source),
@@ -217,7 +222,7 @@ class Slots:
         }
 
     def load_state_of(self, source: str, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_of`` gave."""
+        """Restore what ``state_of`` returned."""
         for name, kept in (
             ("private", self.private),
             ("finished", self.finished),
@@ -229,7 +234,7 @@ class Slots:
                 kept[source] = state[name]
 
     def forget(self, source: str) -> None:
-        """Hold nothing of a source any more; another worker has it."""
+        """Drop all state of a source, which another worker holds from now on."""
         for kept in (self.private, self.finished, self.inner, self.suspended):
             kept.pop(source, None)
 

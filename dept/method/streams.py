@@ -1,7 +1,7 @@
-"""Random draws: each has a stream of its own, named by its purpose.
+"""Random draws: each purpose has its own stream.
 
-No two purposes share a stream, so a draw depends on nothing but what names it: not on what else a
-run does, on how many workers it has, or on where it was resumed.
+No two purposes share a stream, so a draw depends only on the key of its stream. It does not depend
+on what else a run does, on the number of workers, or on where the run was resumed.
 
 | purpose | of | what is drawn |
 |---|---|---|
@@ -9,11 +9,11 @@ run does, on how many workers it has, or on where it was resumed.
 | `order` | stage, source, pass, block | the order of samples within a source |
 | `mixture` | stage, batch | the source of each sequence of a mixed batch |
 | `private_embedding` | source | phi_k and psi_k of a source that is trained for the first time |
-| `start_from` | draw, and the source if it has its own | the embedding given to a trained body |
+| `start_from` | draw, and source of a private embedding | the embedding given to a trained body |
 | `forgetting` | cycle | the embedding of active forgetting (ACT) after a reset |
-| `dropout` | source, round, step, rank | what dropout leaves out in a local step |
+| `dropout` | source, round, step, rank | the dropout masks of a local step |
 
-The model as built is drawn by llm-foundry, which seeds torch with ``seed`` itself.
+llm-foundry draws the initial model itself, after it seeds torch with ``seed``.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def seed_of(seed: int, purpose: str, *of: str | int) -> int:
     """The seed of a stream, for torch or numpy; the same on every machine.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
         purpose: one of the table above.
-        of: what else names the draw.
+        of: the rest of the key, as in the table above.
 
     Returns:
         The first 63 bits of the SHA-256 of ``[seed, purpose, *of]`` as JSON.

@@ -14,14 +14,16 @@ SKETCH_SIZE = 8_192
 def sketch(update: Mapping[str, Tensor], seed: int = 0, size: int = SKETCH_SIZE) -> Tensor:
     """Project an update onto ``size`` numbers that keep its inner products with other updates.
 
-    Keeping whole updates until the round ends would take a copy of the model for every source.
-    Each coordinate is given a random sign and added to the bucket (its index modulo ``size``)
-    (Charikar et al. 2002, count sketch); the same ``seed`` gives the same signs. Inner products
-    are unbiased, the cosine of two updates has a standard error of about ``size ** -0.5`` (1 %),
-    and none where the update has no more than ``size`` coordinates.
+    Keeping whole updates until the round ends would need a copy of the model for every source.
+    Each coordinate gets a random sign and is added to the bucket of its index modulo ``size``
+    (count sketch, Charikar et al. 2002); the same ``seed`` gives the same signs. Inner products
+    are unbiased. The cosine of two updates has a standard error of about ``size ** -0.5`` (1 %),
+    and is exact if the update has at most ``size`` coordinates.
 
     Args:
         update: tensors by name, the same names and shapes for all updates to be compared.
+        seed: seed of the signs.
+        size: length of the sketch.
 
     Returns:
         float32[size].

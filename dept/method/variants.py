@@ -7,16 +7,16 @@ from enum import Enum
 
 
 class Sharing(str, Enum):
-    """What the outer step does with a parameter of the local models."""
+    """How the outer step treats a parameter of the local models."""
 
     AVERAGED = "averaged"
-    """The sources' updates are averaged into one global value."""
+    """The updates of all sources are averaged into one global value."""
 
     BY_TOKEN_ROW = "averaged by token row"
-    """Row v is averaged over the sources that hold token v; the rest keep theirs."""
+    """Row v is averaged over the sources that hold token v; a row without a holder is unchanged."""
 
     PRIVATE = "private"
-    """Each source has its own, never sent anywhere."""
+    """Each source has its own value, which is never communicated."""
 
 
 class Vocabulary(str, Enum):
@@ -28,7 +28,7 @@ class Vocabulary(str, Enum):
 
 
 class Role(str, Enum):
-    """What a parameter of the model is to the method."""
+    """The role of a parameter: body theta, token embedding phi or positional embedding psi."""
 
     BODY = "theta"
     TOKENS = "phi"
@@ -37,7 +37,7 @@ class Role(str, Enum):
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table. ``phi`` covers an untied head too, which has the same rows."""
+    """One row of the table. ``phi`` includes an untied head, which has the same rows."""
 
     theta: Sharing
     phi: Sharing
@@ -50,7 +50,7 @@ class Variant:
 
     @property
     def has_global_embedding(self) -> bool:
-        """Whether there is a phi that can read any token of the global tokenizer."""
+        """Whether one global phi has a row for every token of the global tokenizer."""
         return self.phi is not Sharing.PRIVATE
 
     @property

@@ -1,4 +1,4 @@
-"""Between the ids in the shards (of the tokenizer they were written with) and rows of a matrix."""
+"""The map between token ids in the shards and rows of a source's embedding matrix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-IGNORED = -100  # the label that no loss is computed for, as in torch and llm-foundry
+IGNORED = -100  # no loss is computed for this label, as in torch and llm-foundry
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class VocabularyMap:
 
     Attributes:
         token_ids: int64[rows]; row r of the local matrix is token ``token_ids[r]``.
-        row_of_id: int64[vocab_size]; the row of each id, ``-1`` where the source has none.
-        unknown_row: the row that stands for a token without one, as an input.
+        row_of_id: int64[vocab_size]; the row of each id, ``-1`` if the source has none.
+        unknown_row: the row that replaces an input token without a row.
     """
 
     token_ids: Tensor
@@ -26,12 +26,12 @@ class VocabularyMap:
 
     @classmethod
     def build(cls, token_ids: Tensor, *, vocab_size: int, unknown_id: int) -> VocabularyMap:
-        """Make the map of ``token_ids`` (sorted, distinct, each in ``[0, vocab_size)``).
+        """Build the map from ``token_ids`` (sorted, distinct, each in ``[0, vocab_size)``).
 
         Args:
             token_ids: int64[rows], the tokens that the source holds.
             vocab_size: ``|V|`` of the tokenizer.
-            unknown_id: the id whose row stands for tokens without one; must be held.
+            unknown_id: the id whose row replaces tokens without a row; the source must hold it.
 
         Raises:
             ValueError: an id is outside the vocabulary, repeated, or ``unknown_id`` is not held.
@@ -60,7 +60,7 @@ class VocabularyMap:
 
     @property
     def is_identity(self) -> bool:
-        """Whether rows are ids: nothing to translate."""
+        """Whether rows equal ids, so that nothing is translated."""
         return self.rows == self.vocab_size
 
     def holds(self) -> Tensor:
@@ -68,9 +68,10 @@ class VocabularyMap:
         return self.row_of_id >= 0
 
     def translate_batch(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """Let ``input_ids`` and ``labels`` of a batch be rows; returns the unseen, if there can be.
+        """Replace ``input_ids`` and ``labels`` of a batch by rows, as :meth:`translate` does.
 
-        See :meth:`translate`.
+        Returns:
+            The mask of unseen labels; ``None`` if the source holds every token.
         """
         if self.is_identity:
             return None
@@ -80,16 +81,16 @@ class VocabularyMap:
         return unseen
 
     def translate(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids of the tokenizer to rows of the local matrix.
+        """Translate ids of the tokenizer to rows of the local matrix.
 
         Args:
             input_ids: int64[batch, length].
             labels: int64[batch, length], ``IGNORED`` where there is nothing to predict.
 
         Returns:
-            ``(input_rows, label_rows, unseen)``. An input without a row becomes the unknown row.
-            So does a label, and ``unseen`` (bool, same shape) marks it: the training split of a
-            source holds every one of its own tokens, hence only other text has any.
+            ``(input_rows, label_rows, unseen)``. An input or a label without a row becomes the
+            unknown row, and ``unseen`` (bool, same shape) marks such labels. The training split of
+            a source has none, since ``V_k`` is made from it; other text may have some.
         """
         row_of_id = self.row_of_id.to(input_ids.device)
         input_rows = row_of_id[input_ids]

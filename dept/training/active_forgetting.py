@@ -1,4 +1,4 @@
-"""Active forgetting (ACT): a baseline whose embedding starts anew every few hundred steps."""
+"""Active forgetting (ACT): a baseline that re-initialises its embedding at fixed intervals."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from dept.training.learning_rate import factor_at
 class ActiveForgetting(Callback):
     """Re-initialises the token embedding at fixed intervals (Chen et al. 2023; ACT in the paper).
 
-    With the values go the optimizer's moments of the embedding, and its learning rate begins a
-    schedule of its own again. The body, its moments and its schedule go on.
+    A reset also clears the optimizer's moments of the embedding and restarts its learning-rate
+    schedule. The body, its moments and its schedule are not affected.
 
-    The embedding must be an optimizer group of its own, so that it can have its own learning rate:
+    The embedding must be a separate optimizer group, so that it can have its own learning rate:
     ``optimizer: {param_groups: [{param_str_match: wte|lm_head}]}``.
 
     Args:
-        every: batches between two resets; none after the last batch.
-        scheduler: of the embedding's learning rate, an ordinary llm-foundry scheduler; its time
-            runs from 0 to ``every`` batches, and starts again.
+        every: batches between two resets; there is none after the last batch.
+        scheduler: schedule of the embedding's learning rate, an ordinary llm-foundry scheduler; its
+            time runs from 0 to ``every`` batches, then restarts.
 
     Raises:
         ConfigError: ``every`` is not a number of batches.
@@ -47,7 +47,7 @@ class ActiveForgetting(Callback):
     def init(self, state: State, logger: Logger) -> None:
         if dept_of(state) is not None:
             raise ConfigError("callbacks.active_forgetting is a baseline: remove algorithms.dept")
-        self._model = state.model  # as built; DDP gives parameters other names
+        self._model = state.model  # before DDP, which renames parameters
         roles = parameter_roles(state.model)
         self._names = [name for name, role in roles.items() if role is Role.TOKENS]
 
@@ -78,7 +78,7 @@ class ActiveForgetting(Callback):
             state.optimizers[0].state.pop(parameter, None)
 
     def _factor(self, state: State, step: int) -> float:
-        step = max(step - 1, 0)  # as Composer: the second batch has the rate of the first
+        step = max(step - 1, 0)  # as in Composer, the second batch has the rate of the first
         now = Timestamp(epoch=0, batch=step, batch_in_epoch=step, sample=step, token=step)
         cycle = Time(self.every, TimeUnit.BATCH)
         return factor_at(self.scheduler, state, now, self.every, cycle)

@@ -1,4 +1,4 @@
-"""DEPT as a Composer algorithm: when each part of the method happens."""
+"""DEPT as a Composer algorithm: it decides when each part of the method runs."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Dept(Algorithm):
         variant: ``glob``, ``trim``, ``spec`` or ``spec_opt``.
         local_steps: ``N_local``, steps of the inner optimizer in a slot.
 
-    :class:`dept.config.options.DeptOptions` says what the other options mean.
+    :class:`dept.config.options.DeptOptions` documents the other options.
 
     Raises:
-        ConfigError: an option has no such value.
+        ConfigError: the value of an option is not allowed.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Dept(Algorithm):
         self.workers = process_group.current()
         self.totals = round_metrics.none_yet(self.workers.count)
         self.held = Held()
-        self.run: Run  # once there are a model and a loader
-        self.losses: dict[str, list[float]] = {}  # of the last finished round, of all sources
-        self._rate = 0.0  # of the step being taken
-        self._loaded: Mapping[str, Any] | None = None  # from a checkpoint, until all agree
+        self.run: Run  # set when the model and the loader exist
+        self.losses: dict[str, list[float]] = {}  # of all sources in the last finished round
+        self._rate = 0.0  # learning rate of the current step
+        self._loaded: Mapping[str, Any] | None = None  # from a checkpoint, until workers agree
         self._handlers = {
             Event.BEFORE_LOAD: self._bind,
             Event.AFTER_LOAD: self._agree,
@@ -97,7 +97,7 @@ class Dept(Algorithm):
     # --- once -----------------------------------------------------------------------------------
 
     def _bind(self, state: State, logger: Logger) -> None:
-        """Take the model and the loader; what a checkpoint may replace is made here."""
+        """Bind the model and the loader, and build all state that a checkpoint may replace."""
         loader = state.train_dataloader
         if not isinstance(loader, SourceLoader):
             raise ValueError("algorithms.dept needs train_loader.name: sources")
@@ -118,7 +118,7 @@ class Dept(Algorithm):
         self._handlers |= evaluation.handlers(self.park)
 
     def _agree(self, state: State, logger: Logger) -> None:
-        """Let all workers start where the checkpoint, which the first one may have loaded, is."""
+        """Let all workers start from the checkpoint that the first worker may have loaded."""
         self.run.slots.take_start()
         if self.run.schedule.moves:
             moves.check_folder(self.run)
@@ -133,7 +133,7 @@ class Dept(Algorithm):
         self.run.start_pass(state.timestamp.epoch.value)
 
     def _enter_slot(self, state: State, logger: Logger) -> None:
-        """Before a batch: let the model be its source's, and the ids its rows."""
+        """Before a batch: load its source into the model, and translate its ids to rows."""
         source, step = state.batch.pop("source"), state.batch.pop("step")
         self.run.begun += 1
         slots, round_index = self.run.slots, state.timestamp.epoch.value
@@ -143,13 +143,13 @@ class Dept(Algorithm):
                 slots.begin(source)
                 self._set_synchronised(state, True)
         self._rate = max(group["lr"] for group in state.optimizers[0].param_groups)
-        # Dropout must not depend on who trained what before, nor on where a run was resumed.
+        # Dropout must depend neither on earlier slots of this worker nor on where a run resumed.
         rank = self.workers.place.rank
         torch.manual_seed(seed_of(slots.seed, "dropout", source, round_index, step, rank))
         slots.vocabularies[source].translate_batch(state.batch)
 
     def _after_step(self, state: State, logger: Logger) -> None:
-        """After a batch: account for it, and end the slot if it was its last."""
+        """After a batch: record it, and end the slot if it was the last batch of the slot."""
         source, ranks = self.run.slots.active, self.workers.place.ranks
         loss = state.total_loss_dict["loss/train/total"]
         samples, length = state.batch["input_ids"].shape
@@ -175,7 +175,7 @@ class Dept(Algorithm):
         logger.log_metrics(metrics)
 
     def _outer_step(self, state: State) -> dict[str, float]:
-        """After the last slot: let the outer step be the global model, and all workers know all."""
+        """After the last slot: take the outer step, and exchange the records of all workers."""
         run, stage = self.run, f"the outer step of round {self.totals['rounds'] + 1}"
         self.workers.wait_for_all(stage)
         left_out = slot_faults.left_out(run, stage)
@@ -189,14 +189,14 @@ class Dept(Algorithm):
         return round_metrics.metrics(every, of_round) | run.passes(every)
 
     def _set_synchronised(self, state: State, on: bool) -> None:
-        """Ranks of one worker average their gradients while the model is one source's."""
+        """Let the ranks of this worker average their gradients while a source is trained."""
         ranks = self.workers.place.ranks if on else 1
         state.model = self.run.slots.live.wrapped(state.model, ranks)
 
     def park(self, state: State) -> None:
-        """Let the model be the global one; a running slot is suspended.
+        """Load the global parameters into the model; a running slot is suspended.
 
-        Whoever writes a checkpoint within a round calls this first.
+        A callback that writes a checkpoint within a round calls this first.
         """
         self._set_synchronised(state, False)
         self.run.slots.park()
@@ -204,15 +204,15 @@ class Dept(Algorithm):
     # --- state -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What all workers know: global parameters are the model's, sources have their files.
+        """The state that all workers share, except global parameters and files of sources.
 
         Raises:
-            RuntimeError: a slot is running, so the model is a source's: call :meth:`park` first.
+            RuntimeError: a slot is running, so the model holds a source: call :meth:`park` first.
         """
         return resume.state_of(self.run)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave, once the global parameters are in the model too.
+        """Restore a ``state_dict``, once the global parameters are in the model too.
 
         Raises:
             ValueError: the checkpoint is of another variant, set of sources or rule of sampling.

@@ -1,4 +1,4 @@
-"""The model that scored best while training, kept beside the checkpoints."""
+"""The model with the lowest validation loss so far, kept beside the checkpoints."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dept.training.source_metrics import SourceMetrics, average
 class BestCheckpoint(Callback):
     """Keeps the weights with the lowest validation loss, mean over the sources, as ``best.pt``.
 
-    For methods whose last model is not their best one, as active forgetting: the paper takes the
-    best model inside a cycle of forgetting, by validation perplexity.
+    It serves methods whose last model is not their best one, such as active forgetting: the paper
+    takes the best model within a cycle of forgetting, by validation perplexity.
 
     Args:
-        folder: of the file; ``{run_name}`` stands for the name of the run.
+        folder: folder of the file; ``{run_name}`` stands for the name of the run.
     """
 
     def __init__(self, folder: str) -> None:
@@ -31,8 +31,8 @@ class BestCheckpoint(Callback):
     def init(self, state: State, logger: Logger) -> None:
         if dept_of(state) is not None:
             raise ConfigError(
-                "callbacks.best_checkpoint keeps the model alone, without what belongs to sources: "
-                "remove it, a run of DEPT ends with its newest checkpoint"
+                "callbacks.best_checkpoint keeps the model without the state of sources: remove "
+                "it, since a run of DEPT ends with its newest checkpoint"
             )
         self.folder = Path(str(self.folder).format(run_name=state.run_name))
 

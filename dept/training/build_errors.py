@@ -1,4 +1,4 @@
-"""What a library says when it cannot build what a yaml asks for, as one sentence with the key."""
+"""Turn an error of a library that cannot build a part of a yaml into one sentence with the key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from traceback import walk_tb
 from types import FrameType
 from typing import Any
 
-# Functions of llm-foundry and Composer, and what of the yaml each of them is given.
+# Functions of llm-foundry and Composer, and the sections of the yaml that each of them receives.
 SECTIONS = {
     "import_file": "code_paths",
     "ensure_folder_has_no_conflicting_files": "save_folder",
@@ -28,12 +28,12 @@ NAN = "Train loss contains a NaN."  # Composer's NaNMonitor
 
 
 def sentence(error: Exception, config: Mapping[str, Any]) -> str | None:
-    """What to say of an error that a run ended with; ``None`` if only its traceback would do.
+    """The message about an error that ended a run; ``None`` if it needs a traceback.
 
-    Until a first step has been taken, what goes wrong is a matter of the yaml and the machine.
+    Until the first step has been taken, the yaml or the machine is the cause of an error.
 
     Args:
-        error: that ended it.
+        error: the error that ended the run.
         config: the resolved yaml, as plain containers.
     """
     doing = "cannot be built"
@@ -44,7 +44,7 @@ def sentence(error: Exception, config: Mapping[str, Any]) -> str | None:
     if str(error) == NAN:
         return (
             "the loss is NaN, and the run stops before it trains on that: metrics.jsonl has the "
-            "batches before; lower optimizer.lr, or look at the data"
+            "earlier batches; lower optimizer.lr, or check the data"
         )
     if doing is None:
         return None
@@ -56,12 +56,12 @@ def sentence(error: Exception, config: Mapping[str, Any]) -> str | None:
 
 
 def _key(error: Exception, config: Mapping[str, Any]) -> str | None:
-    """The key that an error is about: by the code that it came from, or by the builder of that."""
+    """The key that an error is about, found by the code that raised it or by its builder."""
     if isinstance(getattr(error, "full_key", None), str):  # of OmegaConf, which checks types
         return error.full_key
     codes = [frame.f_code for frame in _frames(error)]
     registered = sys.modules.get("dept.training.registered")
-    if registered is not None:  # else nothing has been built yet
+    if registered is not None:  # otherwise nothing has been built yet
         keys = registered.keys_by_code(config)
         found = [keys[code] for code in codes if code in keys]
         if found:

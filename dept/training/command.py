@@ -1,14 +1,14 @@
 """Pre-train from a yaml: `composer -n 2 train.py yamls/dept_spec.yaml [key=value ...]`.
 
-`-n W` trains W sources side by side, each process one worker; one process alone trains them in
-turn, to the same numbers: `python train.py`. Several machines: docs/workers.md.
+`-n W` trains W sources in parallel, with one worker per process. One process, `python train.py`,
+trains them one after another, with the same results. For several machines see docs/workers.md.
 
-`python train.py --check yamls/X.yaml [key=value ...] [--workers W]` says in seconds whether it can
-start, and why not. `--print` prints the yaml as it is trained from, with where each key comes from.
-`--debug` shows where an error comes from that is otherwise one sentence.
+`python train.py --check yamls/X.yaml [key=value ...] [--workers W]` checks in seconds whether a run
+can start, and prints why not. `--print` prints the resolved yaml, with the origin of each key.
+`--debug` shows the traceback of an error that is otherwise one sentence.
 
-Every yaml is an llm-foundry yaml; `extends: FILE` merges it over another, and `algorithms.dept` and
-`train_loader: {name: sources}` are ours.
+Every yaml is an llm-foundry yaml. `extends: FILE` merges it over another one. This repository adds
+`algorithms.dept` and `train_loader: {name: sources}`.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-# Before torch is imported: threads that wait by spinning make a CPU that other work shares up to
-# eight times slower.
+# This must be set before torch is imported: threads that wait by spinning slow down a CPU shared
+# with other work by up to eight times.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# One thread for each process, as torchrun has it: sums in torch depend on the number of threads,
-# and a run must give the same numbers on any number of workers and of cores.
+# One thread per process, as with torchrun: sums in torch depend on the number of threads, and
+# results must not depend on the number of workers or cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from dept.checkpoint import run_folder, trust
@@ -43,7 +43,7 @@ from dept.transport.topology import Place
 
 # Errors that end training in one sentence, and the exit status of each.
 EXITS = {
-    ConfigError: 2,  # of what is read only then
+    ConfigError: 2,  # in what is read only during training
     DataError: 2,
     pickle.UnpicklingError: 2,
     NotSaved: 1,
@@ -51,7 +51,7 @@ EXITS = {
     WorkerLost: 1,
 }
 
-# What the pinned libraries say of themselves at import, or of each other, on every run.
+# Warnings that the pinned libraries raise on every run, at import or about each other.
 NOISE = (
     "pkg_resources is deprecated",
     "alibi or rope is turned on",
@@ -84,14 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 held.enter_context(run_folder.hold(folder))
             finished = look_into(folder, plain, is_first)
         except (ValueError, OSError) as error:
-            if is_first:  # every process comes to the same end
+            if is_first:  # every process ends in the same way
                 log.error(f"{chosen.yaml}: {error}")
             return 2
         for note in notes if is_first and finished is None else ():
             log.info(f"{chosen.yaml}: {note}")
-        scratch.enter()  # while LOCAL_RANK is still that of the machine, not of the worker
+        scratch.enter()  # before LOCAL_RANK is counted within the worker
         try:
-            everyone = meet(plain)
+            everyone = join_workers(plain)
             if everyone.value_of_first(finished is not None, stage="the start"):
                 if is_first:
                     log.info(f"{folder} is finished; set another run_name to train again")
@@ -99,10 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0
             pretrain(config)
         except SystemExit as stop:
-            if stop.code == 128 + signal.SIGTERM:  # by Composer's handler, without a word
+            if stop.code == 128 + signal.SIGTERM:  # raised by Composer's handler without a message
                 log.error(
                     f"{chosen.yaml}: ended by SIGTERM, as a scheduler sends it, or the launcher "
-                    f"when another process died; the same command goes on from the last checkpoint"
+                    f"when another process died; the same command resumes from the last checkpoint"
                 )
             raise
         except Exception as error:
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def ending(error: Exception, config: Mapping[str, Any]) -> tuple[str | None, int]:
-    """The sentence that ends training, if a traceback says no more, and the exit status."""
+    """The message for an error that ends training, or ``None`` for a traceback; the exit status."""
     for kind, status in EXITS.items():
         if isinstance(error, kind):
             return trust.say(error) if kind is pickle.UnpicklingError else str(error), status
@@ -125,15 +125,17 @@ def ending(error: Exception, config: Mapping[str, Any]) -> tuple[str | None, int
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options beside the yaml and its overrides."""
+    """The parser of the command line: the yaml, its overrides and options."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("yaml", help="the experiment")
     options.add_argument("overrides", nargs="*", help="key=value, over the yaml")
-    options.add_argument("--print", action="store_true", help="print the resolved yaml, and end")
-    options.add_argument("--check", action="store_true", help="look at all there is, and end")
-    options.add_argument("--workers", type=int, help="side by side, for --check")
+    options.add_argument("--print", action="store_true", help="print the resolved yaml")
+    options.add_argument(
+        "--check", action="store_true", help="check yaml, data and machine, and end"
+    )
+    options.add_argument("--workers", type=int, help="number of workers for --check")
     options.add_argument("--debug", action="store_true", help="show tracebacks")
     return options
 
@@ -147,8 +149,8 @@ def _print(path: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def meet(config: dict) -> process_group.Workers:
-    """Join the other workers, if this is a job of DEPT; else its processes are Composer's."""
+def join_workers(config: dict) -> process_group.Workers:
+    """Connect to the other workers in a job of DEPT; otherwise Composer has all processes."""
     dept, _ = configs.options_of(config)
     if dept is None:
         return process_group.current()

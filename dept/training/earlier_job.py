@@ -1,4 +1,4 @@
-"""What an earlier job of the same run left, here and at its remote address."""
+"""The state that an earlier job of the same run left, here and at its remote address."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dept.training.summary import read_summary
 
 
 def look_into(folder: Path, config: dict[str, Any], is_first: bool) -> dict[str, Any] | None:
-    """Make whole what there is, and refuse what this job cannot continue.
+    """Repair the checkpoints of an earlier job, and refuse a run that this job cannot resume.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         config: the resolved yaml, as plain containers.
-        is_first: whether this process may change files, for all.
+        is_first: whether this process changes files for all processes.
 
     Returns:
         The summary, if the run is finished.
 
     Raises:
-        ConfigError: its settings were others, or a checkpoint cannot be used.
+        ConfigError: the settings of the run were others, or a checkpoint cannot be used.
     """
     checkpoints, address = run_folder.checkpoints_of(config), run_folder.remote_of(config)
     remote = RemoteFolder(checkpoints, address) if address and is_first else None
@@ -35,7 +35,7 @@ def look_into(folder: Path, config: dict[str, Any], is_first: bool) -> dict[str,
         return None
     run_folder.refuse_other_settings(configs.complete(deepcopy(config)), folder / "config.yaml")
     for path in run_folder.recover(checkpoints) if is_first else ():
-        log.warning(f"{path} was cut short by a kill and is left aside")
+        log.warning(f"{path} was cut short by a kill and is not used")
     if remote is not None:
         dept, _ = configs.options_of(config)
         for said in remote_checkpoints.bring(remote, with_sources=dept and dept.upload_sources):

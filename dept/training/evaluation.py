@@ -1,4 +1,4 @@
-"""Evaluating a source's text: who does it, with which embedding, and tokens that have no row."""
+"""Evaluation of a source's text: by which worker, with which embedding, and of unseen tokens."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from dept.transport.topology import Place
 
 
 class Evaluation:
-    """Makes the global model that of the source whose text is evaluated.
+    """Evaluates the text of each source with the embedding of that source.
 
     Args:
-        run: of this worker.
+        run: the run of this worker.
 
     Attributes:
-        unseen_tokens: of each source evaluated, how many of its tokens had no row.
-        has_tasks: whether in-context-learning tasks were evaluated since they were last reported.
+        unseen_tokens: for each evaluated source, how many of its tokens had no row.
+        has_tasks: whether in-context-learning tasks were evaluated since the last report.
     """
 
     def __init__(self, run: Run) -> None:
         self.run, self.slots = run, run.slots
         self.icl_source = run.options.icl_source
-        self._evaluators: list[Any] = []  # all, while those of some sources are evaluated
+        self._evaluators: list[Any] = []  # all evaluators, while only some of them run
         self.unseen_tokens: dict[str, int] = {}
         self.has_tasks = False
         self._is_task = False
@@ -43,10 +43,10 @@ class Evaluation:
     def handlers(
         self, park: Callable[[State], None]
     ) -> dict[Event, Callable[[State, Logger], None]]:
-        """What is done at each event of an evaluation.
+        """The handler of each event of an evaluation.
 
         Args:
-            park: lets the model be the global one.
+            park: loads the global parameters into the model.
         """
 
         def enter(state: State, logger: Logger) -> None:
@@ -68,10 +68,10 @@ class Evaluation:
         }
 
     def enter(self, label: str) -> None:
-        """Begin with the text, or the task, of the evaluator ``label``; the model must be parked.
+        """Begin the text, or the task, of the evaluator ``label``; the model must be parked.
 
         Raises:
-            ValueError: it is no source's, and there is no embedding but those of sources.
+            ValueError: the label is not a source, and only sources have embeddings.
         """
         variant, self._is_task = self.slots.variant, is_task(label)
         self.has_tasks |= self._is_task
@@ -92,12 +92,12 @@ class Evaluation:
             self.unseen_tokens[self._source] = 0
 
     def translate(self, batch: dict[str, Tensor]) -> None:
-        """Before a batch: its ids become rows, if the source has its own."""
+        """Before a batch: translate its ids to rows, if the source has its own rows."""
         if self._source is not None and self.slots.variant.phi is Sharing.PRIVATE:
             self._unseen = self.slots.vocabularies[self._source].translate_batch(batch)
 
     def score(self, logits: Tensor) -> None:
-        """After the forward pass of a batch: let tokens without a row cost what they should."""
+        """After the forward pass of a batch: score tokens without a row, or outside ``V_k``."""
         variant = self.slots.variant
         if self._source is None or variant.vocabulary is not Vocabulary.TRIMMED:
             return
@@ -107,9 +107,9 @@ class Evaluation:
             return
         if variant.phi is Sharing.PRIVATE:
             assert self._unseen is not None
-            # Labels are those of the next token here; what was marked must move along.
+            # Labels are shifted to the next token here, and the mask must be shifted too.
             unseen = torch.nn.functional.pad(self._unseen[:, 1:], (0, 1))
-            unseen = unseen[: len(targets)]  # Composer takes away what pads the last batch of ranks
+            unseen = unseen[: len(targets)]  # Composer removes the padding of the last batch
             score_unseen_uniformly(logits, targets, unseen, vocabulary.vocab_size)
         else:
             holds = vocabulary.holds().to(targets.device)
@@ -119,11 +119,11 @@ class Evaluation:
             self.unseen_tokens[self._source] += int(unseen.sum())
 
     def leave(self) -> None:
-        """The text is evaluated."""
+        """End the text of the current evaluator."""
         self._source = self._unseen = None
 
     def own(self, evaluators: Sequence[Any]) -> list[Any]:
-        """The evaluators that this worker runs, each where and when its source is held."""
+        """The evaluators that this worker runs, each only while it holds the source."""
         schedule, place = self.run.schedule, self.run.workers.place
         mine = schedule.sources_of(place.worker)
         chosen = own_evaluators(evaluators, schedule.sources, mine, place, self.icl_source)
@@ -136,7 +136,7 @@ class Evaluation:
         return chosen
 
     def choose(self, state: State) -> None:
-        """Before an evaluation outside training, which asks no interval whether it is due here."""
+        """Choose the evaluators of an evaluation outside training, which checks no intervals."""
         self._evaluators = list(state.evaluators)
         state.evaluators = [e for e in self._evaluators if self._is_held(e.label)]
 
@@ -145,10 +145,10 @@ class Evaluation:
         state.evaluators = self._evaluators
 
     def report(self, state: State, logger: Logger) -> None:
-        """Log what the evaluations of all workers gave since the last round.
+        """Log the results of the evaluations of all workers since the last round.
 
         Raises:
-            WorkerLost: another worker did not come.
+            WorkerLost: another worker did not arrive.
         """
         tasks = icl.results(state) if self.has_tasks else {}
         here = {"unseen": self.unseen_tokens, "tasks": tasks}
@@ -172,17 +172,17 @@ def own_evaluators(
     place: Place,
     icl_source: str | None = None,
 ) -> list[Any]:
-    """The evaluators that a worker runs: of its own sources, and a share of all other text.
+    """The evaluators that a worker runs: those of its own sources, and a share of all other text.
 
-    In-context-learning tasks stay together, since the Gauntlet sums them up: with the worker of
-    ``icl_source``, or with the first.
+    In-context-learning tasks stay together, since the Gauntlet aggregates them: on the worker of
+    ``icl_source``, or on the first one.
 
     Args:
-        evaluators: of Composer.
+        evaluators: all evaluators of Composer.
         sources: names of all sources.
-        mine: those that the worker may ever hold.
-        place: of the worker.
-        icl_source: whose embedding reads tasks, if there is no global one.
+        mine: the sources that the worker may hold in any round.
+        place: place of the worker.
+        icl_source: the source whose embedding reads tasks, if there is no global embedding.
     """
     labels = [e.label for e in evaluators]
     has_tasks = place.worker == 0 if icl_source is None else icl_source in mine
@@ -195,17 +195,17 @@ def own_evaluators(
 
 
 def source_of(label: str, sources: Collection[str], icl_source: str | None = None) -> str | None:
-    """Whose private state the evaluator ``label`` may need; ``None`` if no source's."""
+    """The source whose private state the evaluator ``label`` may need; ``None`` if none."""
     source = icl_source if is_task(label) else label.removeprefix("eval/")
     return source if source in sources else None
 
 
 def wait_until_held(evaluators: Sequence[Any], is_held: Callable[[str], bool]) -> None:
-    """Let each evaluator be due only where, and as long as, its source is held.
+    """Make each evaluator due only while this worker holds its source.
 
     Args:
-        evaluators: of Composer; changed.
-        is_held: whether this worker holds what the evaluator of a label needs now.
+        evaluators: evaluators of Composer; their intervals are replaced.
+        is_held: returns whether this worker now holds what the evaluator of a label needs.
     """
     for evaluator in evaluators:
         evaluator.eval_interval = _where_held(evaluator, is_held)
@@ -215,7 +215,7 @@ def _where_held(evaluator: Any, is_held: Callable[[str], bool]) -> Callable[[Any
     interval = evaluator.eval_interval
 
     def due(state: Any, event: Any) -> bool:
-        is_due = interval(state, event)  # asked everywhere, since Composer's intervals remember
+        is_due = interval(state, event)  # called on every worker, since intervals have state
         return is_due and is_held(evaluator.label)
 
     return due
@@ -223,14 +223,15 @@ def _where_held(evaluator: Any, is_held: Callable[[str], bool]) -> Callable[[Any
 
 @torch.no_grad()
 def restrict_to_vocabulary(logits: Tensor, targets: Tensor, holds: Tensor) -> Tensor:
-    """Score tokens of ``V_k`` by a softmax over ``V_k``, others by one over all of ``V``.
+    """Score tokens of ``V_k`` by a softmax over ``V_k``, others by a softmax over all of ``V``.
 
-    For a trimmed model with a global matrix (TRIM): its loss never compared a token of the source
-    with one outside, so neither does its evaluation; the full matrix scores the rest.
+    This is for a trimmed model with a global matrix (TRIM). Its training loss never compares a
+    token of the source with one outside ``V_k``, so its evaluation does not either. The full matrix
+    scores the other tokens.
 
     Args:
         logits: float[batch, length, V], of the full matrix; changed in place.
-        targets: int64[batch, length], ids predicted at each position, negative where none is.
+        targets: int64[batch, length], the id to predict at each position, negative if none.
         holds: bool[V], the tokens of the source.
 
     Returns:
@@ -247,23 +248,23 @@ def restrict_to_vocabulary(logits: Tensor, targets: Tensor, holds: Tensor) -> Te
 def score_unseen_uniformly(
     logits: Tensor, targets: Tensor, unseen: Tensor, vocab_size: int
 ) -> Tensor:
-    """Make a token that has no row cost ``ln V`` nats: one in ``V``, as if nothing were known.
+    """Make a token without a row cost ``ln V`` nats, that of a uniform prediction over ``V``.
 
-    For a model with private embeddings only (SPEC), which cannot tell such tokens apart. Leaving
-    them out would make a small vocabulary look better than it is.
+    This is for a model with private embeddings only (SPEC), which cannot distinguish such tokens.
+    Leaving them out would make a small vocabulary look better than it is.
 
     Args:
         logits: float[batch, length, rows]; changed in place.
-        targets: int64[batch, length], the row predicted at each position.
+        targets: int64[batch, length], the row to predict at each position.
         unseen: bool[batch, length], the positions whose true token has no row.
-        vocab_size: ``V``, of the tokenizer.
+        vocab_size: ``V`` of the tokenizer.
 
     Returns:
         The logits.
     """
     if bool(unseen.any()):
         others = max(logits.shape[-1] - 1, 1)
-        # softmax then gives the target 1 / V, and the other rows share the rest
+        # The softmax then gives the target 1 / V, and the other rows share the rest.
         logits[unseen] = math.log((vocab_size - 1) / others)
         logits[unseen, targets[unseen]] = 0.0
     return logits

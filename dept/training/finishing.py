@@ -1,4 +1,4 @@
-"""The end of a run that died between its last checkpoint and its summary."""
+"""Finish a run that died between its last checkpoint and its summary."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from composer.loggers import Logger
 
 
 class Finishing(Callback):
-    """Lets a run with nothing left to train come to its end, where Composer refuses to train.
+    """Lets a run with nothing left to train finish, although Composer refuses to train it.
 
-    Composer looks at the duration before training starts, so until then the run seems to be a
-    little longer. All that follows the last round has been seen by the checkpoint. To be listed
-    before callbacks that ask for the duration when training starts.
+    Composer checks the duration before training starts, so until then the duration is made a little
+    longer. The checkpoint already includes everything after the last round. This callback must be
+    listed before callbacks that read the duration when training starts.
     """
 
     def __init__(self) -> None:

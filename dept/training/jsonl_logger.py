@@ -1,4 +1,4 @@
-"""Metrics as one JSON object a line, for any tool that reads text."""
+"""Metrics as one JSON object per line, for any tool that reads text."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dept.log import log
 class JsonlLogger(LoggerDestination):
     """Writes every metric to ``metrics.jsonl``, a line for each batch, evaluation and round.
 
-    A resumed run goes on where its checkpoint was taken: lines that a killed run wrote after
-    that are cut off, so that the file equals that of an unbroken run. Lines that a full disk does
-    not take wait in memory, and in checkpoints, until it does; at the end it must.
+    A resumed run continues from its checkpoint: lines that a killed run wrote after it are cut off,
+    so that the file equals that of an uninterrupted run. If the disk is full, lines wait in memory
+    and in checkpoints; at the end of the run they must be written.
 
     Args:
-        path: where to write; ``{run_name}`` stands for the name of the run.
+        path: path of the file; ``{run_name}`` stands for the name of the run.
     """
 
     def __init__(self, path: str = "runs/{run_name}/metrics.jsonl") -> None:
@@ -68,21 +68,21 @@ class JsonlLogger(LoggerDestination):
         if self._waiting:
             raise NotSaved(
                 f"{len(self._waiting)} lines of {self.path} could not be written: make room on "
-                f"that disk; the same command goes on from the last checkpoint"
+                f"that disk; the same command resumes from the last checkpoint"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The length of the file when the checkpoint was taken, and the lines it did not take."""
-        self._write()  # what callbacks logged since, at the same moment of training
+        """The length of the file at the time of the checkpoint, and the lines not yet written."""
+        self._write()  # lines that callbacks logged since, at the same step of training
         written = self.path.is_file() and dist.get_global_rank() == 0
         if written:
             with contextlib.suppress(OSError):
-                durable.sync(self.path)  # a loss of power must not take what a checkpoint counts on
+                durable.sync(self.path)  # these lines must survive a loss of power
         size = os.path.getsize(self.path) if written else 0
         return {"path": str(self.path), "bytes": size, "waiting": list(self._waiting)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["path"] == str(self.path):  # else this run starts from another one's checkpoint
+        if state["path"] == str(self.path):  # otherwise the checkpoint is of another run
             self._resumed_at = state["bytes"]
             self._waiting = list(state.get("waiting", ()))
 
@@ -103,7 +103,7 @@ class JsonlLogger(LoggerDestination):
             if not self._is_told:
                 log.warning(
                     f"{self.path} could not be written ({error.strerror}): its lines are kept in "
-                    f"memory, make room on that disk; training goes on"
+                    f"memory, make room on that disk; training continues"
                 )
             self._is_told = True
         else:
@@ -111,7 +111,7 @@ class JsonlLogger(LoggerDestination):
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add to a file all of ``data``, or nothing.
+    """Append all of ``data`` to a file, or nothing.
 
     Raises:
         OSError: the disk does not take it.
@@ -127,7 +127,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A metric as JSON has it; what is not finite has no JSON, so it is text."""
+    """A metric as a value of JSON; values that are not finite become text."""
     if isinstance(value, Tensor):
         value = value.item() if value.numel() == 1 else value.tolist()
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""The learning rate over rounds: schedules in sequential steps, whatever slots a worker runs."""
+"""The learning rate over rounds: schedules run in sequential steps, for any number of slots."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from llmfoundry.utils.builders import build_scheduler
 
 
 class SequentialStepsScheduler(ComposerScheduler):
-    """Runs a scheduler of the yaml on the time that one source's training sees.
+    """Runs a scheduler of the yaml on sequential steps, (t - 1) N + i.
 
     A worker that trains ``sources_per_round`` slots of ``local_steps`` batches one after another
-    is at batch ``sources_per_round * local_steps`` after a round, but every model that went into
-    the average has taken ``local_steps`` steps. Schedules, and their time strings, are therefore
-    in sequential steps: ``1ba`` is one local step, ``1ep`` is one round of ``local_steps``.
+    is at batch ``sources_per_round * local_steps`` after a round, but every local model in the
+    average has taken ``local_steps`` steps. Schedules and their time strings are therefore in
+    sequential steps: ``1ba`` is one local step, and ``1ep`` is one round of ``local_steps``.
 
     Args:
         scheduler: an ordinary llm-foundry scheduler, ``{name: cosine_with_warmup, ...}``.
@@ -30,9 +30,9 @@ class SequentialStepsScheduler(ComposerScheduler):
 
     def __call__(self, state: State, ssr: float = 1.0) -> float:
         assert state.max_duration is not None
-        # Composer asks before it counts the batch just trained, for the rate of the one to come,
-        # and so gives step n the rate of step n - 1. To be the same as plain training, and the
-        # same in each slot of a round, that holds for local steps too.
+        # Composer calls this before it counts the batch just trained, for the rate of the next one,
+        # and so gives step n the rate of step n - 1. Local steps do the same, so that they equal
+        # plain training, and all slots of a round are equal.
         step = max(coming_step(state) - 1, 0)
         round_index, step_in_round = divmod(step, self.local_steps)
         batches = max(state.timestamp.batch.value, 1)
@@ -47,7 +47,7 @@ class SequentialStepsScheduler(ComposerScheduler):
 
 
 def coming_step(state: State) -> int:
-    """The sequential step, from 0, of the batch to come; 0 before there is a round."""
+    """The sequential step, from 0, of the next batch; 0 before the first round."""
     run = next((a.run for a in state.algorithms if getattr(a, "run", None) is not None), None)
     return 0 if run is None else run.coming_step
 
@@ -60,14 +60,14 @@ def factor_at(
     duration: Time,
     ssr: float = 1.0,
 ) -> float:
-    """What a scheduler gives at another time than that of training.
+    """The factor of a scheduler at another time than that of training.
 
     Args:
-        scheduler: any of Composer's.
-        state: of the trainer; its clock is not used.
-        now: the time to ask for.
+        scheduler: any scheduler of Composer.
+        state: state of the trainer; its clock is not used.
+        now: the time to evaluate the schedule at.
         epoch: batches in an epoch of that time.
-        duration: of training, by that time.
+        duration: duration of training on that clock.
         ssr: Composer's scale of the schedule.
 
     Returns:

@@ -1,9 +1,9 @@
-"""How a source follows its draws from worker to worker: its state moves through its file.
+"""The move of a source to the worker that trains it next: its state moves through its file.
 
-Only with ``sampling: uniform``, several workers, and fewer sources a round than there are
-(``RoundSchedule.moves``). Who holds what in a round is known to all workers
-from the schedule, so what travels is a file of each source that another worker is to train, and
-one message a round in which all say that theirs are written.
+Sources move only with ``sampling: uniform``, several workers, and fewer sources per round than
+there are (``RoundSchedule.moves``). All workers know the holder of each source from the schedule.
+So a move needs a file of each source that another worker will train, and one message per round in
+which all workers report that their files are written.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from dept.training.run import Run
 
 
 def check_folder(run: Run) -> None:
-    """Refuse a run whose workers do not see one another's files; before any is needed.
+    """Refuse a run whose workers do not see one another's files, before any file is needed.
 
     Raises:
-        ConfigError: there is no folder, or not all of them write to the same one.
-        WorkerLost: a worker did not come.
+        ConfigError: there is no folder, or not all workers write to the same one.
+        WorkerLost: a worker did not arrive.
     """
     workers = run.workers
     if run.held.files is None:
         raise nowhere(workers.count)
     folder = run.held.files.folder
     mark = folder / f".seen-{uuid.uuid4().hex}"
-    with contextlib.suppress(OSError):  # then nobody sees it
+    with contextlib.suppress(OSError):  # on failure no worker sees the file
         if workers.leads:
             folder.mkdir(parents=True, exist_ok=True)
             mark.touch()
@@ -50,7 +50,7 @@ def check_folder(run: Run) -> None:
 
 
 def settle(run: Run, round_index: int) -> None:
-    """Hold what is this worker's in a round, and nothing else; at the start, without exchange."""
+    """Hold exactly the sources of this worker in a round, without communication, at the start."""
     run.held.round_index = round_index
     run.held.sources = run.schedule.held_by(run.workers.place.worker, round_index)
     for source in run.schedule.sources:
@@ -59,13 +59,13 @@ def settle(run: Run, round_index: int) -> None:
 
 
 def follow(run: Run, round_index: int) -> None:
-    """At the start of a round: give away the sources that others hold in it, and take one's own.
+    """At the start of a round: release sources that move away, and take those that move here.
 
     Workers synchronise only if some source moves. No slot may be running or suspended.
 
     Raises:
-        NotSaved: a file could not be written, on any worker, or not be read.
-        WorkerLost: a worker did not come.
+        NotSaved: a file could not be written, on any worker, or could not be read.
+        WorkerLost: a worker did not arrive.
     """
     here, moving = run.workers.place.worker, run.schedule.moving(run.held.round_index, round_index)
     if not moving:
@@ -84,7 +84,7 @@ def follow(run: Run, round_index: int) -> None:
     run.workers.wait_for_ranks()
     for source in (source for given in offers for source in given["only_to_move"]):
         if moving[source][1] == here:
-            # No checkpoint needs it, and what it holds is about to change.
+            # No checkpoint needs the file, and the state of the source is about to change.
             if run.workers.leads:
                 run.held.files.remove(source, (round_index, 0))
             del run.held.in_file[source]
@@ -92,7 +92,7 @@ def follow(run: Run, round_index: int) -> None:
 
 
 def _offer(run: Run, leaving: Sequence[str], round_index: int) -> dict[str, Any]:
-    """Let each of these sources be in a file; which one, and which are there for this alone."""
+    """Write each of these sources to a file, if needed; returns which file each one is in."""
     offer: dict[str, Any] = {"states": {}, "only_to_move": [], "failed": None}
     for source in leaving:
         if source in run.held.in_file and source not in run.held.changed:
@@ -103,11 +103,11 @@ def _offer(run: Run, leaving: Sequence[str], round_index: int) -> dict[str, Any]
             offer["only_to_move"].append(source)
         try:
             run.held.files.write(source, *at, {"round": round_index, **run.state_of(source)})
-        except (OSError, RuntimeError) as error:  # torch has its own for a failed write
+        except (OSError, RuntimeError) as error:  # torch raises its own for a failed write
             offer["failed"] = (
                 f"{run.held.files.folder / source} could not be written "
                 f"({str(error).splitlines()[0]}), and another worker needs it to train {source}: "
-                f"make room on that disk; the same command continues from the last checkpoint"
+                f"make room on that disk; the same command resumes from the last checkpoint"
             )
             break
         offer["states"][source] = at
@@ -119,8 +119,8 @@ def _take(run: Run, source: str, state: tuple[int, int], holder: int) -> None:
         found = run.held.files.load(source, state)
     except ValueError as error:
         raise NotSaved(
-            f"what worker {holder} has written of {source} cannot be read here as it was written: "
-            f"look at the disk of {run.held.files.folder}; the same command continues from the "
+            f"the file of {source} from worker {holder} cannot be read here as it was written: "
+            f"check the disk of {run.held.files.folder}; the same command resumes from the "
             f"last checkpoint"
         ) from error
     run.take(source, found)

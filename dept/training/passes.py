@@ -7,11 +7,11 @@ from typing import Any
 
 
 def passes(tokens: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Passes over each source.
+    """Passes over the training split of each source.
 
     Args:
-        tokens: that were trained on, by source; or sequences.
-        sizes: as many as its training split has.
+        tokens: tokens (or sequences) trained on, by source.
+        sizes: tokens (or sequences) of its training split, by source.
     """
     return {name: tokens[name] / sizes[name] for name in tokens}
 

@@ -1,4 +1,4 @@
-"""`train.py --check`: what a run would meet, in seconds, without training or changing anything."""
+"""`train.py --check`: check in seconds whether a run can start; nothing is trained or changed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from dept.transport.topology import Place
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        subject: what.
-        said: what was found, or the sentence on what is wrong.
-        fine: whether training can start; ``None`` if that could not be known.
+        subject: name of the check.
+        said: description of what was found, or of what is wrong.
+        fine: whether training can start; ``None`` if this is unknown.
     """
 
     subject: str
@@ -41,12 +41,12 @@ class Finding:
 
 
 def main(path: str, overrides: Sequence[str], workers: int | None = None) -> int:
-    """Print what was found; returns the exit status, 0 if training can start and 2 if not.
+    """Print all findings; returns the exit status, 0 if training can start and 2 if not.
 
     Args:
-        path: of the yaml.
-        overrides: ``key=value``.
-        workers: side by side; by default as many as a launcher has set in ``WORLD_SIZE``, or one.
+        path: path of the yaml.
+        overrides: ``key=value`` each.
+        workers: number of workers; by default that of ``WORLD_SIZE``, which a launcher sets, or 1.
     """
     try:
         config = extends.resolve(extends.load(path, overrides))
@@ -73,7 +73,7 @@ def main(path: str, overrides: Sequence[str], workers: int | None = None) -> int
 
 
 def look(config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Look at everything that training depends on, also behind what is wrong.
+    """Check everything that training depends on, also after a failed check.
 
     Args:
         config: a resolved yaml, as plain containers.
@@ -85,11 +85,11 @@ def look(config: Mapping[str, Any]) -> Iterator[Finding]:
         trouble = error
     if trouble is not None and not isinstance(trouble, DataError):
         yield Finding("yaml", str(trouble), False)
-        return  # nothing else can be said of it
+        return  # nothing else can be checked
     dept, loader = options_of(config)
     if loader is None:
         yield Finding(
-            "yaml", "of llm-foundry, not on a prepared corpus: only its keys were looked at"
+            "yaml", "of llm-foundry, not on a prepared corpus: only its keys were checked"
         )
         return
     yield Finding("yaml", _experiment(config, dept))
@@ -135,7 +135,7 @@ def _experiment(config: Mapping[str, Any], dept: DeptOptions | None) -> str:
 
 
 def _data(sources: Sequence[PreparedSource], loader: CorpusOptions) -> str:
-    """Figures of the training splits, and of all shards; those that are here are whole."""
+    """Sizes of the training splits and of all shards; local shards are checked to be whole."""
     shards = [s for source in sources for index in source.indexes.values() for s in index.shards]
     tokens = sum(source.splits["train"].tokens for source in sources)
     size = sum(shard.bytes for shard in shards)
@@ -171,20 +171,20 @@ def _memory(config: Mapping[str, Any], slots: int, sources: int, place: Place) -
         "activations": found.activations,
         "libraries": machine.LIBRARIES if found.device == "memory" else 0,
     }
-    told = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
+    terms = " + ".join(f"{size / 1e9:.2f} {name}" for name, size in parts.items() if size)
     return Finding(
         "memory",
-        f"about {found.needed / 1e9:.2f} GB a worker ({told}) of {found.available / 1e9:.2f} GB of "
-        f"{found.device}; activations are a rough figure",
+        f"about {found.needed / 1e9:.2f} GB a worker ({terms}) of {found.available / 1e9:.2f} GB "
+        f"of {found.device}; activations are a rough estimate",
         found.fits,
     )
 
 
 def _folder(config: Mapping[str, Any]) -> str:
-    """What an earlier job left in the folder of the run.
+    """Describe what an earlier job left in the folder of the run.
 
     Raises:
-        ConfigError: its settings were others, or another job is in it.
+        ConfigError: the settings of the run were others, or another job uses the folder.
     """
     folder = run_folder.folder_of(config)
     if config.get("save_folder") is None:
@@ -192,7 +192,7 @@ def _folder(config: Mapping[str, Any]) -> str:
     if (folder / ".lock").is_file():
         run_folder.hold(folder, wait=0.0).lock.release()
     if not config.get("autoresume") or "://" in str(config["save_folder"]):
-        return f"{folder}; whether there are checkpoints is for Composer to see"
+        return f"{folder}; Composer will find whether there are checkpoints"
     run_folder.refuse_other_settings(
         configs.complete(deepcopy(dict(config))), folder / "config.yaml"
     )
@@ -205,6 +205,6 @@ def _folder(config: Mapping[str, Any]) -> str:
     ):
         if durable.is_whole(path):
             left = f", past {torn} that is cut short" if torn else ""
-            return f"{folder} goes on from round {round_index}, batch {batch}{left}"
+            return f"{folder} resumes from round {round_index}, batch {batch}{left}"
         torn += 1
-    return f"{folder} is new" if not torn else f"{folder} begins anew, {torn} checkpoints are torn"
+    return f"{folder} is new" if not torn else f"{folder} starts again, {torn} checkpoints are torn"

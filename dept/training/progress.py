@@ -1,4 +1,4 @@
-"""One line that tells where a run is: round, source, loss, speed and what is left."""
+"""One line about the progress of a run: round, source, loss, speed and remaining time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dept.transport import process_group
 
 
 class RunProgress(Callback):
-    """A progress bar on a terminal; a line for each round where there is none.
+    """Shows a progress bar on a terminal, or prints a line for each round if there is none.
 
-    An epoch is called a round. The source is told where an algorithm trains one at a time.
+    An epoch is called a round. The source is shown if the algorithm trains one at a time.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class RunProgress(Callback):
             self._bar.update(self._bar.task_ids[0], description=f"evaluating {label}")
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        # Of the sources that other workers trained too, once they have met
+        # After the workers have synchronised, this includes sources that other workers trained.
         dept = dept_of(state)
         losses = {s: values[-1] for s, values in dept.losses.items()} if dept else self._losses
         self._losses = {}
@@ -77,10 +77,10 @@ class RunProgress(Callback):
             done = state.timestamp.batch.value - batches
             left = (_batches(state) - state.timestamp.batch.value) / max(done, 1)
             left *= time.monotonic() - seconds
-            told = "  ".join(f"{source} {loss:.2f}".strip() for source, loss in losses.items())
-            with contextlib.suppress(OSError):  # a full disk that holds the log
+            each = "  ".join(f"{source} {loss:.2f}".strip() for source, loss in losses.items())
+            with contextlib.suppress(OSError):  # the disk of the log may be full
                 self._console.print(
-                    f"round {state.timestamp.epoch.value}/{state.max_duration.value}  loss {told}  "
+                    f"round {state.timestamp.epoch.value}/{state.max_duration.value}  loss {each}  "
                     f"{self._rate(state):,.0f} tokens/s  {timedelta(seconds=round(left))} left",
                     soft_wrap=True,
                     highlight=False,

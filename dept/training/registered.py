@@ -1,4 +1,4 @@
-"""What llm-foundry's registries have for a yaml, once all who register have done so."""
+"""Checks of a yaml against llm-foundry's registries, after all names have been registered."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SHARED = (
     "composer.core",
     "composer.loggers.logger",
 )
-"""Modules of classes that others come from: their code is of no one key."""
+"""Modules of base classes, whose code does not belong to a single key."""
 
-# What a builder gives beside the options, and keys that it takes away from them.
+# Arguments that a builder adds to the options, and keys that it removes from them.
 GIVEN = ("params", "tokenizer", "device_batch_size", "train_config")
 TAKEN = ("param_groups", "disable_grad", "master_weights_dtype")
 
 
 def maker(thing: Thing) -> Callable[..., Any] | None:
-    """The class or function that a registry has under the name of a thing; ``None`` if none has."""
+    """The class or function registered under the name of a thing; ``None`` if there is none."""
     for name in thing.registries:
         entries = getattr(registry, name)
         if thing.name in entries:
@@ -39,9 +39,9 @@ def maker(thing: Thing) -> Callable[..., Any] | None:
 
 
 def check(config: dict[str, Any]) -> dict[str, Any]:
-    """Refuse names that no registry has, and options that what they name does not take.
+    """Refuse names that no registry has, and options that a named class or function lacks.
 
-    A config transform, so that it runs behind ``code_paths`` and before anything is built.
+    It is a config transform, so that it runs after ``code_paths`` and before anything is built.
 
     Raises:
         ConfigError: one sentence that names the key.
@@ -60,7 +60,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
 def _check_options(thing: Thing, made_by: Callable[..., Any]) -> None:
     try:
         parameters = [p for p in inspect.signature(made_by).parameters.values() if p.name != "self"]
-    except (TypeError, ValueError):  # what is not written in Python may have none
+    except (TypeError, ValueError):  # a callable that is not written in Python may have none
         return
     rest = [p for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     known = [p for p in parameters if p not in rest and p.name not in GIVEN]
@@ -74,23 +74,23 @@ def _check_options(thing: Thing, made_by: Callable[..., Any]) -> None:
 
 
 def _is_shared(made_by: Callable[..., Any]) -> bool:
-    """Whether it has the constructor of Composer's callbacks, which takes anything, for nothing."""
+    """Whether it has the constructor of Composer's callbacks, which ignores all arguments."""
     if not isinstance(made_by, type):
         return False
     return next(c for c in made_by.__mro__ if "__init__" in vars(c)).__module__.startswith(SHARED)
 
 
 def outer_optimizers(name: str) -> dict[str, Callable[..., Optimizer]]:
-    """The optimizers that an outer one is looked up in: ours, and that of the registry."""
+    """Optimizers that may be the outer one, by name: ours, and the registered one of that name."""
     if name in OUTER_OPTIMIZERS or name not in registry.optimizers:
         return OUTER_OPTIMIZERS
     return {**OUTER_OPTIMIZERS, name: registry.optimizers.get(name)}
 
 
 def keys_by_code(config: Mapping[str, Any]) -> dict[CodeType, str]:
-    """The key of a yaml that is built, and run, by some code; loaders are left out.
+    """The key of a yaml that each code object builds or runs; loaders are left out.
 
-    A frame of a traceback has its code, so that this says which key an error is about.
+    A frame of a traceback has a code object, so this finds the key that an error is about.
     """
     keys: dict[CodeType, str] = {}
     for thing in things(config):

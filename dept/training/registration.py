@@ -1,8 +1,8 @@
-"""Names in yamls: what this repository adds to llm-foundry's registries.
+"""The names that this repository adds to llm-foundry's registries.
 
-Those that a yaml without DEPT may use, too, are also entry points (pyproject.toml), which
-llm-foundry prefers. The others are registered here alone: their names are common, and an entry
-point would win over a callback of the same name that a user registers.
+Names that a yaml without DEPT may use are also entry points (pyproject.toml), which llm-foundry
+prefers. The others are only registered here: their names are common, and an entry point would
+override a callback of the same name that a user registers.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def build_sources(
         remote=chosen.remote,
         cache_limit=chosen.cache_bytes,
     )
-    # A batch names its source and step, too, which Composer cannot count.
+    # A batch also has its source and step, from which Composer cannot count samples.
     return DataSpec(
         loader,
         get_num_samples_in_batch=lambda batch: len(batch["input_ids"]),
@@ -157,7 +157,7 @@ def build_mixture(
         stage=chosen.stage,
         cache=cache,
     )
-    loader = DataLoader(mixture, batch_size=None)  # Composer resumes a dataset of one of torch's
+    loader = DataLoader(mixture, batch_size=None)  # Composer only resumes datasets of a DataLoader
     return DataSpec(loader, get_num_tokens_in_batch=get_tokens_per_batch_func())
 
 
@@ -168,13 +168,13 @@ def _prepared(options: CorpusOptions, *, own_tokenizers: bool) -> dict[str, Prep
 
 
 def register() -> None:
-    """Make the names known; optimizers of torch too, which llm-foundry knows few of."""
+    """Register the names, and torch's optimizers, of which llm-foundry registers few."""
     registry.algorithms.register("dept", func=Dept)
     registry.schedulers.register("sequential_steps", func=SequentialStepsScheduler)
     registry.dataloaders.register("sources", func=build_sources)
     registry.dataloaders.register("validation", func=build_validation)
     registry.dataloaders.register("mixture", func=build_mixture)
-    registry.loggers.register("file_logger", func=FileLogger)  # llm-foundry leaves it out
+    registry.loggers.register("file_logger", func=FileLogger)  # llm-foundry does not register it
     registry.loggers.register("jsonl", func=JsonlLogger)
     registry.loggers.register("wandb", func=WandB)
     registry.callbacks.register("active_forgetting", func=ActiveForgetting)

@@ -1,4 +1,4 @@
-"""How all workers come to stand where a checkpoint was taken, which the first of them loads."""
+"""Resume all workers from a checkpoint, which the first of them loads."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dept.training.run import Run
 
 
 def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
-    """Let every worker have the global model, the clock and its sources as the checkpoint has them.
+    """Give every worker the global model, the clock and its sources of the checkpoint.
 
     Args:
-        run: of this worker.
-        state: of Composer.
-        loaded: what the checkpoint has of the algorithm, if the first worker has loaded one.
+        run: the run of this worker.
+        state: the state of Composer.
+        loaded: the algorithm's state in the checkpoint, if the first worker has loaded one.
 
     Raises:
         ConfigError: the state of a source is missing, or is of another tokenizer.
-        WorkerLost: a worker did not come.
+        WorkerLost: a worker did not arrive.
     """
     workers, slots, held = run.workers, run.slots, run.held
     here = {"round": state.timestamp.epoch.value, "from": state.load_path, "loaded": loaded}
@@ -48,14 +48,14 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
     run.start_pass(round_index)
     state.timestamp = _timestamp(run, state, round_index, sum(run.steps.values()))
     for optimizer, scheduler in zip(state.optimizers, state.schedulers, strict=True):
-        # The optimizer's own state is not in the checkpoint, so neither is the learning rate.
+        # The checkpoint lacks the optimizer's state, and so also the learning rate.
         rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         for group, (base, factor) in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = base * factor(scheduler.last_epoch)
 
 
 def _restore(run: Run, source: str, files: SourceFiles, round_index: int, step: int | None) -> None:
-    """Take what there is of a source from its file, for a checkpoint in ``round_index``."""
+    """Restore a source from its file, for a checkpoint in ``round_index``."""
     trained = run.totals["last_round"].get(source, 0)
     found = files.read(source, round_index, step)
     if found is None and trained == 0:
@@ -68,7 +68,7 @@ def _restore(run: Run, source: str, files: SourceFiles, round_index: int, step: 
         kept = "" if run.options.upload_sources else ", from the machine that trained it"
         raise ConfigError(
             f"{where} lacks the state of {source} that the checkpoint of round {round_index} "
-            f"belongs to: bring the folder to where the checkpoint is{kept}"
+            f"belongs to: copy the folder beside the checkpoint{kept}"
         )
     if found["tokenizer"] != run.loader.prepared[source].tokenizer_hash:
         raise ConfigError(
@@ -79,14 +79,14 @@ def _restore(run: Run, source: str, files: SourceFiles, round_index: int, step: 
     own, slot = run.held.files, found["slot"]
     if own is not None and files.folder.resolve() == own.folder.resolve():
         run.held.in_file[source] = (found["round"], len(slot["losses"]) if slot else 0)
-    else:  # a checkpoint of this run must find it in this run's folder
+    else:  # a later checkpoint of this run must find the file in this run's folder
         run.held.changed.add(source)
     if found["round"] == round_index and slot is not None:
         run.take_slot(source, found)
 
 
 def _timestamp(run: Run, state: State, round_index: int, batch_in_round: int) -> Timestamp:
-    """Composer's clock of this worker, which may have had no part in the checkpoint."""
+    """Composer's clock of this worker, which may not have existed at the checkpoint."""
     batch = round_index * run.schedule.batches_per_round + batch_in_round
     samples = run.loader.batch_size * run.workers.place.ranks
     tokens = samples * next(iter(run.loader.prepared.values())).sequence_length
@@ -104,7 +104,7 @@ def _timestamp(run: Run, state: State, round_index: int, batch_in_round: int) ->
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """What a checkpoint and the run that resumes from it must have in common."""
+    """The settings that a checkpoint and the run that resumes from it must have in common."""
     return {
         "variant": run.options.variant,
         "sources": list(run.schedule.sources),
@@ -119,10 +119,10 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """What all workers know: global parameters are the model's, sources have their files.
+    """The state that all workers share, except global parameters and files of sources.
 
     Raises:
-        RuntimeError: a slot is running, so that the model is a source's.
+        RuntimeError: a slot is running, so that the model holds a source.
     """
     if not run.slots.parked:
         raise RuntimeError("a checkpoint in mid-round must be taken through save_interval")
@@ -143,11 +143,11 @@ def refuse_another(run: Run, state: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another run.
 
     Args:
-        run: this one.
-        state: what :func:`state_of` gave for the checkpoint.
+        run: this run.
+        state: the result of :func:`state_of` in the checkpoint.
 
     Raises:
-        ValueError: what both must have in common differs.
+        ValueError: a setting that both must have in common differs.
     """
     before = state["identity"]
     for key, value in identity(run).items():

@@ -1,4 +1,4 @@
-"""What is logged of a round, and what is added up over rounds: the same on every worker."""
+"""Metrics of a round and totals over rounds; they are the same on every worker."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dept.method.slot_record import SlotRecord
 def none_yet(workers: int) -> dict[str, Any]:
     """Totals of a run that has not begun; part of its checkpoints.
 
-    ``rounds`` counts outer steps, ``last_round`` is the last one (from 1) that a source was drawn
-    for. What it was drawn for counts there, in ``rounds_trained`` and in ``tokens``, though its
-    update may have been left out: ``left_out`` has those. ``reaches`` are what updates are held
-    against (:func:`dept.method.faults.reach`), by source.
+    ``rounds`` counts outer steps. ``last_round`` is the last round (from 1) that a source was drawn
+    for. ``last_round``, ``rounds_trained`` and ``tokens`` also count rounds in which the update of
+    the source was left out; ``left_out`` lists those. ``reaches`` are the values that updates are
+    compared with (:func:`dept.method.faults.reach`), by source.
     """
     return {
         "rounds": 0,
@@ -51,9 +51,9 @@ def add(
     """Add a round to the totals.
 
     Args:
-        totals: of :func:`none_yet`; changed.
-        records: of the slots of all workers, by source.
-        sent: bytes that each worker sent, by what they were for.
+        totals: the totals (:func:`none_yet`); changed in place.
+        records: records of the slots of all workers, by source.
+        sent: bytes that each worker sent, by purpose.
         waited: seconds that each worker waited for the others.
 
     Returns:
@@ -78,10 +78,10 @@ def add(
 
 
 def metrics(records: Mapping[str, SlotRecord], of_round: Mapping[str, float]) -> dict[str, float]:
-    """What is logged of a round; of slots that were left out, only that and where it was.
+    """The metrics of a round; a slot that was left out only has metrics about that.
 
     Args:
-        records: of all slots of the round, by source.
+        records: records of all slots of the round, by source.
         of_round: metrics of the round as a whole.
     """
     return {f"dept/{name}": value for name, value in of_round.items()} | dict(_of_slots(records))

@@ -1,4 +1,4 @@
-"""What a run of DEPT consists of on one worker, without the trainer that drives it."""
+"""The state of a run of DEPT on one worker, independent of the trainer."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from dept.transport.reductions import Reduction, Reductions
 
 @dataclass
 class Held:
-    """The sources whose state a worker holds, and where on disk that state is.
+    """The sources whose state a worker holds, and the files of that state.
 
     Attributes:
         sources: their names.
-        round_index: the round in which it holds them.
-        in_file: round and step of the file that has the state of a source as it is now.
+        round_index: the round in which the worker holds them.
+        in_file: round and step of the file with the current state of a source.
         changed: sources that have changed since they were written.
-        files: of the run; ``None`` if it saves nothing.
-        fetch: brings what a checkpoint in a round may read of a source from a remote folder.
+        files: the files of sources of the run; ``None`` if it saves nothing.
+        fetch: fetches from a remote folder the files of a source that a checkpoint may read.
         keeps_local_models: whether a checkpoint in mid-round may need those of finished slots.
     """
 
@@ -50,25 +50,25 @@ class Held:
 
 @dataclass
 class Run:
-    """A worker's part of a run, and what all workers know alike.
+    """A worker's part of a run, and the state that all workers share.
 
     Attributes:
-        options: of ``algorithms.dept``.
-        workers: this worker among all.
-        loader: over sources; gives batches that name their source and step.
-        schedule: who trains what when.
+        options: options of ``algorithms.dept``.
+        workers: the workers of the job.
+        loader: the loader over sources; its batches have their source and step.
+        schedule: rounds, slots and local steps.
         slots: the state of all sources around the one model in memory.
-        outer_optimizer: the outer step.
-        reductions: how local models are averaged.
-        totals: what is added up over rounds (:func:`dept.training.round_metrics.none_yet`).
-        positions: samples read of each source that were trained on.
+        outer_optimizer: takes the outer step.
+        reductions: averages local models.
+        totals: totals over rounds (:func:`dept.training.round_metrics.none_yet`).
+        positions: number of samples of each source that were trained on.
         held: the sources of this worker.
-        records: of the slots of the running round on this worker, by source.
-        local_models: shared parameters that finished slots of the round ended with, on the CPU.
-        reduction: of the local models of the round.
-        plan: source and local step of each batch that is left of the round.
-        begun: how many of those were begun.
-        sent_bytes: of models, by all workers in the last round.
+        records: records of the slots of the running round on this worker, by source.
+        local_models: shared parameters of the local models of finished slots, on the CPU.
+        reduction: the reduction of the running round.
+        plan: source and local step of each remaining batch of the round.
+        begun: how many batches of the plan were begun.
+        sent_bytes: bytes of models that all workers sent in the last round.
     """
 
     options: DeptOptions
@@ -103,16 +103,16 @@ class Run:
         seed: int,
         **others: Any,
     ) -> Run:
-        """Put a run together from what the trainer has.
+        """Build a run from the model and the loader of the trainer.
 
         Args:
-            options: of ``algorithms.dept``.
-            workers: this worker among all.
-            loader: over sources; it opens those that this worker may train.
+            options: options of ``algorithms.dept``.
+            workers: the workers of the job.
+            loader: the loader over sources; it opens those that this worker may train.
             live: the model in memory, and its inner optimizer.
-            tokenizer: the global one.
-            seed: of the run.
-            others: attributes that are taken as they are.
+            tokenizer: the global tokenizer.
+            seed: seed of the run.
+            others: other attributes, passed on unchanged.
 
         Raises:
             DataError: a shard is missing.
@@ -137,19 +137,19 @@ class Run:
     def open_round(self) -> None:
         """Begin a round from the global model, with no slot yet.
 
-        A row of TRIM without a holder stays what the round starts from.
+        In TRIM, a row without a holder keeps its value from the start of the round.
         """
         self.reduction = self.reductions.open(self.slots.start)
         self.records, self.local_models = {}, {}
 
     def start_pass(self, round_index: int) -> None:
-        """Let the loader read what is left of a round."""
+        """Let the loader read the remaining batches of a round."""
         self.plan = self.loader.start(round_index, self.steps, self.positions)
         self.begun = 0
 
     @property
     def coming_step(self) -> int:
-        """The sequential step, (t - 1) N + i from 0, of the batch to come."""
+        """The sequential step, (t - 1) N + i from 0, of the next batch."""
         steps = self.schedule.local_steps
         step = self.plan[self.begun][1] if self.begun < len(self.plan) else steps
         return self.loader.round_index * steps + step
@@ -160,13 +160,13 @@ class Run:
         return {source: record.steps for source, record in self.records.items()}
 
     def share(self, source: str) -> Share:
-        """How a source weighs in the average, and which rows it holds."""
+        """The weight of a source in the average, and the rows it holds."""
         train = self.loader.prepared[source].splits["train"]
         weight = 1.0 if self.options.weighting == "uniform" else float(train.tokens)
         return Share(weight, self.slots.rows(source))
 
     def message_bytes(self, source: str) -> int:
-        """Bytes of what a source gives to the average."""
+        """Bytes that a source contributes to the average."""
         return self.reductions.message_bytes(self.slots.start, self.share(source))
 
     def outer_step(self, left_out: Collection[str], *, stage: str) -> dict[str, Tensor]:
@@ -175,15 +175,15 @@ class Run:
         Algorithm 1, lines 8 and 9; phi and psi likewise, as far as the variant shares them.
 
         Args:
-            left_out: sources of the round whose local models the mean does not hold.
-            stage: where workers synchronise, for the error.
+            left_out: sources of the round whose local models are left out of the mean.
+            stage: name of this point in errors.
 
         Returns:
-            The new global parameters by name; none if all sources are left out.
+            The new global parameters by name; empty if all sources are left out.
 
         Raises:
             NumericalFault: a value would not be finite.
-            WorkerLost: another worker did not come.
+            WorkerLost: another worker did not arrive.
         """
         drawn = [
             self.schedule.slots_of(w, self.totals["rounds"]) for w in range(self.workers.count)
@@ -199,14 +199,14 @@ class Run:
     def take_step(
         self, source: str, *, loss: float, rate: float, samples: int, tokens: int
     ) -> None:
-        """Account for a local step.
+        """Record a local step.
 
         Args:
-            source: that was trained.
-            loss: in nats per token.
+            source: the source that was trained.
+            loss: loss in nats per token.
             rate: the learning rate of the step.
-            samples: of the batch, on all ranks of the worker.
-            tokens: likewise.
+            samples: samples of the batch, on all ranks of the worker.
+            tokens: tokens of the batch, on all ranks of the worker.
         """
         record = self.records.setdefault(source, SlotRecord())
         record.losses.append(loss)
@@ -216,7 +216,7 @@ class Run:
         self.held.changed.add(source)
 
     def finish_slot(self, source: str) -> None:
-        """Hand the local model of the active slot to the average."""
+        """End the active slot, and add its local model to the average."""
         local, record = self.slots.finish(), self.records[source]
         self.reduction.add(source, local, self.share(source))
         update = self.slots.update(local)
@@ -225,16 +225,16 @@ class Run:
             self.local_models[source] = {n: v.to("cpu", copy=True) for n, v in local.items()}
 
     def exchange_records(self, *, stage: str) -> dict[str, SlotRecord]:
-        """End the round: all workers learn of all slots, and add them to the totals.
+        """End the round: exchange the records of all slots, and add them to the totals.
 
         Args:
-            stage: where workers synchronise, for the error.
+            stage: name of this point in errors.
 
         Returns:
             The records of all slots of the round, by source.
 
         Raises:
-            WorkerLost: another worker did not come.
+            WorkerLost: another worker did not arrive.
         """
         slots = {source: record.state_dict() for source, record in self.records.items()}
         here = {"slots": slots, "sent": dict(self.workers.sent), "waited": self.workers.waited}
@@ -255,7 +255,7 @@ class Run:
         return {f"dept/{s}/passes": tokens[s] / prepared[s].splits["train"].tokens for s in sources}
 
     def fault(self, source: str, why: str, step: int | None = None) -> faults.Fault:
-        """What is at fault, with what was read: the batch of ``step``, or the whole slot."""
+        """Describe a fault with the samples read: the batch of ``step``, or the whole slot."""
         batches = self.options.local_steps if step is None else 1
         last = self.positions[source]
         first = last - batches * self.loader.batch_size * self.workers.place.ranks
@@ -271,7 +271,7 @@ class Run:
     # --- the state of a source, as its file has it ------------------------------------------------
 
     def state_of(self, source: str) -> dict[str, Any]:
-        """All there is of a source beside the global parameters.
+        """All state of a source except the global parameters.
 
         The running slot must be suspended (:meth:`dept.method.source_state.Slots.park`).
         """
@@ -287,14 +287,14 @@ class Run:
         }
 
     def take(self, source: str, found: Mapping[str, Any]) -> None:
-        """Take what ``state_of`` gave of a source between rounds."""
+        """Restore a source from a ``state_of`` that was taken between rounds."""
         self.slots.load_state_of(source, found["slots"])
         if found["coding_error"] is not None:
             self.reductions.errors[source] = found["coding_error"]
         self.positions[source] = found["position"]
 
     def take_slot(self, source: str, found: Mapping[str, Any]) -> None:
-        """Take what ``state_of`` gave of its slot in the running round."""
+        """Restore the slot of a source from a ``state_of`` of the running round."""
         self.records[source] = SlotRecord.of(found["slot"])
         if found["local_model"] is None:
             return

@@ -32,7 +32,7 @@ class RunFiles(CallbackWithConfig):
 
     Args:
         train_config: the resolved config, given by llm-foundry.
-        folder: where to write; ``{run_name}`` stands for the name of the run.
+        folder: folder of the files; ``{run_name}`` stands for the name of the run.
     """
 
     def __init__(self, train_config: dict[str, Any], folder: str = "runs/{run_name}") -> None:
@@ -60,12 +60,12 @@ def _write(path: Path, content: str) -> None:
     except OSError as error:
         raise NotSaved(
             f"{path} could not be written ({error.strerror}): make room on that disk; the same "
-            f"command goes on from the last checkpoint"
+            f"command resumes from the last checkpoint"
         ) from error
 
 
 def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
-    """Everything a comparison of runs needs, in the keys of ``summary.json``."""
+    """The contents of ``summary.json``: everything that a comparison of runs needs."""
     metrics = next(c for c in state.callbacks if isinstance(c, SourceMetrics))
     dept = dept_of(state)
     entries: dict[str, Any] = {"sources": {}, "held_out": {}}
@@ -118,7 +118,7 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _passes(state: State, dept: Dept | None) -> dict[str, float]:
-    """How often each source was read, if sources of a prepared corpus were."""
+    """Passes over each source, if the run reads sources of a prepared corpus."""
     if dept is not None:
         sizes = {name: p.splits["train"].tokens for name, p in dept.run.loader.prepared.items()}
         return passes(dept.totals["tokens"], sizes)
@@ -130,21 +130,21 @@ def _passes(state: State, dept: Dept | None) -> dict[str, float]:
 
 
 def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
-    """What workers sent, and what each source handed over to the average.
+    """The communication of workers, and of each source with the average.
 
-    ``sent_bytes`` were sent at outer steps, by all workers together; ``other_bytes`` at the start
-    and for metrics. ``parameters_per_step``, as in the paper: what a source gives to the average,
-    spread over its local steps, whoever trains it; ``reduction``: how many times that goes into the
-    whole model, which exchanging gradients would take; ``bytes_per_exchange`` and
-    ``byte_reduction``: the same in bytes, as updates are coded. ``every_step_bytes``: what
-    exchanging gradients would send in the same steps, if every worker trained the model with all
-    tokens of the global tokenizer (a ring all-reduce in float32).
+    ``sent_bytes``: bytes that all workers together sent at outer steps; ``other_bytes``: at the
+    start and for metrics. ``parameters_per_step``, as in the paper: parameters that a source
+    communicates, divided by its local steps, whichever worker trains it. ``reduction``: size of the
+    whole model, whose gradients would otherwise be communicated, divided by that.
+    ``bytes_per_exchange`` and ``byte_reduction``: the same in bytes of coded updates.
+    ``every_step_bytes``: bytes of gradients in the same steps, if every worker trained the model
+    with all tokens of the global tokenizer (a ring all-reduce in float32).
     """
     if dept is None:
         parameters = sum(p.numel() for p in state.model.parameters())
         ranks = dist.get_world_size()
         return {
-            "sent_bytes": 0 if ranks == 1 else None,  # DDP does not tell
+            "sent_bytes": 0 if ranks == 1 else None,  # DDP does not report it
             "other_bytes": 0,
             "sent_bytes_per_round": 0 if ranks == 1 else None,
             "parameters_per_step": parameters,
@@ -155,9 +155,9 @@ def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
         }
     sent, rounds = dept.totals["sent_bytes"], max(state.timestamp.epoch.value, 1)
     trained = dept.totals["rounds_trained"]
-    handed = sum(count * dept.run.slots.handed_over(source) for source, count in trained.items())
+    total = sum(count * dept.run.slots.communicated(source) for source, count in trained.items())
     slots = max(sum(trained.values()), 1)
-    per_step = handed / slots / dept.options.local_steps
+    per_step = total / slots / dept.options.local_steps
     coded = sum(count * dept.run.message_bytes(source) for source, count in trained.items()) / slots
     built = dept.run.slots.built_parameters
     return {

@@ -1,8 +1,8 @@
-"""A temporary folder for each job, so that what a killed one leaves can be told from others'.
+"""A temporary folder for each job, so that the files of a killed job can be identified.
 
-StreamingDataset, which llm-foundry's own loaders read with, keeps lock files in the temporary
-folder and segments of shared memory by the same numbers. Neither says whose it is, and SIGKILL
-leaves both.
+StreamingDataset, which llm-foundry's own loaders use, keeps lock files in the temporary folder and
+segments of shared memory with the same numbers. Neither has the name of its job, and SIGKILL leaves
+both behind.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _LOCK = re.compile(r"(\d{6})_.*_filelock")
 
 
 def enter() -> Path:
-    """Make and use this job's folder, and remove what jobs that are gone have left.
+    """Make and use this job's folder, and remove the folders of jobs that no longer exist.
 
-    The processes of a launcher share one. It is removed when the first of them ends.
+    The processes of a launcher share one folder. It is removed when the first of them ends.
     """
     base = Path(tempfile.gettempdir())
     launched = "LOCAL_RANK" in os.environ
@@ -34,12 +34,12 @@ def enter() -> Path:
             shutil.rmtree(left, ignore_errors=True)
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["TMPDIR"] = str(folder)
-    tempfile.tempdir = None  # to be read from there again
+    tempfile.tempdir = None  # so that it is read from the environment again
     return folder
 
 
 def _left(base: Path, job: int) -> Iterator[Path]:
-    """Folders of jobs of this user whose process is gone."""
+    """Folders of jobs of this user whose process no longer exists."""
     for folder in base.glob("dept-*"):
         number = folder.name.removeprefix("dept-")
         is_ours = number.isdigit() and int(number) != job and folder.stat().st_uid == os.getuid()
@@ -48,7 +48,7 @@ def _left(base: Path, job: int) -> Iterator[Path]:
 
 
 def _remove_segments(folder: Path, memory: Path = Path("/dev/shm")) -> None:
-    """Remove shared memory by the numbers of locks in ``folder`` that no process has mapped."""
+    """Remove shared memory that no process has mapped, by the numbers of locks in ``folder``."""
     locks = (_LOCK.fullmatch(path.name) for path in folder.iterdir())
     numbers = {match[1] for match in locks if match}
     segments = [path for number in numbers for path in memory.glob(f"{number}_*")]
@@ -65,6 +65,6 @@ def _mapped() -> str:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             texts.append((process / "maps").read_text())
-        except OSError:  # it has ended, or is not ours
+        except OSError:  # the process has ended, or is of another user
             continue
     return "\n".join(texts)

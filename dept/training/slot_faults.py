@@ -1,4 +1,4 @@
-"""When slots are examined for numerical faults, and how workers agree on what is left out."""
+"""Check slots for numerical faults, and agree between workers on the updates to leave out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dept.training.run import Run
 
 
 def look_at_loss(run: Run, source: str, loss: float) -> None:
-    """After a local step: keep the first loss that is not finite."""
+    """After a local step: record the first loss that is not finite."""
     record = run.records[source]
     if not math.isfinite(loss) and record.fault is None:
         why = f"its loss was {loss} at local step {record.steps}"
@@ -19,14 +19,18 @@ def look_at_loss(run: Run, source: str, loss: float) -> None:
 
 
 def judge(run: Run, source: str) -> bool:
-    """After the last local step of a slot, before it is ended: whether its update may be averaged.
+    """After the last local step of a slot: decide whether its update may be averaged.
+
+    Args:
+        run: the run of this worker.
+        source: the source of the slot.
 
     Raises:
-        NumericalFault: it may not, and the run is to stop at faults.
+        NumericalFault: it may not, and ``algorithms.dept.faults`` is ``stop``.
     """
     record, slots = run.records[source], run.slots
     local = {name: slots.live.values()[name] for name in slots.shared_names}
-    norm = slots.handed_over_norm(source, local)
+    norm = slots.pseudo_gradient_norm(source, local)
     record.reach = faults.reach(norm, record.rates)
     fault = record.fault
     if fault is None:
@@ -42,23 +46,23 @@ def judge(run: Run, source: str) -> bool:
     record.fault = fault = run.workers.first_of_ranks(fault)
     if fault is not None and run.options.faults == "stop":
         raise NumericalFault(
-            f"{faults.describe(fault)}: look at these, or set algorithms.dept.faults to leave_out, "
-            f"with which the same command resumes from the last checkpoint"
+            f"{faults.describe(fault)}: check these samples, or set algorithms.dept.faults to "
+            f"leave_out, with which the same command resumes from the last checkpoint"
         )
     return fault is None
 
 
 def left_out(run: Run, stage: str) -> dict[str, faults.Fault]:
-    """What no average may hold of this round, on every worker alike; the first one logs it.
+    """The faults of this round, the same on every worker; the first one logs them.
 
     Raises:
-        WorkerLost: another worker did not come.
+        WorkerLost: another worker did not arrive.
     """
     here = {source: record.fault for source, record in run.records.items() if record.fault}
     every = run.workers.gather(here, stage=stage)
     found = {source: fault for given in every for source, fault in given.items()}
     if run.workers.place.global_rank == 0:
         whole = len(found) == run.schedule.sources_per_round
-        for line in faults.told(found.values(), whole):
+        for line in faults.messages(found.values(), whole):
             log.warning(line)
     return found

@@ -1,4 +1,4 @@
-"""When files of sources are written: with every checkpoint, by the worker of the source."""
+"""Write the file of each source with every checkpoint, on the worker of the source."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from dept.training.algorithm import Dept
 
 
 class SourceCheckpoints(Callback):
-    """Writes the sources of this worker, before the first one writes Composer's checkpoint.
+    """Writes the sources of this worker, before the first worker writes Composer's checkpoint.
 
-    A checkpoint between rounds is made when every worker has written: all have just met at the
-    outer step, so it costs nothing to meet again. In mid-round none waits for another. For that to
-    be safe, a run that saves in mid-round writes its sources at the start of each round as well;
-    then every checkpoint finds a state of each source in its own round. If a source cannot be
-    written (a full disk), there is no checkpoint that would need it, and training goes on.
+    A checkpoint between rounds is made when every worker has written its files: workers have just
+    synchronised at the outer step, so synchronising again costs nothing. In mid-round no worker
+    waits for another. To make that safe, a run that saves in mid-round also writes its sources at
+    the start of each round, so that every checkpoint finds a state of each source from its own
+    round. If a source cannot be written (a full disk), no checkpoint that needs it is made, and
+    training continues.
 
-    To a remote folder they are sent in a thread; the checkpoint waits there for all of them. At the
-    next one the worker waits until they are sent.
+    A thread sends the files to a remote folder; the upload of the checkpoint waits for all of them.
+    At the next checkpoint the worker waits until they are sent.
 
     Args:
         checkpoints: folder of Composer's checkpoints; the files are in ``sources`` below it.
-        save_interval: that of the checkpoints.
-        save_num_checkpoints_to_keep: likewise; -1 keeps all.
+        save_interval: interval of the checkpoints.
+        save_num_checkpoints_to_keep: number of checkpoints to keep; -1 keeps all.
         remote: address that the files are sent to, if any.
     """
 
@@ -59,7 +60,7 @@ class SourceCheckpoints(Callback):
             Event.EPOCH_CHECKPOINT,
         )
         self._decided: tuple[tuple[Event, int], bool] | None = None
-        self._round_is_written = True  # by all workers, at its start; nothing is lost before that
+        self._round_is_written = True  # whether all workers wrote their files at its start
         self._stop: StopOnSigterm | None = None
         self.dept: Dept
 
@@ -72,19 +73,19 @@ class SourceCheckpoints(Callback):
         self._stop = next((c for c in state.callbacks if isinstance(c, StopOnSigterm)), None)
         self._saver = next((c for c in state.callbacks if isinstance(c, Checkpoints)), None)
         if self._saver is not None:
-            self._saver.save_interval = self._is_saving  # one decision for all that is written
+            self._saver.save_interval = self._is_saving  # one decision for all files
         if self.address is not None and self.dept.workers.leads:
-            self.remote = self._saver and self._saver.remote  # one order for all that is sent
+            self.remote = self._saver and self._saver.remote  # one queue for all uploads
             self.remote = self.remote or RemoteFolder(self.checkpoints, self.address)
             self._held.fetch = partial(bring_states, self.remote)
-        # Not only for a run that saves in mid-round: SIGTERM may ask for that at any batch.
+        # This is also for a run that does not save in mid-round: SIGTERM may come at any batch.
         self._held.keeps_local_models = True
 
     def after_load(self, state: State, logger: Logger) -> None:
         if self.dept.workers.leads:
             self.files.sweep(self._mine)
         if self.remote is not None:
-            for source in self._mine:  # an earlier process may have ended before it had sent them
+            for source in self._mine:  # an earlier process may have ended before it sent them
                 kept = read_by(self.files.states(source), state.timestamp.epoch.value)
                 self._send(source, [s for s in kept if s not in states_at(self.remote, source)])
         if self.address is not None:
@@ -93,14 +94,14 @@ class SourceCheckpoints(Callback):
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         saving = self._is_saving(state, Event.BATCH_CHECKPOINT)
         if saving:
-            self.dept.park(state)  # what is saved is the global model, and a slot as it is
+            self.dept.park(state)  # the checkpoint has the global model, and files have the slot
             self._wait_until_sent()
             written = torch.tensor([self._write(self._held.changed, state)])
             self.dept.workers.share([written])
             if not written.item():
                 self._give_up(state)
         elif self.in_mid_round and not ends_epoch(state):
-            # A finished local model is in memory until the next slot begins, so this is its time.
+            # A finished local model is only in memory until the next slot begins.
             self._write(self.dept.run.local_models.keys() & self._held.changed, state)
         if self._stop is not None and self._stop.asked(state, Event.BATCH_CHECKPOINT):
             self._wait_until_sent()
@@ -112,7 +113,7 @@ class SourceCheckpoints(Callback):
             return
         self._wait_until_sent()
         if self.remote is not None and self.dept.run.schedule.moves:
-            self.remote.list_again()  # sources come here from workers that have sent their files
+            self.remote.list_again()  # sources may move here from workers that sent their files
         round_index = state.timestamp.epoch.value
         written = self._write(self._held.changed, state)
         here = {
@@ -132,16 +133,16 @@ class SourceCheckpoints(Callback):
             self._wait_until_sent()
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        # The first worker has waited for all, once its own last checkpoint was written here.
+        # The first worker has waited for all files when its own last checkpoint was written.
         if self.remote is not None and self._saver is None and not self.remote.wait():
-            raise NotSaved(f"{self.remote.unsent}; the same command goes on from there")
+            raise NotSaved(f"{self.remote.unsent}; the same command resumes from there")
 
     @property
     def _mine(self) -> tuple[str, ...]:
         return self._held.sources
 
     def _is_saving(self, state: State, event: Event) -> bool:
-        # Composer's scheduler must not be asked twice: it remembers.
+        # Composer's scheduler must be called only once, since it has state.
         now = (event, state.timestamp.batch.value)
         if self._decided is None or self._decided[0] != now:
             scheduled = self._scheduler(state, event)
@@ -152,17 +153,17 @@ class SourceCheckpoints(Callback):
         return self._decided[1]
 
     def _give_up(self, state: State) -> None:
-        """Let there be no checkpoint now, since a file that it needs could not be written."""
+        """Skip this checkpoint, since a file that it needs could not be written."""
         if _is_the_end(state):
             raise NotSaved(
                 f"the end of the run could not be written to {self.files.folder}: make room on "
-                f"that disk; the same command goes on from the last checkpoint"
+                f"that disk; the same command resumes from the last checkpoint"
             )
         assert self._decided is not None
         self._decided = (self._decided[0], False)
 
     def _write(self, sources: set[str], state: State) -> bool:
-        """Write files of sources; whether the disk took them."""
+        """Write files of sources; returns whether all were written."""
         round_index = state.timestamp.epoch.value
         for source in sorted(sources):
             if self.dept.workers.leads:
@@ -170,11 +171,11 @@ class SourceCheckpoints(Callback):
                 step = len(found["slot"]["losses"]) if found["slot"] else 0
                 try:
                     self.files.write(source, round_index, step, found)
-                except (OSError, RuntimeError) as error:  # torch has its own for a failed write
+                except (OSError, RuntimeError) as error:  # torch raises its own for a failed write
                     log.warning(
                         f"{self.files.folder / source} could not be written "
                         f"({str(error).splitlines()[0]}), so there is no checkpoint now and the "
-                        f"one before it is kept; make room on that disk: training goes on"
+                        f"one before it is kept; make room on that disk: training continues"
                     )
                     return False
                 self._held.in_file[source] = (round_index, step)
@@ -186,7 +187,7 @@ class SourceCheckpoints(Callback):
         return True
 
     def _prune(self, *sources: str, oldest: int) -> None:
-        """Remove files that no checkpoint from round ``oldest`` on needs; of all by default."""
+        """Remove files of these sources (default: all) that no checkpoint from ``oldest`` needs."""
         for source in sources or self._mine:
             keep = self.keep + 1
             self.files.prune(source, oldest_round=oldest, steps_to_keep=keep)
@@ -195,7 +196,7 @@ class SourceCheckpoints(Callback):
                 self.remote.remove(f"{FOLDER}/{name_of(source, state)}" for state in gone)
 
     def _oldest_checkpoint(self, round_index: int) -> int:
-        """The round of the oldest checkpoint that will be there when this one is."""
+        """The round of the oldest checkpoint that is kept after this one is written."""
         names = [path.name for path in self.checkpoints.glob("ep*.pt")]
         names += self.remote.names if self.remote is not None else ()
         return min([*(progress(name)[0] for name in checkpoints_among(names)), round_index])
@@ -212,7 +213,7 @@ class SourceCheckpoints(Callback):
         return [f"{FOLDER}/{name_of(source, s)}" for source, found in newest.items() for s in found]
 
     def _wait_for_others(self, newest: list[list[str]]) -> None:
-        """Let checkpoints wait for what other workers send."""
+        """Make the upload of checkpoints wait for the files of other workers."""
         if self._saver is not None and self.remote is not None:
             others = [
                 n for worker, n in enumerate(newest) if worker != self.dept.workers.place.worker

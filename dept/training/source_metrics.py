@@ -1,4 +1,4 @@
-"""Evaluation of each source in figures that may be compared: bits per byte beside perplexity."""
+"""Evaluation of each source in comparable metrics: bits per byte beside perplexity."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Interval = Callable[[State, Event], bool]
 
 @dataclass(frozen=True)
 class SourceEvaluation:
-    """What one evaluation of one source gave."""
+    """The metrics of one evaluation of one source."""
 
     loss: float
     """Cross-entropy in nats per token."""
@@ -27,21 +27,21 @@ class SourceEvaluation:
     """``exp(loss)``; of the tokens of its tokenizer, so not comparable between tokenizers."""
 
     bits_per_byte: float
-    """Bits for a UTF-8 byte of the text: comparable between tokenizers."""
+    """Bits per UTF-8 byte of the text, which are comparable between tokenizers."""
 
     unigram_ce: float
     """Cross-entropy of the same tokens under the counts of the training split, nats per token."""
 
 
 def evaluation(loss: float, split: PreparedSplit, unigram_ce: float) -> SourceEvaluation:
-    """The figures of a source from its mean loss.
+    """The metrics of a source from its mean loss.
 
-    The first token of a sample has no prediction; it is taken to cost the mean of the others.
+    The first token of a sample has no prediction; it is assumed to cost the mean of the others.
 
     Args:
         loss: mean cross-entropy in nats per token.
         split: the split it was measured on, with its tokens and bytes.
-        unigram_ce: of the source, nats per token.
+        unigram_ce: unigram cross-entropy of the source, nats per token.
     """
     bits = loss / math.log(2) * split.tokens / split.bytes
     perplexity = math.exp(loss) if loss < 700 else math.inf
@@ -49,9 +49,9 @@ def evaluation(loss: float, split: PreparedSplit, unigram_ce: float) -> SourceEv
 
 
 def average(evaluations: list[SourceEvaluation]) -> SourceEvaluation:
-    """The mean over sources of each figure, as the paper's tables average perplexities.
+    """The mean of each metric over sources, as the paper's tables average perplexities.
 
-    The order, which is that in which workers evaluated them first, does not show in it.
+    The result does not depend on the order of the evaluations.
     """
     rows = [asdict(item) for item in evaluations]
     return SourceEvaluation(
@@ -60,9 +60,9 @@ def average(evaluations: list[SourceEvaluation]) -> SourceEvaluation:
 
 
 def _with_the_last_epoch(interval: Interval) -> Interval:
-    """Evaluate at the end of the last epoch what Composer would after the end of training.
+    """Move an evaluation after the end of training to the end of the last epoch.
 
-    By then the run has been summed up, and workers meet no more.
+    After training, the summary has been written, and workers do not synchronise any more.
     """
 
     brought_forward = False
@@ -80,18 +80,17 @@ def _with_the_last_epoch(interval: Interval) -> Interval:
 class SourceMetrics(Callback):
     """Logs ``eval/<source>/{loss,perplexity,bits_per_byte,unigram_ce}`` after each evaluation.
 
-    Works with any evaluator whose loader is a validation loader of a prepared source. Where
-    workers evaluate a part of the sources each, the first one logs those of all, at the end of an
-    epoch.
+    It works with any evaluator whose loader is a validation loader of a prepared source. If each
+    worker evaluates a part of the sources, the first one logs all of them at the end of an epoch.
 
     Args:
-        held_out_interval: how often text that the run does not train on is evaluated, and at the
-            end; with all other text by default.
+        held_out_interval: interval of evaluations on text that the run does not train on, in
+            addition to one at the end; by default that of all other text.
 
     Attributes:
         latest: the last evaluation of each source, by name.
-        held_out: names of those among them that the run does not train on.
-        vocab_sizes: of the tokenizers that their text is read in.
+        held_out: names of the sources among them that the run does not train on.
+        vocab_sizes: vocabulary sizes of the tokenizers of their text.
     """
 
     def __init__(self, held_out_interval: str | None = None) -> None:

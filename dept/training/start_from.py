@@ -1,4 +1,4 @@
-"""Going on from what another run has learned: its body, and an embedding made for it."""
+"""Start from the body that another run has trained, with an embedding made for it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from dept.training.algorithm import dept_of
 
 
 class StartFrom(CallbackWithConfig):
-    """Puts the body of a checkpoint into the model as built, before its own checkpoint is loaded.
+    """Loads the body of a checkpoint into the built model, before its own checkpoint is loaded.
 
-    A mixture has one embedding, which is the model's. With ``algorithms.dept`` every source of the
-    run is a new one for the body, and has its own.
+    With a mixture, the model has one embedding. With ``algorithms.dept`` every source of the run is
+    new for the body, and has its own embedding.
 
     Args:
         train_config: the resolved config, given by llm-foundry.
@@ -49,7 +49,7 @@ class StartFrom(CallbackWithConfig):
         self.trained = read_trained(self.options.checkpoint)
         values = body(self.trained, state.model)
         if dept_of(state) is not None:
-            pass  # embeddings are the sources' own: see before_load
+            pass  # each source has its own embedding: see before_load
         elif self.options.embedding == "pretrained":
             values |= pretrained(self.trained, state.model, self.corpus)
         else:
@@ -69,7 +69,7 @@ class StartFrom(CallbackWithConfig):
             state.model.get_parameter(name).data.copy_(value)
 
     def before_load(self, state: State, logger: Logger) -> None:
-        """Embeddings of new sources, once the algorithm knows which are this worker's."""
+        """Make embeddings of new sources, once the algorithm knows the sources of this worker."""
         dept = dept_of(state)
         if dept is None:
             return
@@ -85,7 +85,7 @@ class StartFrom(CallbackWithConfig):
 
     @property
     def _stream(self) -> tuple[str, int]:
-        """The stream of the random embedding: neither that of the model as built nor a source's."""
+        """The stream of the random embedding, different from all streams of pre-training."""
         return "start_from", self.options.embedding_seed
 
     def _strings(self, tokenizer: str, rows: int) -> list[str]:
@@ -94,7 +94,7 @@ class StartFrom(CallbackWithConfig):
     def _merged(
         self, roles: Mapping[str, Role], strings: list[str], otherwise: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """An embedding for the tokens ``strings``, in this order, made of the private ones."""
+        """An embedding for the tokens ``strings``, in this order, merged from the private ones."""
         trained = self.trained
         corpus = read_corpus(self.root, trained.corpus or self.corpus.name)
         private, values = trained.private(), {}
@@ -106,13 +106,17 @@ class StartFrom(CallbackWithConfig):
                 merged = merge(sources, strings, otherwise[name], weighting=self.options.weighting)
                 values[name] = merged.vectors
                 if dist.get_global_rank() == 0:
-                    told = ", ".join(f"{n} {origin}" for origin, n in merged.summary().items())
-                    log.info(f"{name} from {len(sources)} sources: rows {told}")
+                    rows = ", ".join(f"{n} {origin}" for origin, n in merged.summary().items())
+                    log.info(f"{name} from {len(sources)} sources: rows {rows}")
         return values
 
 
 def body(trained: Trained, model: nn.Module) -> dict[str, Tensor]:
     """The parameters of the body, by name.
+
+    Args:
+        trained: the checkpoint.
+        model: the model to load them into.
 
     Raises:
         ConfigError: the model has another body than the checkpoint.
@@ -127,7 +131,7 @@ def body(trained: Trained, model: nn.Module) -> dict[str, Tensor]:
             raise ConfigError(
                 f"{name} has shape {list(here)} in this model and "
                 f"{'is missing' if there is None else f'shape {list(there)}'} in {trained.path}: "
-                f"let `model` be that of the checkpoint's run"
+                f"set `model` to that of the checkpoint's run"
             )
         values[name] = trained.parameters[name]
     return values
@@ -136,8 +140,13 @@ def body(trained: Trained, model: nn.Module) -> dict[str, Tensor]:
 def pretrained(trained: Trained, model: nn.Module, corpus: PreparedCorpus) -> dict[str, Tensor]:
     """The global embedding that was trained with the body (of STD, GLOB and TRIM), by name.
 
+    Args:
+        trained: the checkpoint.
+        model: the model to load it into.
+        corpus: the corpus of this run, whose tokenizer must be that of the checkpoint.
+
     Raises:
-        ConfigError: there is none, or it is of another tokenizer.
+        ConfigError: there is no global embedding, or it is of another tokenizer.
     """
     path = corpus.tokenizers[GLOBAL].path / "tokenizer.json"
     if trained.variant is not None and not VARIANTS[trained.variant].has_global_embedding:
@@ -162,8 +171,8 @@ def source_embeddings(
     Args:
         trained: the checkpoint.
         private: its private parameters, by source and name.
-        name: of the matrix.
-        corpus: that the sources are of.
+        name: name of the matrix.
+        corpus: the corpus of the sources.
 
     Raises:
         ConfigError: the corpus was prepared with other tokenizers than the run.
@@ -180,7 +189,7 @@ def source_embeddings(
         rows = range(prepared.vocab_size) if own else prepared.local_vocabulary()
         strings = strings_of(corpus.tokenizers[prepared.tokenizer].path, prepared.vocab_size)
         counts = torch.from_numpy(prepared.counts()).double()
-        # What was met, not what there is: sources of different size are trained on alike.
+        # Counts of tokens trained on, not of the corpus: sources of all sizes train equally long.
         counts *= trained.tokens_trained.get(source, 0) / counts.sum()
         result[source] = SourceEmbedding(
             tokens=tuple(strings[i] for i in rows),

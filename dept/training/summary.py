@@ -1,4 +1,4 @@
-"""What a finished run says of itself: `summary.json`, and the table on the terminal."""
+"""The summary of a finished run: `summary.json`, and the table on the terminal."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def table(summary: Mapping[str, Any]) -> Table:
 
     def add(name: str, entry: Mapping[str, Any], evaluation: Mapping[str, float]) -> None:
         known = [f"{entry[key]:,}" if key in entry else "" for key in ("vocab_size", "tokens")]
-        figures = [f"{evaluation[key]:.{1 if key == 'perplexity' else 3}f}" for key in COLUMNS]
-        rows.add_row(name, *known, *figures)
+        metrics = [f"{evaluation[key]:.{1 if key == 'perplexity' else 3}f}" for key in COLUMNS]
+        rows.add_row(name, *known, *metrics)
 
     for name, entry in summary["sources"].items():
         add(name, entry, entry["eval"])
-    if summary["average"]:  # None where nothing was evaluated
+    if summary["average"]:  # None if nothing was evaluated
         rows.add_section()
         add("average", {}, summary["average"])
     if summary["held_out"]:
@@ -59,7 +59,7 @@ def show(summary: Mapping[str, Any], folder: Path) -> None:
     sent = summary["communication"]
     if sent["reduction"]:
         terminal.say(
-            f"A source gives {sent['parameters_per_step']:,.0f} parameters a step to the average, "
+            f"A source communicates {sent['parameters_per_step']:,.0f} parameters per step, "
             f"in {sent['byte_reduction']:,.0f} times fewer bytes than exchanging every gradient."
         )
     if sent["sent_bytes"]:

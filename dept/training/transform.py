@@ -1,8 +1,8 @@
-"""The config transform: what llm-foundry calls for every train yaml once this package is installed.
+"""The config transform, which llm-foundry calls for every train yaml if this package is installed.
 
 llm-foundry finds it by its entry point (pyproject.toml). So ``algorithms: {dept: ...}`` works with
-llm-foundry's own train command, in a yaml that builds on none of ours. A yaml without DEPT and
-without a loader of ours is returned as it is.
+llm-foundry's own train command, in a yaml that extends none of ours. A yaml without DEPT and
+without a loader of ours is returned unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llmfoundry import registry
 
 
 def transform(config: dict[str, Any]) -> dict[str, Any]:
-    """Complete a yaml of ours; with llm-foundry's own command, do first what train.py would.
+    """Complete a yaml of ours; with llm-foundry's own command, first do the work of train.py.
 
     Raises:
         ConfigError: the yaml cannot run.
@@ -24,12 +24,12 @@ def transform(config: dict[str, Any]) -> dict[str, Any]:
     is_prepared = "checkpoints" in registry.callbacks
     if not is_prepared and not is_ours(config):
         return config
-    # Only here: a yaml that is not ours must not pay for these imports, nor fail with them.
+    # These imports are here, since a yaml that is not ours must neither wait for nor fail in them.
     from dept.config import complete
 
     if not is_prepared:
         _prepare(config)
-    # First of all callbacks: the others may ask for the duration that it restores.
+    # It is the first callback, since the others may read the duration that it restores.
     config["callbacks"] = {"finishing": {}, **(config.get("callbacks") or {})}
     return complete.complete(config)
 
@@ -44,7 +44,7 @@ def is_ours(config: Mapping[str, Any]) -> bool:
 
 
 def _prepare(config: Mapping[str, Any]) -> None:
-    """Check the yaml, let workers meet, and register what has no entry point."""
+    """Check the yaml, connect the workers, and register the names without an entry point."""
     from dept.checkpoint import trust
     from dept.config.check import check
     from dept.config.options import options_of

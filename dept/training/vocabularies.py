@@ -19,10 +19,10 @@ def vocabularies(
 
     Args:
         prepared: the sources by name.
-        variant: a trimmed one has rows for the tokens that occur in the source; others for all
-            tokens of its tokenizer.
-        tokenizer: the global one; what stands for tokens without a row is its unknown token, or
-            the end of text where it has none.
+        variant: a trimmed one has rows for the tokens that occur in the source; others have rows
+            for all tokens of the tokenizer.
+        tokenizer: the global tokenizer; its unknown token, or else its end of text, replaces
+            tokens without a row.
     """
     if variant.vocabulary is not Vocabulary.TRIMMED:
         return {

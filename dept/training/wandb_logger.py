@@ -1,4 +1,4 @@
-"""Weights & Biases, online or not, in runs that look for a checkpoint when they start."""
+"""Weights & Biases, online or offline, in runs with ``autoresume``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from composer.loggers import WandBLogger
 
 
 class WandB(WandBLogger):
-    """Composer's logger, which says that it has no checkpoint where it cannot have one.
+    """Composer's logger, which reports that it has no checkpoint if it cannot have one.
 
     With ``autoresume`` Composer asks each logger for the newest checkpoint before the first batch.
     Its own W&B logger then fails a run in offline mode, and asks the server even if artifacts are
@@ -16,10 +16,10 @@ class WandB(WandBLogger):
     """
 
     def download_file(self, remote_file_name: str, *arguments: Any, **options: Any) -> None:
-        """Bring a file from W&B.
+        """Download a file from W&B.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: there is no such file.
         """
         is_offline = not self.entity
         if is_offline or not self._log_artifacts:

@@ -1,4 +1,4 @@
-"""From the local models of a round to their average, as coded updates."""
+"""Average the local models of a round from coded updates."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from dept.transport.topology import Place
 
 
 class CodedReduction:
-    """Weighted mean of coded pseudo-gradients, and the coded mean back (as SparseLoCo, 2025).
+    """Weighted mean of coded pseudo-gradients; the mean is sent coded too (as SparseLoCo, 2025).
 
-    Each source's pseudo-gradient, start - local, is coded by itself (dept/method/compression.py).
-    The first worker decodes them, sums them in float64 in the order of the corpus, codes the mean
-    and sends that to all. So every worker steps from the same bytes, and the result does not depend
-    on who trained what.
+    Each source's pseudo-gradient, start - local, is coded alone (dept/method/compression.py). The
+    first worker decodes all of them, sums them in float64 in the order of the corpus, codes the
+    mean and sends it to all workers. So every worker steps from the same bytes, and the result does
+    not depend on which worker trained which source.
 
     Args:
         start: the global parameters that every source starts from, by name. Kept by reference.
         compression: the codec and its error feedback.
-        errors: what earlier messages of each source lacked, by source. Kept by reference.
-        returned_error: what earlier means lacked, on the first worker. Kept by reference.
+        errors: coding error of earlier messages of each source, by source. Kept by reference.
+        returned_error: coding error of earlier means, on the first worker. Kept by reference.
         order: all sources, in the order of the corpus.
 
     Attributes:
-        pending: what ``errors`` becomes for the sources of the round, with the outer step.
+        pending: the new ``errors`` of the sources of this round, valid after the outer step.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class CodedReduction:
         self._messages: dict[str, Tensor] = {}
 
     def add(self, source: str, local: Mapping[str, Tensor], share: Share) -> None:
-        """Code the local model of one source; nothing of it is kept but the message."""
+        """Code the local model of one source; only the message is kept."""
         update = {name: self._rows(name, share) - value for name, value in local.items()}
         self._messages[source], self.pending[source] = self.compression.encode(
             update, share.rows, self.errors.get(source)
@@ -61,16 +61,16 @@ class CodedReduction:
         *,
         stage: str = "the outer step",
     ) -> dict[str, Average]:
-        """The mean of what all workers coded, on every rank.
+        """The mean of the coded updates of all workers, on every rank.
 
         Args:
-            workers: of the job; this one alone by default. All of them must come here.
-            shares: of each worker, by source, those that it coded; not all empty.
-            stage: what to call this place in an error.
+            workers: the workers of the job; this one alone by default. All must make this call.
+            shares: for each worker, the shares of the sources that it coded; not all empty.
+            stage: name of this point in errors.
 
         Raises:
             NumericalFault: a message is not as it was sent.
-            WorkerLost: another worker did not come.
+            WorkerLost: another worker did not arrive.
         """
         workers = workers or Workers(Place())
         shares = shares or [dict.fromkeys(self._messages, Share())]
@@ -141,7 +141,7 @@ class CodedReduction:
     def _encode_mean(
         self, mean: Mapping[str, Tensor], rows: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Code the mean with what earlier means lacked; of rows, that is kept for all rows."""
+        """Code the mean with the error of earlier means, which is kept for all rows."""
         error = dict(self.returned_error)
         for name, ids in rows.items():
             if name in error:

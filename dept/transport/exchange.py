@@ -1,4 +1,4 @@
-"""From the local models of a round to their average, parameter by parameter, across workers."""
+"""Average the local models of a round across workers, parameter by parameter."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from dept.transport.topology import Place
 class ExactReduction:
     """Weighted mean of local models (Algorithm 1, line 8).
 
-    A worker that trains one source hands over its local model as it is. One that trains several
-    sums them first, in float64, and hands over the sum: 8 bytes for each parameter, however many
-    sources it stands for. The sum over workers, in float64 again, is then the same whoever trained
-    what, to the last bit of the float32 it ends in: float32 values of like magnitude add up in
-    float64 without rounding. (Only where their exponents differ by more than 2^26, or weights have
-    many digits, may a tie come out one unit in the last place apart.) The mean of equal values is
-    that value, the mean of one is itself.
+    A worker that trains one source communicates its local model unchanged. A worker that trains
+    several sums them first, in float64, and communicates the sum: 8 bytes per parameter, for any
+    number of sources. The sum over workers is in float64 as well. So the float32 result is the same
+    to the last bit, whichever worker trained which source: float32 values of similar magnitude are
+    added in float64 without rounding. (Only if their magnitudes differ by a factor above 2^26, or
+    weights have many digits, a tie may round to the neighbouring float32 value.) The mean of equal
+    values is that value, and the mean of one value is itself.
 
-    Each parameter is cut into one part for each worker, who receives what the others have of that
-    part, divides, and sends the mean, in float32, to all: what a ring all-reduce sends, with an
-    order of summation that does not depend on the number of workers. A worker may have no local
-    model to hand over, if its sources are left out of the round; it sends nothing then.
+    Each parameter is cut into one part per worker. A worker receives its part from all others,
+    divides, and sends the mean in float32 to all. This sends as much as a ring all-reduce, and the
+    order of summation does not depend on the number of workers. If all sources of a worker are left
+    out of the round, it has no local model and sends nothing.
 
     Args:
         start: the global parameters that every source starts from, by name. Kept by reference.
-        bucket: elements exchanged at once; what that needs beside the model is a few times as much.
+        bucket: elements exchanged at once; the exchange needs a few times as much memory.
     """
 
     def __init__(self, start: Mapping[str, Tensor], bucket: int = 1 << 24) -> None:
         self.start = start
         self.bucket = bucket
         self.shares: list[Share] = []
-        # In the shape of the global parameters: one local model, float32, as it is; or the
-        # weighted sum of several, float64.
+        # In the shape of the global parameters: one local model in float32, without its weight, or
+        # the weighted sum of several in float64.
         self._sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -48,12 +48,12 @@ class ExactReduction:
         """Add the local model of one source.
 
         Args:
-            source: its name, which no sum depends on.
+            source: its name; no sum depends on it.
             local: its parameters by name; only those that the variant shares.
             share: its weight and the rows it holds.
 
         Raises:
-            ValueError: the weight is not positive, or a shape is not that of its global rows.
+            ValueError: the weight is not positive, or a shape differs from that of its global rows.
         """
         if not share.weight > 0:
             raise ValueError(f"the weight of a source must be above 0, not {share.weight}")
@@ -81,15 +81,18 @@ class ExactReduction:
         *,
         stage: str = "the outer step",
     ) -> dict[str, Average]:
-        """The mean of what all workers were handed, on every rank.
+        """The mean of the local models of all workers, on every rank.
 
         Args:
-            workers: of the job; this one alone by default. All of them must come here.
-            shares: of each worker, by source, those of the local models that it has; not all empty.
-            stage: what to call this place in an error.
+            workers: the workers of the job; this one alone by default. All must make this call.
+            shares: for each worker, the shares of the local models that it has; not all empty.
+            stage: name of this point in errors.
+
+        Returns:
+            The average of every parameter of ``start``, by name.
 
         Raises:
-            WorkerLost: another worker did not come.
+            WorkerLost: another worker did not arrive.
         """
         workers = workers or Workers(Place())
         every = [list(own.values()) for own in shares] if shares else [self.shares]
@@ -115,10 +118,10 @@ class ExactReduction:
         workers: Workers,
         stage: str,
     ) -> None:
-        """Average one bucket into ``values``: parts to their workers, their means to all."""
+        """Average one bucket into ``values``: each part goes to its worker, its mean to all."""
         here = workers.place.worker
         mine, own = parts[here], contributions[here]
-        # What is sent is of one type, though a worker may have one local model and another several.
+        # All workers must send one dtype, although only some may have several local models.
         several = any(c.sources > 1 for c in contributions)
         own_sums = self._sums or self.start
         sums = [torch.cat([p.of(own_sums)[p.index(own)].flatten() for p in part]) for part in parts]
@@ -144,10 +147,10 @@ class ExactReduction:
 
 @dataclass(frozen=True)
 class _Contribution:
-    """What one worker hands over: how it weighs, and which rows it has."""
+    """The contribution of one worker to the mean: its weights and its rows."""
 
     sources: int
-    weight: float  # of a parameter that every source holds: all its sources together
+    weight: float  # sum over its sources, for a parameter that every source holds
     held: dict[str, Tensor]  # bool[rows] by name
     row_weights: dict[str, Tensor]  # float64[rows] by name
 
@@ -166,25 +169,25 @@ class _Contribution:
 
     @property
     def scale(self) -> float:
-        """What its values have still to be multiplied by."""
+        """The factor that its values still lack."""
         return self.weight if self.sources == 1 else 1.0
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """A piece of a parameter: elements of it flattened, or, where rows are averaged, rows."""
+    """A piece of a parameter: a range of its flattened elements, or of its averaged rows."""
 
     name: str
     first: int
     last: int
-    ids: Tensor | None = None  # of the rows that anyone holds, all of the parameter
+    ids: Tensor | None = None  # all rows of the parameter that some source holds
 
     def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The tensor that it indexes."""
         return tensors[self.name].view(-1) if self.ids is None else tensors[self.name]
 
     def index(self, contribution: _Contribution | None = None) -> slice | Tensor:
-        """Its elements or rows; those among them that a worker has."""
+        """The index of its elements or rows; with ``contribution``, only those of that worker."""
         if self.ids is None:
             is_empty = contribution is not None and not contribution.sources
             return slice(self.first, self.first if is_empty else self.last)
@@ -194,7 +197,7 @@ class _Segment:
     def numel(
         self, tensors: Mapping[str, Tensor], contribution: _Contribution | None = None
     ) -> int:
-        """How many numbers that are."""
+        """How many numbers ``index`` selects."""
         if self.ids is None:
             index = self.index(contribution)
             return index.stop - index.start
@@ -208,10 +211,10 @@ def _buckets(
     workers: int,
     size: int,
 ) -> Iterator[list[list[_Segment]]]:
-    """Cut what is averaged into a part for each worker, and those into pieces of like size.
+    """Cut the averaged parameters into a part for each worker, and each part into buckets.
 
     Yields:
-        For each worker, segments of its part; those of all workers hold about ``size`` elements.
+        For each worker, segments of its part. A bucket of all workers has about ``size`` elements.
     """
     bucket: list[list[_Segment]] = [[] for _ in range(workers)]
     filled = 0
@@ -239,7 +242,7 @@ def _pieces(
     received: Sequence[Tensor],
     contributions: Sequence[_Contribution],
 ) -> Iterator[list[Tensor]]:
-    """For each part, what each worker has of it."""
+    """For each part, the piece of each worker."""
     split = [
         flat.split([p.numel(start, c) for p in parts])
         for flat, c in zip(received, contributions, strict=True)
@@ -253,7 +256,7 @@ def _mean(
     pieces: Sequence[Tensor],
     contributions: Sequence[_Contribution],
 ) -> Tensor:
-    """The mean over workers, in their order: of elements [n], or of rows [n, ...]."""
+    """The mean of elements [n] or rows [n, ...], summed in the order of the workers."""
     tensor = part.of(start)[part.index()]
     total = torch.zeros_like(tensor, dtype=torch.float64)
     if part.ids is None:

@@ -1,4 +1,4 @@
-"""Ending with the launcher: one killed by SIGKILL ends none of the processes that it started."""
+"""End with the launcher: a launcher killed by SIGKILL does not end the processes it started."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import threading
 import time
 
 GRACE = 30.0
-"""Seconds between SIGTERM, at which Composer ends in order, and the end: as of its launcher."""
+"""Seconds from SIGTERM, which starts an orderly end, to the hard exit: as Composer's launcher."""
 
 
 def end_with_launcher(poll: float = 1.0, grace: float = GRACE) -> None:
-    """Watch over the launcher that started this process, if one did, and end when it is gone.
+    """Watch the launcher that started this process, if there is one, and exit when it is gone.
 
     Args:
-        poll: seconds between two looks.
-        grace: seconds to end in order, before this process is ended where it stands.
+        poll: seconds between two checks.
+        grace: seconds for an orderly end, before this process exits at once.
     """
     if "LOCAL_RANK" in os.environ:
         launcher = os.getppid()

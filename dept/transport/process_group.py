@@ -1,9 +1,9 @@
-"""Workers: which process trains for which, and the few messages that they exchange.
+"""Workers: which processes form a worker, and the few messages that workers exchange.
 
-Each worker is a Composer world of its own: its ranks see one another and nobody else, so that no
-call of the trainer can wait for another worker (docs/workers.md has the measurements behind it).
-Beside those worlds, one process of each worker is in a group in which workers meet: at the start,
-at the outer step, and where a checkpoint is made.
+Each worker is a separate Composer world: its ranks see only one another, so that no call of the
+trainer can wait for another worker (docs/workers.md has the measurements). In addition, one process
+of each worker is in a group in which workers synchronise: at the start, at the outer step, and when
+a checkpoint is made.
 """
 
 from __future__ import annotations
@@ -29,24 +29,28 @@ from dept.transport.topology import Place
 
 @dataclass
 class Workers:
-    """This process among all workers. A job of one worker exchanges nothing.
+    """The workers of the job as this process sees them. A job of one worker exchanges nothing.
 
     Attributes:
         place: which worker this is, and which of its ranks.
-        sent: bytes handed to the transport for other workers so far, by what they were for.
-        waited: seconds that this worker waited for others at the end of rounds, so far.
+        store: key-value store of the job, in the first worker; ``None`` with one worker.
+        control: gloo group of leading ranks, for metrics and barriers.
+        tensors: group of leading ranks for parameters: NCCL on GPUs, else ``control``.
+        timeout: seconds to wait for other workers.
+        sent: bytes sent to other workers so far, by purpose (``model`` or ``control``).
+        waited: seconds that this worker has waited for others at the end of rounds.
     """
 
     place: Place
     store: dist.Store | None = None
-    figures: dist.ProcessGroup | None = None
+    control: dist.ProcessGroup | None = None
     tensors: dist.ProcessGroup | None = None
     timeout: float = 0.0
 
     def __post_init__(self) -> None:
         self.sent: Counter[str] = Counter()
         self.waited = 0.0
-        self._meetings = 0
+        self._exchanges = 0
 
     @property
     def count(self) -> int:
@@ -55,22 +59,25 @@ class Workers:
 
     @property
     def leads(self) -> bool:
-        """Whether this rank speaks for its worker."""
+        """Whether this rank communicates for its worker."""
         return self.place.rank == 0
 
     def all_to_all(
         self, pieces: Sequence[Tensor], sizes: Sequence[int], *, kind: str, stage: str
     ) -> list[Tensor]:
-        """Send a piece to each worker, and receive one of each; of leading ranks only.
+        """Send a piece to each worker, and receive one from each; only leading ranks call it.
 
         Args:
-            pieces: one-dimensional, for each worker, all of one dtype and on one device.
+            pieces: one tensor [n] for each worker, all of one dtype and on one device.
             sizes: elements that each worker sends here.
-            kind: what it is counted as.
-            stage: where workers meet, for the error.
+            kind: key of ``sent`` that counts the bytes.
+            stage: name of this point in errors.
+
+        Returns:
+            The received pieces, in the order of workers.
 
         Raises:
-            WorkerLost: a worker did not come.
+            WorkerLost: a worker did not arrive.
         """
         if self.count == 1:
             return list(pieces)
@@ -79,7 +86,7 @@ class Workers:
         received = send.new_empty(sum(sizes))
         others = sum(lengths) - lengths[self.place.worker]
         self.sent[kind] += others * send.element_size()
-        self._meet(
+        self._run(
             lambda: self.tensors.alltoall_base(
                 received, send, list(sizes), lengths, dist.AllToAllOptions()
             ),
@@ -88,51 +95,51 @@ class Workers:
         return list(received.split(list(sizes)))
 
     def wait_for_all(self, stage: str) -> None:
-        """Wait until every worker is here.
+        """Wait until every worker has arrived here.
 
         Raises:
-            WorkerLost: a worker did not come.
+            WorkerLost: a worker did not arrive.
         """
         began = time.perf_counter()
         if self.count > 1 and self.leads:
-            self._meet(lambda: self.figures.barrier(dist.BarrierOptions()), stage)
+            self._run(lambda: self.control.barrier(dist.BarrierOptions()), stage)
         self.waited += time.perf_counter() - began
 
     def stop_before(self, point: str) -> None:
-        """Let those who wait at ``point`` stop, since this worker will not come there."""
+        """Make workers that wait at ``point`` stop, since this worker will not arrive there."""
         if self.store is not None and self.leads:
             self.store.compare_set(f"{point}/decision", "", "stop")
 
     def all_arrive(self, point: str, stops: Callable[[], bool], *, stage: str) -> bool:
         """Wait until every worker is at ``point``, or one of them stops instead.
 
-        Unlike other waits, it ends when this process is asked to stop: Python runs no handler of
-        signals while a group waits.
+        Unlike other waits, it ends when this process is asked to stop: Python runs no signal
+        handler while a group waits.
 
         Args:
-            point: a name that occurs once in a job.
-            stops: whether this worker has been asked to stop.
-            stage: where workers synchronise, for the error.
+            point: a name that is used once in a job.
+            stops: returns whether this worker has been asked to stop.
+            stage: name of this point in errors.
 
         Returns:
             Whether all arrived; the same on every rank of every worker that is here.
 
         Raises:
-            WorkerLost: a worker is gone, or did not come in time.
+            WorkerLost: a worker is gone, or did not arrive in time.
         """
         if self.count == 1:
             return True
         return self._from_leader(self._all_arrive(point, stops, stage) if self.leads else None)
 
     def _all_arrive(self, point: str, stops: Callable[[], bool], stage: str) -> bool:
-        assert self.store is not None and self.figures is not None
+        assert self.store is not None and self.control is not None
         began, decision = time.perf_counter(), f"{point}/decision"
         try:
             self.store.set(f"{point}/{self.place.worker}", "1")
-            all_here = self.figures.barrier(dist.BarrierOptions())
+            all_here = self.control.barrier(dist.BarrierOptions())
             while not self.store.check([decision]):
                 if all_here.is_completed():
-                    all_here.wait()  # raises if it was completed by the loss of a worker
+                    all_here.wait()  # raises if the loss of a worker completed it
                     self.store.compare_set(decision, "", "go")
                 elif stops():
                     self.stop_before(point)
@@ -144,15 +151,15 @@ class Workers:
             raise WorkerLost(self._missing(point, stage, error)) from error
 
     def gather(self, value: Any, *, stage: str) -> list[Any]:
-        """What each worker gave, in their order, on every rank.
+        """Gather the value of each worker, in their order, on every rank.
 
         Args:
-            value: numbers, strings, tensors, and containers of them. Only that of the leading
-                rank of a worker counts.
-            stage: where workers meet, for the error.
+            value: numbers, strings, tensors, and containers of them. Only the value of the leading
+                rank of a worker is used.
+            stage: name of this point in errors.
 
         Raises:
-            WorkerLost: a worker did not come.
+            WorkerLost: a worker did not arrive.
         """
         if self.count == 1:
             return [value]
@@ -163,19 +170,19 @@ class Workers:
         data = _pack(value)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
         here = torch.tensor([data.numel()])
-        self._meet(lambda: self.figures.allgather([lengths], [here]), stage)
+        self._run(lambda: self.control.allgather([lengths], [here]), stage)
         longest = max(int(length) for length in lengths)
         padded = torch.nn.functional.pad(data, (0, longest - data.numel()))
         parts = [torch.empty_like(padded) for _ in range(self.count)]
-        self._meet(lambda: self.figures.allgather([parts], [padded]), stage)
-        self.sent["figures"] += (self.count - 1) * (8 + longest)
+        self._run(lambda: self.control.allgather([parts], [padded]), stage)
+        self.sent["control"] += (self.count - 1) * (8 + longest)
         return [_unpack(part[: int(length)]) for part, length in zip(parts, lengths, strict=True)]
 
     def value_of_first(self, value: Any, *, stage: str) -> Any:
-        """What the first worker gave, on every rank; as :meth:`gather` otherwise.
+        """The value of the first worker, on every rank; arguments are those of :meth:`gather`.
 
         Raises:
-            WorkerLost: a worker did not come.
+            WorkerLost: a worker did not arrive.
         """
         if self.count == 1:
             return value
@@ -183,17 +190,22 @@ class Workers:
             first = self.place.worker == 0
             data = _pack(value) if first else torch.empty(0, dtype=torch.uint8)
             length = torch.tensor([data.numel()])
-            self._from_first(self.figures, [length], kind="figures", stage=stage)
+            self._from_first(self.control, [length], kind="control", stage=stage)
             data = data if first else torch.empty(int(length), dtype=torch.uint8)
-            self._from_first(self.figures, [data], kind="figures", stage=stage)
+            self._from_first(self.control, [data], kind="control", stage=stage)
             value = _unpack(data)
         return self._from_leader(value)
 
     def from_first(self, tensors: Sequence[Tensor], *, kind: str, stage: str) -> None:
-        """Overwrite ``tensors`` by those of the first worker, on every rank.
+        """Overwrite ``tensors`` with those of the first worker, on every rank.
+
+        Args:
+            tensors: of the same shapes and dtypes on every worker.
+            kind: key of ``sent`` that counts the bytes.
+            stage: name of this point in errors.
 
         Raises:
-            WorkerLost: a worker did not come.
+            WorkerLost: a worker did not arrive.
         """
         if self.count > 1 and self.leads:
             self._from_first(self.tensors, tensors, kind=kind, stage=stage)
@@ -205,18 +217,18 @@ class Workers:
         options = dist.BroadcastOptions()
         options.rootRank = 0
         for tensor in tensors:
-            self._meet(lambda t=tensor: group.broadcast([t], options), stage)
+            self._run(lambda t=tensor: group.broadcast([t], options), stage)
             if self.place.worker == 0:
                 self.sent[kind] += (self.count - 1) * tensor.numel() * tensor.element_size()
 
     def share(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite ``tensors`` by those of the leading rank of this worker."""
+        """Overwrite ``tensors`` with those of the leading rank of this worker."""
         if self.place.ranks > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def first_of_ranks(self, value: Any) -> Any:
-        """The first value that is not ``None`` among those of this worker's ranks, on all."""
+        """The first value among this worker's ranks that is not ``None``, on all of them."""
         if self.place.ranks == 1:
             return value
         values: list[Any] = [None] * self.place.ranks
@@ -224,7 +236,7 @@ class Workers:
         return next((given for given in values if given is not None), None)
 
     def wait_for_ranks(self) -> None:
-        """Wait until every rank of this worker is here."""
+        """Wait until every rank of this worker has arrived here."""
         if self.place.ranks > 1:
             dist.barrier()
 
@@ -235,28 +247,28 @@ class Workers:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def _meet(self, start: Callable[[], dist.Work], stage: str) -> None:
-        """Run one exchange, and say who is missing if it fails."""
+    def _run(self, start: Callable[[], dist.Work], stage: str) -> None:
+        """Run one exchange; if it fails, name the missing workers."""
         assert self.store is not None
-        self._meetings += 1
-        here = f"meeting/{self._meetings}"
+        self._exchanges += 1
+        here = f"exchange/{self._exchanges}"
         try:
             self.store.set(f"{here}/{self.place.worker}", "1")
             start().wait()
         except RuntimeError as error:
             raise WorkerLost(self._missing(here, stage, error)) from error
 
-    def _missing(self, meeting: str, stage: str, error: Exception) -> str:
+    def _missing(self, exchange: str, stage: str, error: Exception) -> str:
         try:
             others = [w for w in range(self.count) if w != self.place.worker]
-            lost = [w for w in others if not self.store.check([f"{meeting}/{w}"])]
+            lost = [w for w in others if not self.store.check([f"{exchange}/{w}"])]
         except RuntimeError:
             lost = [0]  # the store lives in the first worker
         who = f"worker {', '.join(map(str, lost))}" if lost else "a worker"
         how = f"within {self.timeout:.0f} s" if "timed out" in str(error).lower() else "and is gone"
         return (
             f"{who} did not come to {stage} {how}: see its own output for why; the same command "
-            f"goes on from the last checkpoint"
+            f"resumes from the last checkpoint"
         )
 
 
@@ -269,14 +281,14 @@ def current() -> Workers:
 
 
 def join(place: Place, timeout: float) -> Workers:
-    """Meet the other workers, and make this worker's ranks a world of their own.
+    """Connect to the other workers, and make this worker's ranks a separate world.
 
-    From here on ``RANK``, ``WORLD_SIZE`` and their like are those of the worker, which is what
-    Composer, llm-foundry and Streaming read. Must run before any of them asks for the world.
+    After this call ``RANK``, ``WORLD_SIZE`` and the other variables are those of the worker, which
+    Composer, llm-foundry and Streaming read. It must run before any of them reads the world size.
 
     Args:
-        place: of this process.
-        timeout: seconds to wait for the slowest worker wherever all meet.
+        place: place of this process in the job.
+        timeout: seconds to wait for the slowest worker at every synchronisation.
     """
     global _current
     if place.workers == 1:
@@ -295,23 +307,23 @@ def join(place: Place, timeout: float) -> Workers:
         dist.init_process_group(
             backend, store=inside, rank=place.rank, world_size=place.ranks, timeout=wait
         )
-    figures = tensors = None
+    control = tensors = None
     if place.rank == 0:
         here, count = place.worker, place.workers
-        figures = dist.ProcessGroupGloo(dist.PrefixStore("figures", store), here, count, wait)
-        tensors = figures
+        control = dist.ProcessGroupGloo(dist.PrefixStore("control", store), here, count, wait)
+        tensors = control
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             tensors = dist.ProcessGroupNCCL(dist.PrefixStore("tensors", store), here, count, wait)
-    _current = Workers(place, store, figures, tensors, timeout)
+    _current = Workers(place, store, control, tensors, timeout)
     return _current
 
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process at once: no handler of Python's runs while C++ waits.
+    """Let SIGTERM end this process at once, since no Python handler runs while C++ code waits.
 
-    A worker would else wait for one that is dead until its time is over.
+    Otherwise a worker would wait for a dead one until the timeout.
     """
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

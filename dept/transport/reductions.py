@@ -1,4 +1,4 @@
-"""How the local models of each round are averaged: exactly, or coded."""
+"""The reduction of each round: local models are averaged exactly, or from coded updates."""
 
 from __future__ import annotations
 
@@ -16,26 +16,41 @@ from dept.transport.process_group import Workers
 
 
 class Reduction(Protocol):
-    """From the local models of one round to their average; a transport is a class of these two."""
+    """Averages the local models of one round; a transport is a class with these two methods."""
 
     def add(self, source: str, local: Mapping[str, Tensor], share: Share) -> None:
-        """Take the local model of a source of this worker."""
+        """Add the local model of a source of this worker.
+
+        Args:
+            source: its name.
+            local: shared parameters of its local model, by name.
+            share: its weight and its token rows.
+        """
 
     def averages(
         self, workers: Workers, shares: Sequence[Mapping[str, Share]], *, stage: str
     ) -> dict[str, Average]:
-        """The average over all workers, each of which has the sources of its ``shares``."""
+        """The average over all workers, on every rank.
+
+        Args:
+            workers: the workers of the job.
+            shares: for each worker, the shares of its sources by name.
+            stage: name of this point in errors.
+
+        Returns:
+            The average of every shared parameter, by name.
+        """
 
 
 @dataclass
 class Reductions:
-    """Makes the reduction of each round, and keeps what coding left for the next.
+    """Makes the reduction of each round, and keeps coding errors for the next one.
 
     Attributes:
-        compression: of updates; ``None`` averages them as they are.
+        compression: compression of updates; ``None`` averages local models exactly.
         order: all sources, in the order of the corpus.
-        errors: what the coded messages of each source lacked so far, by source; its private state.
-        returned_error: what the coded means lacked so far, on the first worker.
+        errors: coding error of the messages of each source, by source; private state of the source.
+        returned_error: coding error of the means, on the first worker.
     """
 
     compression: Compression | None
@@ -50,7 +65,12 @@ class Reductions:
         return CodedReduction(start, self.compression, self.errors, self.returned_error, self.order)
 
     def message_bytes(self, start: Mapping[str, Tensor], share: Share) -> int:
-        """Bytes of what a source with that share gives to the average."""
+        """Bytes that a source contributes to the average.
+
+        Args:
+            start: the global parameters by name; only their shapes are read.
+            share: the share of the source.
+        """
         like = {
             name: value.new_empty((len(share.rows[name]), *value.shape[1:]), device="meta")
             if name in share.rows
@@ -62,7 +82,7 @@ class Reductions:
         return self.compression.size(like, share.rows)
 
     def close(self, reduction: Reduction) -> None:
-        """After the outer step: what was left of this round is for the next one."""
+        """Keep the coding errors of a round for the next one, after the outer step."""
         if isinstance(reduction, CodedReduction):
             self.errors |= reduction.pending
             self.returned_error |= reduction.returned_pending

@@ -1,4 +1,4 @@
-"""Where a process stands in a job: which worker it is part of, and what Composer is told of it."""
+"""The place of a process in a job: its worker, and the environment that Composer reads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Place:
     Attributes:
         worker: which worker the process is part of, from 0.
         workers: how many workers there are.
-        rank: of the process within its worker.
+        rank: rank of the process within its worker.
         ranks: processes of a worker; they train the same source on parts of its batch.
-        local_rank: of the process on its machine.
-        local_world: processes on its machine.
+        local_rank: rank of the process on its machine.
+        local_world: number of processes on its machine.
     """
 
     worker: int = 0
@@ -33,12 +33,12 @@ class Place:
         """The place that a launcher (composer, torchrun, srun) gave this process.
 
         Args:
-            environment: ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``; a
-                process without them is alone.
-            ranks_per_worker: neighbours in rank that make one worker.
+            environment: ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``; without
+                them the job is this process alone.
+            ranks_per_worker: how many consecutive ranks form a worker.
 
         Raises:
-            ConfigError: the processes of the job, or of a machine, cannot be shared out so.
+            ConfigError: the processes of the job, or of a machine, cannot be divided like this.
         """
         rank, world = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
         local_world = int(environment.get("LOCAL_WORLD_SIZE", world))
@@ -75,14 +75,14 @@ class Place:
         return self.workers * self.ranks
 
     def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """What makes this worker the whole world of Composer: variables to be set.
+        """The environment variables that make this worker the whole world of Composer.
 
-        Composer takes ``LOCAL_RANK`` for the device, and lets local rank 0 do what must be done
-        once on a machine. So both are counted within the worker, and each worker is shown only
-        its own devices.
+        Composer takes ``LOCAL_RANK`` as the device, and local rank 0 does the work that is done
+        once on a machine. So both are counted within the worker, and each worker sees only its own
+        devices.
 
         Args:
-            environment: whose ``CUDA_VISIBLE_DEVICES`` to choose from.
+            environment: the current one, for ``CUDA_VISIBLE_DEVICES``.
         """
         local_world = min(self.ranks, self.local_world)
         first = self.local_rank - self.local_rank % local_world
@@ -95,7 +95,7 @@ class Place:
         }
         given = environment.get("CUDA_VISIBLE_DEVICES")
         devices = list(map(str, range(self.local_world))) if given is None else given.split(",")
-        if len(devices) == self.local_world:  # else the launcher has shared them out already
+        if len(devices) == self.local_world:  # otherwise the launcher has already divided them
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + local_world])
         return variables
 

@@ -1,1 +1,1 @@
-"""Fine-tuning on downstream tasks: what `eval/finetune.py` is made of."""
+"""Fine-tuning on downstream tasks: the modules of `eval/finetune.py`."""

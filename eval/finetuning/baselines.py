@@ -1,4 +1,4 @@
-"""What a task gives without a language model: the most frequent class, and a bag of words."""
+"""Baselines without a language model: the most frequent class, and a bag of words."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def majority(splits: Splits) -> float:
 def bag_of_words(splits: Splits, kind: str, classes: int, counts: Any) -> float:
     """A linear model of counts.
 
-    A logistic regression, whose score on ``test`` is its accuracy; of a choice, on whether each
-    answer is the right one; or, of a number to be estimated, a ridge regression and its Pearson
-    correlation. Pieces are counted apart; of two texts without an order, their sum and difference.
+    For classes it is a logistic regression, whose score on ``test`` is its accuracy. For a choice,
+    it predicts whether each answer is right. For regression, it is a ridge regression with its
+    Pearson correlation. Pieces are counted separately; two texts without an order are represented
+    by their sum and difference.
 
     Args:
         splits: ``train``, ``val`` and ``test``.
-        kind: of the task, a key of ``layouts.LAYOUTS``.
-        classes: how many; 0 for a number that is to be estimated.
+        kind: kind of the task, a key of ``layouts.LAYOUTS``.
+        classes: number of classes; 0 for regression.
         counts: turns texts into a sparse matrix of counts, shape [texts, V].
     """
     of_split = {name: _features(of, kind, counts) for name, of in splits.items()}
@@ -58,7 +59,7 @@ def bag_of_words(splits: Splits, kind: str, classes: int, counts: Any) -> float:
 
 
 def word_counts(train: Sequence[Example]) -> Any:
-    """Counts of the words of ``train``, in small letters."""
+    """Counts of the words of ``train``, in lower case."""
     pieces = [piece for example in train for piece in example.pieces.values()]
     texts = [text for piece in pieces for text in ([piece] if isinstance(piece, str) else piece)]
     return CountVectorizer(token_pattern=r"\w+").fit(texts).transform
@@ -82,7 +83,7 @@ def token_counts(tokenizer: Any, rows: int) -> Any:
 
 
 def _features(examples: Sequence[Example], kind: str, counts: Any) -> csr_matrix:
-    """Of each example, or of each answer of a choice."""
+    """Features of each example, or of each answer of a choice."""
     if kind == "choice":  # all else is the same for every answer, and a linear model cannot use it
         return counts([answer for example in examples for answer in example.pieces["answers"]])
     names = list(examples[0].pieces)

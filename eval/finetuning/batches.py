@@ -1,4 +1,4 @@
-"""Examples as batches of token ids, in an order that a seed decides."""
+"""Batches of token ids from examples, in an order given by a seed."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def samples(
     special: Special,
     limit: int,
 ) -> list[Sample]:
-    """Examples in tokens, laid out as their kind of task has it.
+    """Tokenize examples in the layout of their kind of task.
 
     Args:
-        examples: of one split.
-        kind: of the task, a key of ``layouts.LAYOUTS``.
-        tokenizer: of the model; its own special tokens are not added.
-        special: tokens that are.
-        limit: tokens of a sequence.
+        examples: examples of one split.
+        kind: kind of the task, a key of ``layouts.LAYOUTS``.
+        tokenizer: tokenizer of the model; its own special tokens are not added.
+        special: special tokens of the layout.
+        limit: the most tokens of a sequence.
 
     Raises:
-        ConfigError: the layout does not fit in so many tokens.
+        ConfigError: the layout does not fit in ``limit`` tokens.
     """
 
     def ids(text: str | list[str]) -> Any:
@@ -79,8 +79,8 @@ def loader(of: Sequence[Sample], batch_size: int, *, shuffle: bool, seed: int) -
 
     Args:
         of: every sample of the split.
-        batch_size: of this process.
-        shuffle: in another order each epoch, which the seed decides.
+        batch_size: batch size of this process.
+        shuffle: whether each epoch has a new order, given by the seed.
         seed: any whole number.
     """
     sampler = dist.get_sampler(of, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]

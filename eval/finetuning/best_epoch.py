@@ -1,4 +1,4 @@
-"""Metrics of each evaluation, and which one counts: chosen by `val`, reported of `test`."""
+"""Metrics of each evaluation, and the best epoch: chosen on `val`, reported on `test`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dept.log import log
 
 
 class BestEpoch(Callback):
-    """Keeps what is measured at each evaluation, over interruptions too.
+    """Keeps the metrics of each evaluation, also over a kill and resume.
 
     Args:
-        metric: that evaluations are compared by; the higher the better.
+        metric: name of the metric that evaluations are compared by; higher is better.
     """
 
     def __init__(self, metric: str) -> None:

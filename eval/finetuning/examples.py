@@ -30,7 +30,7 @@ class Example:
     """Text by name of the piece; of ``answers`` a list of texts."""
 
     label: float | int
-    """Number of the class or of the answer; or what is to be estimated."""
+    """Number of the class or of the answer; or the regression target."""
 
 
 def read_splits(data: DataOptions, task: TaskOptions) -> dict[str, list[Example]]:

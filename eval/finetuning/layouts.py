@@ -1,4 +1,4 @@
-"""How an example of a task becomes sequences of tokens (Radford et al. 2018, section 3.3)."""
+"""Layouts of the token sequences of an example (Radford et al. 2018, section 3.3)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Special:
     start: int
     delimiter: int
     extract: int
-    """The last one of each sequence; the head reads what the body makes of it."""
+    """The last token of each sequence; the head reads its hidden state."""
 
     @classmethod
     def after(cls, rows: int) -> Special:
-        """The ids behind an embedding of so many rows."""
+        """The ids after an embedding of ``rows`` rows."""
         return cls(rows, rows + 1, rows + 2)
 
 
@@ -33,10 +33,10 @@ def lay_out(groups: Sequence[Sequence[Sequence[int]]], special: Special, limit: 
     Args:
         groups: pieces of token ids; those of one group follow each other without a delimiter.
         special: tokens to add.
-        limit: tokens that the sequence may have. Pieces are cut, the added tokens never are.
+        limit: the most tokens of the sequence. Pieces are cut, the added tokens never are.
 
     Raises:
-        ConfigError: the added tokens alone are more than that.
+        ConfigError: the added tokens alone exceed the limit.
     """
     pieces = [list(piece) for group in groups for piece in group]
     room = limit - 1 - len(groups)
@@ -55,15 +55,15 @@ def lay_out(groups: Sequence[Sequence[Sequence[int]]], special: Special, limit: 
 
 
 def cut(lengths: Sequence[int], room: int) -> list[int]:
-    """How long pieces may be: the longest is cut first, one token after another.
+    """Shorten pieces to a total length: the longest is cut first, one token at a time.
 
     Args:
-        lengths: of the pieces, in tokens.
-        room: that they may have together.
+        lengths: lengths of the pieces, in tokens.
+        room: their greatest total length.
 
     Returns:
-        Their lengths after that: short pieces stay whole as long as possible; of equally long ones
-        the first is cut first.
+        The new lengths. Short pieces stay whole as long as possible; of equally long ones the first
+        is cut first.
     """
     left, level = room, max(lengths)
     for place, length in enumerate(sorted(lengths)):
@@ -111,7 +111,7 @@ class Layout:
     sequences: Callable[[Pieces, Special, int], list[list[int]]]
 
     optional: tuple[str, ...] = ()
-    """Pieces that a task may do without."""
+    """Optional pieces."""
 
 
 LAYOUTS = {

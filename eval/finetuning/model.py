@@ -20,7 +20,7 @@ Batch = Mapping[str, Tensor]
 
 
 def last_token(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The hidden state of the last token that is no padding, wherever the padding is.
+    """The hidden state of the last token that is not padding, with padding on either side.
 
     Args:
         hidden: shape [N, T, d].
@@ -50,9 +50,9 @@ def language_model_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
 def add_rows(model: PreTrainedModel, generator: torch.Generator) -> Special:
     """Add the three tokens of layouts to a model: new rows of its token matrices.
 
-    They are drawn like the rows that are there: normal, with their standard deviation. (The rows of
-    ``<s>`` and ``</s>`` are left alone: a source may not have trained them, another model may not
-    have them.)
+    They are drawn from a normal distribution with the standard deviation of the existing rows. (The
+    rows of ``<s>`` and ``</s>`` are not used: a source may not have trained them, and another model
+    may not have them.)
 
     Returns:
         Their ids.
@@ -76,15 +76,15 @@ class FineTuned(ComposerModel):
     over the sequences themselves.
 
     Args:
-        model: with rows for the tokens of layouts.
-        kind: of the task, a key of ``layouts.LAYOUTS``.
-        classes: how many; 0 for a number that is to be estimated.
+        model: model with rows for the tokens of layouts.
+        kind: kind of the task, a key of ``layouts.LAYOUTS``.
+        classes: number of classes; 0 for regression.
         lm_coef: weight of the auxiliary loss, 0.5 in Radford et al.
-        dropout: of what the head reads.
-        embedding_dropout: of what the embedding gives to the body.
-        token_dropout: share of the text's tokens whose embedding is zero; none of the layout's.
-        mean: of the numbers to be estimated: where the estimate starts.
-        generator: for the head.
+        dropout: dropout of the head's input.
+        embedding_dropout: dropout of the embedding's output.
+        token_dropout: fraction of the text's tokens whose embedding is set to zero.
+        mean: mean of the regression targets, the initial estimate.
+        generator: random generator of the head.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class FineTuned(ComposerModel):
         return scores, language_model
 
     def _read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states [N, T, d], and the loss of the language model where it is asked for."""
+        """Hidden states [N, T, d], and the loss of the language model if it is needed."""
         given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
         asked, body = self.training and self.lm_coef > 0, self.model.base_model
         if not asked and body is not self.model:  # llm-foundry's MPT names no body

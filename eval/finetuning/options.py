@@ -17,10 +17,10 @@ _SHARE = Kind("a number from 0 to below 1", lambda v: is_number(v) and 0 <= v < 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """``task``: what is to be learned."""
+    """``task``: the task to fine-tune on."""
 
     name: str
-    """Of its column in the report, and in the names of runs."""
+    """Name of its column in the report, and part of the names of runs."""
 
     kind: str
     """How pieces of text become sequences: ``classification``, ``entailment``, ``similarity`` or
@@ -31,8 +31,8 @@ class TaskOptions:
     list of columns."""
 
     labels: list[Any] | None = None
-    """The classes, in the order of their numbers; a row has the name or the number. Without them
-    the label is a number that is to be estimated."""
+    """The classes, in the order of their numbers; a row has the name or the number. Without classes
+    the label is a number, and the task is a regression."""
 
     def __post_init__(self) -> None:
         one_of(*LAYOUTS).check("task.kind", self.kind)
@@ -64,10 +64,10 @@ class DataOptions:
     """Split of ``hub``, or a file: ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet``."""
 
     val: str | None = None
-    """What the best epoch is chosen by; a part of ``train`` by default."""
+    """Split on which the best epoch is chosen; a part of ``train`` by default."""
 
     test: str | None = None
-    """What is reported; a part of ``train`` by default."""
+    """Split whose scores are reported; a part of ``train`` by default."""
 
     val_fraction: float = 0.1
     """Share of ``train`` that is ``val``, drawn by a hash of the first piece of text."""
@@ -109,7 +109,7 @@ class OptimizerOptions:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.01
-    """Of matrices; gains and biases have none."""
+    """Weight decay of matrices; gains and biases have none."""
 
     def __post_init__(self) -> None:
         number().check("optimizer.lr", self.lr)
@@ -141,10 +141,10 @@ class FineTuneOptions:
     """``pretrained``, or ``random``: the same architecture and tokenizer without pre-training."""
 
     run_name: str | None = None
-    """That of the checkpoint's run, with source, task, and seed, by default."""
+    """By default that of the checkpoint's run, with source, task and seed."""
 
     seed: int = 17
-    """Of new rows, the head, dropout, and the order of examples."""
+    """Seed of new rows, the head, dropout, and the order of examples."""
 
     max_length: int | None = None
     """Tokens of a sequence; those of the model by default."""
@@ -154,7 +154,7 @@ class FineTuneOptions:
     """Examples, of all processes together."""
 
     device_train_microbatch_size: int | None = None
-    """Examples that a process takes through the model at once; all of its batch by default."""
+    """Examples in one forward pass of a process; all of its batch by default."""
 
     optimizer: Any = field(default_factory=dict)
     """:class:`OptimizerOptions`"""
@@ -169,20 +169,20 @@ class FineTuneOptions:
     """Weight of the language model's loss on the same sequences, of Radford et al.; 0 for none."""
 
     dropout: float = 0.1
-    """Of what the head reads, of Radford et al."""
+    """Dropout of the head's input, as in Radford et al."""
 
     embedding_dropout: float = 0.0
-    """Of what the embedding gives to the body, 0.1 in Radford et al., who pre-trained with it."""
+    """Dropout of the embedding, 0.1 in Radford et al., who also pre-trained with it."""
 
     token_dropout: float = 0.0
-    """Share of the tokens that the body does not get to see, drawn for each batch: for small
-    bodies, which would learn examples by heart."""
+    """Fraction of tokens that are hidden from the body, drawn for each batch: small bodies would
+    otherwise memorise the examples."""
 
     precision: str = "fp32"
     """``amp_bf16`` on GPUs."""
 
     folder: str = "runs/{run_name}"
-    """Where checkpoints, metrics and the summary are written."""
+    """Folder of checkpoints, metrics and the summary."""
 
     save_interval: str = "1ep"
     """Checkpoints to resume from after a kill; the newest is kept."""
@@ -212,7 +212,7 @@ def read_options(config: Mapping[str, Any]) -> FineTuneOptions:
     """The options of a resolved yaml.
 
     Raises:
-        ConfigError: a key is unknown or missing, or a value cannot be.
+        ConfigError: a key is unknown or missing, or a value is not allowed.
     """
     free = {key: value for key, value in config.items() if key != "variables"}
     return parse(FineTuneOptions, "the yaml", free)

@@ -1,4 +1,4 @@
-"""One fine-tuning run: the model, Composer's trainer, and what came of it."""
+"""One fine-tuning run: the model, Composer's trainer, and the results."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def fine_tune(
     """Train or resume one run.
 
     Args:
-        options: the yaml.
+        options: the options of the yaml.
         splits: examples of ``train``, ``val`` and ``test``.
-        run_name: of the run.
-        folder: of its files.
+        run_name: name of the run.
+        folder: folder of its files.
 
     Returns:
-        What ``summary.json`` holds.
+        The contents of ``summary.json``.
 
     Raises:
         ConfigError: the checkpoint cannot be used, or sequences do not fit the model.
@@ -117,7 +117,7 @@ def fine_tune(
         load_progress_bar=False,
     )
     began = time.monotonic()
-    if trainer.state.timestamp < trainer.state.max_duration:  # else killed just before its end
+    if trainer.state.timestamp < trainer.state.max_duration:  # otherwise killed just before the end
         trainer.fit()
     trainer.close()
     chosen = best(best_epoch.history, metric)
@@ -142,10 +142,10 @@ def fine_tune(
 
 
 def sequence_limit(model: PreTrainedModel, asked: int | None) -> int:
-    """Tokens of a sequence: what is asked for, or what the model was built for.
+    """Tokens of a sequence: the requested number, or the model's context.
 
     Raises:
-        ConfigError: more is asked for than the model can read, or nothing says what it can.
+        ConfigError: the request exceeds the context, or the context is unknown.
     """
     most = context_length(model)
     if asked is None and most is None:
@@ -156,7 +156,7 @@ def sequence_limit(model: PreTrainedModel, asked: int | None) -> int:
 
 
 def untrained(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """The same architecture as it is before any training."""
+    """The same architecture with newly initialised parameters."""
     torch.manual_seed(seed)
     return type(model)(model.config)
 
@@ -171,10 +171,10 @@ def decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def of_this_process(batch_size: int) -> int:
-    """The part of a batch that each process takes.
+    """The share of each process in a batch.
 
     Raises:
-        ConfigError: it cannot be in equal parts.
+        ConfigError: the batch cannot be divided into equal parts.
     """
     if batch_size % dist.get_world_size():
         raise ConfigError(

@@ -1,1 +1,1 @@
-"""Models in use: a body with one embedding and its tokenizer, as a model of transformers."""
+"""Trained models in use: a body with one embedding and its tokenizer, as a transformers model."""

@@ -1,4 +1,4 @@
-"""The models that checkpoints are of, as transformers knows them: importing llm-foundry is slow."""
+"""Build the models of checkpoints with transformers, since importing llm-foundry is slow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dept.method.live_model import parameter_roles
 from dept.method.variants import Role
 
 # Of a machine, or of a model on the hub that the run began with; a class named in `auto_map` is
-# code of others, which whoever loads an export with remote code would run.
+# code of others, which would run when an export is loaded with remote code.
 _NOT_ARCHITECTURE = ("_name_or_path", "auto_map", "torch_dtype", "transformers_version")
 
 
@@ -25,12 +25,12 @@ def assemble(
     """A model with these parameters, in evaluation mode, in float32.
 
     Args:
-        config: what a checkpoint holds: of llm-foundry's MPT, or of any model of transformers.
-        parameters: by name, as the model that was trained has them.
-        native: prefer a model of transformers to llm-foundry's MPT where both can.
+        config: the model config of a checkpoint, of llm-foundry's MPT or any transformers model.
+        parameters: parameters of the trained model, by name.
+        native: prefer a model of transformers to llm-foundry's MPT if both are possible.
 
     Returns:
-        A model of transformers where one computes the same, llm-foundry's otherwise.
+        A model of transformers if one computes the same, otherwise llm-foundry's.
 
     Raises:
         ConfigError: this machine or this version of transformers cannot build it, or the

@@ -21,11 +21,11 @@ class Compared:
     """``None`` if the model is from elsewhere."""
 
     tokens: float | None
-    """Trained on, where that is known."""
+    """Tokens trained on, if known."""
 
     @property
     def embeddings(self) -> list[str]:
-        """What :meth:`model` takes."""
+        """Names of the embeddings that :meth:`model` accepts."""
         return [self.name] if self.run is None else self.run.names
 
     def model(self, embedding: str) -> SourceModel:
@@ -74,7 +74,7 @@ def _name(path: str, run: TrainedRun | None) -> str:
 
 
 def tokens_trained(run: TrainedRun) -> int | None:
-    """Tokens of a run, and of the one that its body is from; ``None`` where that is not known."""
+    """Tokens of a run and of the run that its body is from; ``None`` if unknown."""
     summary = read_summary(run.folder / "summary.json")
     by_source = sum(run.trained.tokens_trained.values())
     here = by_source or (summary and summary["tokens"])

@@ -20,11 +20,11 @@ from dept.checkpoint import trust
 from dept.config import icl
 from dept.evaluation.models.source_models import load
 
-load_once = lru_cache(maxsize=1)(load)  # llm-foundry asks for model and tokenizer apart
+load_once = lru_cache(maxsize=1)(load)  # llm-foundry builds model and tokenizer separately
 
 
 class SourceCausalLM(HuggingFaceModel):
-    """``model: {name: source_model}``: what ``source_models.load`` gives.
+    """``model: {name: source_model}``: the model of ``source_models.load``.
 
     Args:
         tokenizer: of the yaml, ``source_model`` too.
@@ -67,11 +67,11 @@ def register() -> None:
 
 
 def record(trainer: Any, model: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation gave, as the file of results holds it.
+    """The results of an evaluation, for the file of results.
 
     Args:
-        trainer: of Composer, after the evaluation.
-        model: its entry in ``models`` of the yaml.
+        trainer: trainer of Composer, after the evaluation.
+        model: entry of the model in ``models`` of the yaml.
     """
     state = trainer.state
     summed = next((c for c in state.callbacks if isinstance(c, EvalGauntlet)), None)

@@ -1,4 +1,4 @@
-"""The README of an exported model: where it comes from, how to use it, and what it is not."""
+"""The README of an exported model: its origin, its use and its limits."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def model_card(run: TrainedRun, source: SourceModel, weights: Path, *, remote_co
     """Markdown, with the header that the Hugging Face hub reads.
 
     Args:
-        run: what the model is of.
+        run: the run of the model.
         source: the model.
         weights: its file, as written.
-        remote_code: whether the directory brings code that loading must run.
+        remote_code: whether the directory has code that loading must run.
     """
     named = str(run.config.get("run_name") or run.trained.path.stem)
     remote = ", trust_remote_code=True" if remote_code else ""

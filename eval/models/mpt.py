@@ -1,4 +1,4 @@
-"""MPT as a model of transformers: which of them computes the same, and with which parameters."""
+"""Equivalents of an MPT in transformers, and the conversion of its parameters."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class StandIn:
     """A model of transformers that computes what some MPTs do."""
 
     fixed: Mapping[str, Any]
-    """What an MPT must be for that, beside ``_NONE_DOES``; by key of llm-foundry's config."""
+    """Required values of an MPT, besides ``_NONE_DOES``; by key of llm-foundry's config."""
 
     config: Callable[[Mapping[str, Any]], PretrainedConfig]
     """Its config, of an MPT's without the number of rows."""
@@ -138,7 +138,7 @@ def _transposed(name: str, value: Tensor, heads: int) -> Tensor:
 
 
 def _by_head(name: str, value: Tensor, heads: int) -> Tensor:
-    """GPT-NeoX has queries, keys and values of one head beside each other, MPT those of all."""
+    """GPT-NeoX groups queries, keys and values by head, MPT does not."""
     if ".Wqkv." not in name:
         return value
     return value.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2).contiguous()

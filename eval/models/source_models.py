@@ -1,7 +1,7 @@
 """A trained body with the embedding and tokenizer of one source, as a model of transformers.
 
-All that uses a model (export, generation, perplexity, fine-tuning) gets it here, from a checkpoint
-or from any transformers directory.
+Export, generation, perplexity and fine-tuning load models here, from a checkpoint or from any
+transformers directory.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _INPUTS = ["input_ids", "attention_mask"]  # no token types: our models refuse t
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A model as it is for one source, with its tokenizer."""
+    """A model with the embedding and tokenizer of one source."""
 
     name: str
-    """Of the source, ``global``, or of an external model."""
+    """Name of the source, ``global``, or name of an external model."""
 
     model: PreTrainedModel
     """In evaluation mode, on the CPU; its ids are those of ``tokenizer``."""
@@ -48,14 +48,14 @@ class SourceModel:
     tokenizer: PreTrainedTokenizerBase
 
     untrained_ids: tuple[int, ...] = ()
-    """Ids that the tokenizer cannot do without though the source has none: only of BPE."""
+    """Ids that the tokenizer needs although the source lacks them; only with BPE."""
 
     prepared: PreparedSource | None = None
     """Statistics of the source, in the tokens it was trained on; none for the global embedding."""
 
     @property
     def parameters(self) -> int:
-        """Of body and embedding; a tied matrix once."""
+        """Parameters of body and embedding; a tied matrix counts once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
@@ -77,7 +77,7 @@ class TrainedRun:
         config: of the run, resolved; empty if there is no ``config.yaml`` beside the checkpoints.
 
     Raises:
-        ConfigError: it is no checkpoint, or holds no model of transformers.
+        ConfigError: it is not a checkpoint, or holds no model of transformers.
     """
 
     def __init__(self, checkpoint: str | Path, root: str | Path | None = None) -> None:
@@ -105,7 +105,7 @@ class TrainedRun:
         if "corpus" not in loader:
             raise ConfigError(
                 f"{self._config_file} does not exist or names no corpus, and sources have their "
-                f"vocabularies from it: bring it to where the run wrote it"
+                f"vocabularies from it: copy it to the folder of the run"
             )
         return read_corpus(self._root or loader.get("root", "."), loader["corpus"])
 
@@ -116,7 +116,7 @@ class TrainedRun:
 
     @property
     def names(self) -> list[str]:
-        """What :meth:`model` takes: ``global`` first, if there is a global embedding."""
+        """Names that :meth:`model` accepts: ``global`` first, if there is a global embedding."""
         identity = self.trained.identity
         if identity is None:
             return [GLOBAL]
@@ -190,8 +190,8 @@ class TrainedRun:
             name = str(self.corpus.tokenizers[GLOBAL].path)
         if not name:
             raise ConfigError(
-                f"{self._config_file} does not exist or names no tokenizer: bring it to where the "
-                f"run wrote it"
+                f"{self._config_file} does not exist or names no tokenizer: copy it to the folder "
+                f"of the run"
             )
         return _read_tokenizer(name)
 
@@ -282,6 +282,6 @@ def load(
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether it is one of ours, or a folder of them; else transformers is to find it."""
+    """Whether it is a checkpoint of ours, or a folder of them; otherwise transformers loads it."""
     path = Path(path)
     return path.is_file() or (path.is_dir() and not (path / "config.json").is_file())

@@ -13,30 +13,30 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 def trim(
     tokenizer: Mapping[str, Any], token_ids: Sequence[int]
 ) -> tuple[dict[str, Any], list[int]]:
-    """Leave only some tokens of a tokenizer.
+    """Reduce a tokenizer to some of its tokens.
 
-    Text that the whole tokenizer cuts into tokens that are kept is cut exactly alike:
+    Text whose tokens are all kept is tokenized exactly as before:
 
-    * A unigram tokenizer finds the most probable segmentation, and one that is the best among all
-      is so among fewer. A character that is no piece costs the lowest score of all pieces less 10,
-      so that score is kept too (as that of the unknown token, whose own is of no use): else what
-      is spelled with bytes could become cheaper than pieces.
-    * A BPE tokenizer merges pairs one after another. It keeps what its tokens are merged from too,
-      hence every merge on the way to them. It also keeps all single characters, or all bytes where
-      it falls back to them, or text would vanish. What it keeps beside the tokens asked for comes
-      after them: the source was never trained on it.
+    * A unigram tokenizer finds the most probable segmentation, which is still the best among fewer
+      segmentations. A character without a piece costs the lowest score of all pieces minus 10, so
+      that lowest score is kept too (as the score of the unknown token, which is otherwise not
+      used). Otherwise spelling with bytes could become cheaper than pieces.
+    * A BPE tokenizer merges pairs one after another. The tokens from which kept tokens are merged,
+      and so all merges that lead to them, are kept too. All single characters, or all bytes with
+      byte fallback, are also kept, since text would otherwise be lost. These additional tokens come
+      after the requested ones; the source was never trained on them.
 
-    Other text is spelled with shorter tokens where the whole tokenizer has one that is not kept.
-    With BPE, whatever could be encoded without loss still can; a unigram tokenizer has the unknown
-    token for a character whose bytes are not all kept.
+    Other text is spelled with shorter tokens in the place of tokens that are not kept. With BPE,
+    text that could be encoded without loss still can be. A unigram tokenizer uses the unknown token
+    for a character whose bytes are not all kept.
 
     Args:
-        tokenizer: what its ``tokenizer.json`` holds.
+        tokenizer: the parsed ``tokenizer.json``.
         token_ids: ids to keep, ascending; token ``token_ids[r]`` gets the id ``r``.
 
     Returns:
-        ``(trimmed, extra)``: what its ``tokenizer.json`` would hold, and the ids in ``tokenizer``
-        of what it had to keep beside: the ids ``len(token_ids)``, ... in ``trimmed``.
+        ``(trimmed, extra)``: the new ``tokenizer.json``, and the ids in ``tokenizer`` of the
+        additional tokens, which have the ids ``len(token_ids)``, ... in ``trimmed``.
 
     Raises:
         ValueError: the model of the tokenizer is neither unigram nor BPE, it is a BPE that marks
@@ -122,7 +122,7 @@ def _with_parts(model: Mapping[str, Any], token_ids: Sequence[int]) -> list[int]
 
 
 def _renumber(step: Any, rows: Mapping[int, int]) -> None:
-    """Let the special tokens that a post-processor adds have their new ids, in place."""
+    """Renumber the special tokens that a post-processor adds, in place."""
     if isinstance(step, list):
         for inner in step:
             _renumber(inner, rows)

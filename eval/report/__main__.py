@@ -9,6 +9,7 @@ from dept.evaluation.report.run_records import read
 
 
 def main() -> None:
+    """Command line: rebuild the report of a folder."""
     parser = argparse.ArgumentParser(
         description=writing.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -112,7 +112,7 @@ def compare(
 
 
 def improvements(comparison: Comparison) -> pd.DataFrame:
-    """Of DEPT's methods (rows) over the best baseline of each column, in percent.
+    """Improvements of DEPT's methods (rows) over the best baseline of each column, in percent.
 
     Returns:
         ``100 (1 - DEPT / best baseline)`` of means over runs; positive is better, ``-inf`` where

@@ -58,11 +58,12 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 
 def text_of(comparison: Comparison) -> str:
-    """What its columns are."""
+    """A text that describes its columns."""
     return "unseen sources" if comparison.stage in PLASTICITY else _KINDS[comparison.kind]
 
 
 def percent(value: float) -> str:
+    """An improvement as text, in percent."""
     return f"{value:+.1f} %" if math.isfinite(value) else "diverged"
 
 

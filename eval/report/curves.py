@@ -12,7 +12,7 @@ import pandas as pd
 from dept.evaluation.report.names import metric_of
 from dept.evaluation.report.run_records import RUN, number, select, unseen
 
-Curve = tuple[np.ndarray, np.ndarray]  # float[points] each: where, and what
+Curve = tuple[np.ndarray, np.ndarray]  # float[points] each: x and y
 
 
 @dataclass(frozen=True)

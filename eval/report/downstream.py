@@ -1,4 +1,4 @@
-"""The table of fine-tuning: what bodies are worth on tasks, beside what tasks give without one."""
+"""The table of fine-tuning: scores of bodies on tasks, beside baselines without a body."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What plots share: their style, lines and legends of methods, and the file."""
+"""The common parts of plots: style, lines and legends of methods, and the file."""
 
 from __future__ import annotations
 

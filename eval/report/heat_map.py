@@ -1,4 +1,4 @@
-"""Bits per byte of texts under models, drawn: each row in shades of its own."""
+"""A heat map of bits per byte of texts under models; each row has its own scale of shades."""
 
 from __future__ import annotations
 

@@ -15,15 +15,15 @@ SPREAD = (
     "mean over runs ± their sample standard deviation (n - 1), nothing of a single run; "
     "(n): of n runs only"
 )
-"""What captions say of ``text``."""
+"""The description of ``text`` in captions."""
 
 
 def by_source(records: pd.DataFrame, kind: str, names: Iterable[str], metric: str) -> pd.DataFrame:
     """Values of methods in runs (rows: ``method``, ``seed``, ``draw``) on sources (columns).
 
-    Where each source has a body of its own, bodies of one seed and draw are one run, and its value
-    is the mean over them; but in pre-training, where a body knows its own source alone, it is that
-    of the source's body.
+    If each source has its own body, the bodies of one seed and draw are one run, and its value is
+    the mean over them. In pre-training, where a body is only trained on its own source, the value
+    is that of the source's body.
 
     Returns:
         ``inf`` where training diverged, ``nan`` where a run has no value.

@@ -1,4 +1,4 @@
-"""What methods and stages are called in tables and plots, in which order and colour."""
+"""Names, order and colours of methods and stages in tables and plots."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Method:
 
     marker: str
     what: str
-    """What it is, in a line."""
+    """Description in one line."""
 
 
 BUDGETS = {
@@ -104,9 +104,10 @@ METRICS = {"perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 
 
 def metric_of(stage: str) -> str:
-    """What methods are compared by: perplexity only where all read one tokenizer."""
+    """The metric of comparisons: perplexity only if all methods have the same tokenizer."""
     return "bits_per_byte" if stage in ("pretrain", "tuning", "study") else "perplexity"
 
 
 def label(method: str) -> str:
+    """The name of a method in tables and plots."""
     return METHODS[method].label

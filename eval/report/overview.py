@@ -12,7 +12,7 @@ from dept.evaluation.report.table import Table
 
 
 def methods(records: pd.DataFrame) -> list[Table]:
-    """What each method is."""
+    """Descriptions of all methods."""
     baseline = records.groupby("method")["baseline"].first()
     shown = [method for method in METHODS if method in baseline]
     rows = [[label(m), "baseline" if baseline[m] else "DEPT", METHODS[m].what] for m in shown]

@@ -83,7 +83,7 @@ def _counts(runs: Iterable[int]) -> str:
 
 
 def _bars(found: list[Comparison]) -> Plot | None:
-    """A panel of bars for each source, with a scale of its own: sources differ too much for one."""
+    """A panel of bars for each source, with its own scale, since sources differ too much."""
     if not found:
         return None
     corpus, stage, metric = found[0].corpus, found[0].stage, METRICS[found[0].metric]
@@ -155,7 +155,7 @@ def _norms(records: pd.DataFrame, corpus: str) -> Plot | None:
 
 
 def _bytes(records: pd.DataFrame, corpus: str, here: list[Comparison]) -> Plot | None:
-    """What a source gave to the average, against what the method reached."""
+    """Bytes that a source communicates against the score of the method."""
     given = sent(records, corpus)["exchanged"].dropna()
     compared = [c for c in here if c.kind == "sources" and c.stage in COMPARED]
     points = [(c, found) for c in compared if not (found := _points(c, given)).empty]

@@ -1,4 +1,4 @@
-"""Records of finished runs, as a report takes them: read, checked, and in order in one table.
+"""Records of finished runs for a report: read, checked, and arranged in one table.
 
 A record is what ``results/runs/<run>.json`` holds; ``eval/reproduce/records.py`` makes it from a
 run's folder. Nothing here needs torch, so that a report can be rebuilt wherever the records are.
@@ -119,7 +119,7 @@ def _start_of(record: Any) -> str:
 
 
 def stage_name(records: pd.DataFrame, corpus: str, stage: str) -> str:
-    """What a stage is called in titles, with the steps of its runs where it starts from a body."""
+    """The title of a stage, with the steps of its runs if it starts from a body."""
     if stage not in (*COMPARED, *PLASTICITY) or stage == "pretrain":
         return STAGES[stage]
     steps = sorted(select(records, corpus, stage)["sequential"].unique())
@@ -135,7 +135,7 @@ def number(value: Any) -> float:
 
 
 def select(records: pd.DataFrame, corpus: str, *stages: str) -> pd.DataFrame:
-    """Those of a corpus and of the stages."""
+    """The records of a corpus and of the given stages."""
     return records[(records["corpus"] == corpus) & records["stage"].isin(stages)]
 
 

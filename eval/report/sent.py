@@ -1,4 +1,4 @@
-"""What a method exchanges while it pre-trains, for a table and for a plot."""
+"""The communication of each method in pre-training, for a table and for a plot."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _COUNTED = ["parameters_per_step", "reduction", "sent_bytes", "every_step_bytes"
 
 
 def sent(records: pd.DataFrame, corpus: str) -> pd.DataFrame:
-    """Of each method (rows) whose pre-training counted it, means over its runs.
+    """The communication of each method (rows) that was counted, as means over its runs.
 
-    A body that trains on one source alone is averaged with no other, so it gives nothing,
-    though its run has what it would.
+    A body that trains on one source alone is not averaged, so it communicates nothing, although
+    its record has the number for an average.
 
     Returns:
-        Columns, ``nan`` where no run has it: ``parameters_per_step`` that a source gives to the
-        average, spread over its steps; ``reduction``, how many times that goes into the whole
-        model; ``exchanged``, bytes that a source gives to the average in all its steps;
-        ``sent_bytes`` of the runs' workers, counted at the transport; ``every_step_bytes`` that
-        they would have sent, exchanging every gradient; and ``runs``, how many there are.
+        Columns, ``nan`` if no run has the value: ``parameters_per_step``, parameters that a source
+        communicates, divided by its steps; ``reduction``, size of the whole model divided by that;
+        ``exchanged``, bytes that a source communicates in all its steps; ``sent_bytes`` of the
+        runs' workers, counted at the transport; ``every_step_bytes``, which they would have sent by
+        exchanging every gradient; and ``runs``, the number of runs.
     """
     here = select(records, corpus, "pretrain")
     here = here[here["communication"].astype(bool)]

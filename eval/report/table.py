@@ -1,4 +1,4 @@
-"""A table, whatever it is shown in, and how it looks in Markdown."""
+"""A table that does not depend on its output format, and its form in Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dept.evaluation.report.names import TOPICS
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a place of a table; ``best`` in bold."""
+    """A cell of a table; ``best`` is shown in bold."""
 
     text: str
     best: bool = False

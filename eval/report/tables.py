@@ -33,7 +33,7 @@ def tables(records: pd.DataFrame) -> list[Table]:
 
 
 def communication(records: pd.DataFrame, corpus: str) -> list[Table]:
-    """What each method exchanges in pre-training."""
+    """The communication of each method in pre-training."""
     columns = {
         "parameters_per_step": ("parameters a step", "{:,.0f}", 1),
         "reduction": ("reduction", "{:,.0f} times", 1),
@@ -89,7 +89,7 @@ def study(records: pd.DataFrame, corpus: str) -> list[Table]:
 
 
 def setting(records: pd.DataFrame, corpus: str) -> list[Table]:
-    """What each run was given, as far as it does not depend on the machine."""
+    """The settings of each run that do not depend on the machine."""
     rows, parts = [], []
     stages = [stage for stage in STAGES if stage != "downstream"]  # epochs of a task, not rounds
     for stage, of_stage in select(records, corpus, *stages).groupby("stage", sort=False):
@@ -118,7 +118,7 @@ def setting(records: pd.DataFrame, corpus: str) -> list[Table]:
 
 
 def _values(values: pd.Series) -> str:
-    """What differs among runs, each value once."""
+    """The distinct values among runs."""
     distinct = sorted(values.dropna().unique().tolist())
     texts = [f"{v:,}" if isinstance(v, int) else f"{v:g}" for v in distinct]
     return ", ".join(texts) if len(texts) <= 3 else f"{texts[0]} to {texts[-1]}"

@@ -1,8 +1,8 @@
 """The paper's comparison on the embedded corpora: `python -m dept.evaluation.reproduce [--list]`.
 
 Runs what `eval/reproduce.yaml` plans, several runs at a time, each an ordinary run of `train.py`
-with its files in `runs/`; then writes `results/`. Killed at any moment, the same command continues
-where it was. Finished runs are not run again.
+with its files in `runs/`; then writes `results/`. After a kill the same command resumes. Finished
+runs are not run again.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The runs that a plan asks for, in order, and what each must wait for."""
+"""The runs of a plan, in order, and the run that each must wait for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the yaml of a comparison may hold: corpora, methods, and what is run of them."""
+"""The yaml of a comparison: corpora, methods, and the runs of each."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PLAN = Path(__file__).parent.parent / "reproduce.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What may be limited to some runs of the plan."""
+    """A part of a plan that may be limited to some runs."""
 
     seeds: list[int] | None = None
-    """Those of the plan by default."""
+    """By default those of the plan."""
 
     corpora: list[str] | None = None
-    """As well."""
+    """By default those of the plan."""
 
     def covers(self, plan: Plan, corpus: str, seed: int) -> bool:
         """Whether it is run on a corpus with a seed."""
@@ -79,13 +79,13 @@ class Setting:
     method: str
     overrides: list[str] = field(default_factory=list)
     after: str | None = None
-    """What it starts from: another setting of the stage before it, or ``pretrain``."""
+    """The setting that it starts from, of the stage before it, or ``pretrain``."""
 
     yaml: str | None = None
     """Experiment that continues it."""
 
     draws: int | None = None
-    """As of a :class:`Continuation`."""
+    """As in a :class:`Continuation`."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Plan:
     """By stage."""
 
     overrides: list[str] = field(default_factory=list)
-    """Of every run of ``train.py``."""
+    """Overrides of every run of ``train.py``."""
 
     downstream: Any = None
     """:class:`Downstream`"""

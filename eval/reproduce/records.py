@@ -1,4 +1,4 @@
-"""What a comparison keeps of a finished run: its summary, and how it got there."""
+"""The record that a comparison keeps of a finished run: its summary and its curves."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def summary_of(job: Job) -> dict | None:
 
 
 def log_of(job: Job) -> Path:
-    """What a job printed."""
+    """The file with the output of a job."""
     return Path("runs") / job.name / "log.txt"
 
 
@@ -95,7 +95,7 @@ def run(wanted: list[Job], done: set[str], at_a_time: int) -> list[Job]:
 
 
 def write(wanted: list[Job], results: Path) -> None:
-    """Write what is known of finished jobs: ``results/runs/*.json``, tables, plots and a page."""
+    """Write the results of finished jobs: ``results/runs/*.json``, tables, plots and a page."""
     for job in wanted:
         if summary_of(job):
             text = json.dumps(record(job, Path("runs") / job.name), indent=1)
@@ -126,14 +126,14 @@ def _round(of: tuple[Job, multiprocessing.Process]) -> str:
 
 
 def _train(job: Job) -> None:
-    """In a process of its own: one run, which ends when its parent does."""
+    """Train one run in this process, which ends when its parent ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log_of(job).parent.mkdir(parents=True, exist_ok=True)
     with open(log_of(job), "a") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK"):
-        os.environ.pop(name, None)  # a run is a job by itself, whoever started the comparison
+        os.environ.pop(name, None)  # a run is a separate job, however the comparison was started
     try:
         command = finetune.main if job.stage == "downstream" else training.main
         sys.exit(command([job.yaml, *job.overrides]))

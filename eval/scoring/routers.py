@@ -20,13 +20,13 @@ RULES = ("unigram", "model")
 def unigram_log_probabilities(counts: np.ndarray) -> np.ndarray:
     """Log of ``(count_v + a) / (n + a V)``, where ``a = n_1 / V``, and ``n_1`` tokens occur once.
 
-    What is left for unseen tokens is then ``n_1 / (n + n_1)``, the estimate of Good and Turing
-    (Good 1953). With ``a = 1`` (``dept/data/corpus.py``, for the cross-entropy of one source) a
-    source of little text would leave more of it the larger the vocabulary, and be blind; and be
-    taken for the source of whatever none knows.
+    The probability of unseen tokens is then ``n_1 / (n + n_1)``, the estimate of Good and Turing
+    (Good 1953). With ``a = 1`` (``dept/data/corpus.py``, for the cross-entropy of one source), a
+    source with little text would give unseen tokens more probability the larger the vocabulary is,
+    and would be chosen for text that no source knows.
 
     Args:
-        counts: int64[V], of training tokens.
+        counts: int64[V], counts of training tokens.
 
     Returns:
         float64[V], in nats.
@@ -36,13 +36,13 @@ def unigram_log_probabilities(counts: np.ndarray) -> np.ndarray:
     return np.log((counts + once / len(counts)) / (counts.sum() + once))
 
 
-def rank(figures: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Sources from the most fitting to the least: by ascending bits per byte, then as they come."""
-    return sorted(figures.items(), key=lambda item: item[1])
+def rank(values: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Sources by ascending bits per byte, equal ones in the given order."""
+    return sorted(values.items(), key=lambda item: item[1])
 
 
 class Router(Protocol):
-    """One of the rules, ready to judge."""
+    """One of the two rules, for a set of sources."""
 
     names: list[str]
 

@@ -1,4 +1,4 @@
-"""Bits per byte of raw text under a model: values that may be compared between tokenizers.
+"""Bits per byte of raw text under a model, which can be compared between tokenizers.
 
 Text is read as in training: an end-of-text token before each document, tokens in a row, cut into
 windows of the model's context. A window begins with the last token of the one before, so each token
@@ -32,10 +32,10 @@ _LOGITS = 1 << 23  # numbers held at a time; four times as many take 1.6 times a
 
 @dataclass(frozen=True)
 class Score:
-    """What some text costs under one model."""
+    """The cost of a text under one model."""
 
     nats: float
-    """Of all tokens, unknown bytes among them."""
+    """Nats of all tokens, including unknown bytes."""
 
     tokens: int
     """Predicted, the end-of-text tokens among them."""
@@ -135,8 +135,8 @@ class Scorer:
 def stream_nats(source: SourceModel, streams: Sequence[Stream], context: int) -> list[float]:
     """Nats of the predicted tokens of each stream.
 
-    An untrained id is no word of the model: it is taken out of the softmax, and where the text has
-    one, the unknown token is charged, whose row it has.
+    Untrained ids are removed from the softmax. If the text has one, the cost of the unknown token
+    is used instead.
 
     Args:
         source: the model; ids are its own.
@@ -164,7 +164,7 @@ def stream_nats(source: SourceModel, streams: Sequence[Stream], context: int) ->
 def _losses(
     source: SourceModel, streams: Sequence[Stream], batch: list[tuple[int, int]], width: int
 ) -> list[float]:
-    """Nats of each window: what is right of its end is padding, which no token before it sees."""
+    """Nats of each window; padding is on the right, where no earlier token reads it."""
     device = source.model.device
     inputs = torch.zeros(len(batch), width, dtype=torch.int64)
     targets = torch.full_like(inputs, _IGNORED)
@@ -190,6 +190,6 @@ _PLAIN: dict[str, Any] = {"use_cache": False, "return_dict": True}
 
 
 def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token whose row stands for those that a source has none of."""
+    """The token whose row replaces tokens without a row."""
     unknown = tokenizer.unk_token_id
     return separator(tokenizer) if unknown is None else unknown

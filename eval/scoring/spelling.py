@@ -1,4 +1,4 @@
-"""Text as token ids, and how much of it they do not spell: for scores that charge for it."""
+"""Text as token ids, and the bytes that they do not spell, which scores must include."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Spelled:
     ids: list[int]
 
     bytes: int
-    """Of the text as UTF-8."""
+    """Bytes of the text as UTF-8."""
 
     unknown_bytes: int
-    """Of those, bytes of characters that no token spells: they cannot be read from ``ids``."""
+    """Bytes among them of characters that no token spells, so that ``ids`` lack them."""
 
 
 class Speller:

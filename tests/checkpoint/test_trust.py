@@ -129,7 +129,7 @@ def test_a_python_that_cannot_unpack_safely_unpacks_nothing(guarded, tmp_path, m
     trust.guard()
     with tarfile.open(tmp_path / "c.tar", "w") as archive:
         archive.add(__file__, "inside.py")
-    with tarfile.open(tmp_path / "c.tar") as archive, pytest.raises(ConfigError, match="take Pyth"):
+    with tarfile.open(tmp_path / "c.tar") as archive, pytest.raises(ConfigError, match="use Pyth"):
         archive.extractall(tmp_path / "in")
     assert not (tmp_path / "in").exists()
 
@@ -138,7 +138,7 @@ def test_a_tokenizer_that_names_code_is_for_those_who_trust_it(tmp_path):
     config = {"tokenizer": {"name": str(tmp_path)}}
     for name in ("tokenizer_config.json", "config.json"):
         (tmp_path / name).write_text(json.dumps({"auto_map": {"AutoTokenizer": ["t.T", None]}}))
-        with pytest.raises(ConfigError, match=r"names code to run .auto_map.: bring a tokenizer"):
+        with pytest.raises(ConfigError, match=r"names code to run .auto_map.: use a tokenizer"):
             trust.check(config)
         trust.check({"tokenizer": {"name": str(tmp_path), "kwargs": {"trust_remote_code": True}}})
         (tmp_path / name).unlink()

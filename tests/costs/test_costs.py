@@ -59,7 +59,7 @@ def test_a_model_by_hand():
     ],
 )
 def test_a_model_that_the_formula_does_not_know_is_refused(unknown):
-    with pytest.raises(ConfigError, match=f"does not know model.{next(iter(unknown))}.* --build"):
+    with pytest.raises(ConfigError, match=f"does not cover model.{next(iter(unknown))}.* --build"):
         mpt_parameters({**MPT, **unknown})
 
 
@@ -117,7 +117,7 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
         reduction.add(source, shared, Share(1.0, slots.rows(source)))
     memory = dept_memory(
         shared=sum(value.numel() for value in slots.start.values()),
-        private=local - slots.handed_over("a"),
+        private=local - slots.communicated("a"),
         local=local,
         slots=2,
         optimizer={"name": "adamw"},
@@ -219,7 +219,7 @@ def test_a_figure_that_drifts_is_noticed(monkeypatch, tmp_path, what, value):
     assert paper.show(Console(file=written, width=120)) == 0
     monkeypatch.setattr(paper, what, value)
     assert paper.show(Console(file=written, width=120)) == 1
-    assert "(?)" in written.getvalue() and "no note says why" in written.getvalue()
+    assert "(?)" in written.getvalue() and "without a note" in written.getvalue()
 
 
 def test_the_command_imports_nothing_slow():
@@ -249,7 +249,7 @@ def test_the_command_imports_nothing_slow():
             ["yamls/dept_spec_llama.yaml", "variables.vocabulary={global: 8192, trimmed: 2000}"],
             "give --build",
         ),
-        (["yamls/pile/1b_spec.yaml", "optimizer.name=adafactor"], "not known how much that keeps"),
+        (["yamls/pile/1b_spec.yaml", "optimizer.name=adafactor"], "state has an unknown size"),
         (["yamls/pile/1b_spec.yaml", "algorithms.dept.variant=specs"], "glob, trim, spec"),
     ],
 )

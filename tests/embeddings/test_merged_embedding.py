@@ -97,7 +97,7 @@ def test_parts_that_cancel_give_zero_and_the_same_call_the_same_bits(sources, ot
 
 
 def test_what_does_not_fit_together_is_refused(sources, otherwise):
-    with pytest.raises(ValueError, match="weighting is 'tokens': take one of counts, uniform"):
+    with pytest.raises(ValueError, match="weighting is 'tokens': set it to one of counts, uniform"):
         merge(sources, TARGET, otherwise, weighting="tokens")
     with pytest.raises(ValueError, match="8 target tokens need as many rows"):
         merge(sources, TARGET[:-1], otherwise)

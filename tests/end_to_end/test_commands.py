@@ -113,7 +113,7 @@ def test_workers_that_die_in_mid_round_end_the_job_which_goes_on_to_the_same_num
     output, _ = job.communicate(timeout=600)
     assert job.returncode != 0
     assert "Rank 1 crashed with exit code -9" in output
-    assert "the same command goes on from the last checkpoint" in output
+    assert "the same command resumes from the last checkpoint" in output
     assert_nothing_left(prepared)
 
     # One of two workers on two "machines", whose launcher is killed: its rank ends with it
@@ -122,7 +122,7 @@ def test_workers_that_die_in_mid_round_end_the_job_which_goes_on_to_the_same_num
     second.communicate(timeout=600)
     output, _ = first.communicate(timeout=600)
     assert first.returncode != 0
-    assert "the same command goes on from the last checkpoint" in output
+    assert "the same command resumes from the last checkpoint" in output
     assert_nothing_left(prepared)
 
     # Two machines to the end

@@ -179,7 +179,7 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(exported, prepared, tm
     spec = runs / "dept_spec/checkpoints"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("kept")
-    refuse("full is there already, and not empty", spec, "--all", out=tmp_path / "full")
+    refuse("full exists already, and not empty", spec, "--all", out=tmp_path / "full")
     assert (tmp_path / "full" / "mine").read_text() == "kept"
     refuse("has embeddings of manual, code, mail, tools: one must be chosen", spec)
     refuse("'global' is none of them", spec, "--source", "global")

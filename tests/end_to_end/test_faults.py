@@ -65,7 +65,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(prepared, unbroken, smal
     found = tensors_of(train(prepared, "dept_glob", "run_name=full"))
     assert saved(prepared, "full") == [(1, PER_ROUND), (3, 3 * PER_ROUND)]
     said = capfd.readouterr().err
-    assert "ep2-ba24-rank0.pt could not be written" in said and "training goes on" in said
+    assert "ep2-ba24-rank0.pt could not be written" in said and "training continues" in said
     folder = prepared / "runs" / "full" / "checkpoints"
     assert not list(folder.rglob(".writing-*"))
     assert all(torch.isfinite(value).all() for value in found.values())

@@ -158,7 +158,7 @@ def test_the_matrix_has_every_text_under_every_embedding(spec, tmp_path, capsys)
     assert image.width > 500 and len(image.getcolors()) > 10
 
     assert perplexity.main([f"{spec}", *whole]) == 2
-    assert "perplexity.json is there already" in capsys.readouterr().err
+    assert "perplexity.json exists already" in capsys.readouterr().err
 
 
 def test_models_from_elsewhere_are_listed_beside_ours(spec, externals, tmp_path, capsys):

@@ -173,10 +173,10 @@ def test_what_cannot_be_sent_costs_nothing_that_was(
 
     with monkeypatch.context() as patch:
         patch.setattr(StopOnSigterm, "batch_end", fails)
-        with pytest.raises(NotSaved, match=r"could not be written .*mend the connection"):
+        with pytest.raises(NotSaved, match=r"could not be written .*check the connection"):
             run.goes_on()
     said = capfd.readouterr().err
-    assert "what was there is kept" in said and "training goes on" in said
+    assert "what was there is kept" in said and "training continues" in said
     assert checkpoints(run.stored(server)) == ["ep1-ba12-rank0.pt"]
     assert [r for r, *_ in numbered_checkpoints(run.folder / "checkpoints")][-1] == 3
     with pytest.raises(ConfigError, match=r"save_folder s3://.* cannot be used"):

@@ -85,7 +85,7 @@ def test_a_body_and_an_embedding_of_different_rounds_are_refused(runs):
     theirs = runs("dept_spec").with_name("mixed")
     shutil.copytree(runs("dept_spec"), theirs)
     (theirs / "checkpoints/sources/code/round2-step0.pt").unlink()
-    refused = r"code has code as of round 1, and ep2-\S+ belongs to its file of round 2: bring"
+    refused = r"code has code as of round 1, and ep2-\S+ belongs to its file of round 2: copy"
     with pytest.raises(ConfigError, match=refused):
         TrainedRun(theirs / "checkpoints").model("code")
 
@@ -115,7 +115,7 @@ def test_what_is_missing_is_named(prepared, runs, tmp_path):
     with pytest.raises(ConfigError, match=r"config.yaml does not exist or names no corpus"):
         TrainedRun(alone).model("code")
     shutil.rmtree(alone / "sources")
-    with pytest.raises(ConfigError, match="holds no private embeddings: bring it"):
+    with pytest.raises(ConfigError, match="holds no private embeddings: copy it"):
         _ = TrainedRun(alone).names
     other = tmp_path / "other" / "checkpoints"
     shutil.copytree(runs("dept_spec"), other.parent)

@@ -352,7 +352,7 @@ def test_labelled_text_of_packages_is_rows_and_what_is_there_stays(tmp_path, cap
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
     assert prepare_downstream(["--root", str(tmp_path)]) == 0
-    assert path.read_text() == "mine" and "there already" in capsys.readouterr().out
+    assert path.read_text() == "mine" and "exists already" in capsys.readouterr().out
 
 
 def test_the_yamls_of_the_repository_are_understood():

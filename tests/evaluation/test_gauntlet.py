@@ -42,7 +42,7 @@ def test_results_go_beside_the_run_and_over_nothing(tmp_path):
     path = output(checkpoint=checkpoint.parent, source="en")
     assert path == tmp_path / "run" / "gauntlet-en.json"
     path.touch()
-    with pytest.raises(ConfigError, match=r"gauntlet-en.json is there already: remove it, or set"):
+    with pytest.raises(ConfigError, match=r"gauntlet-en.json exists already: remove it, or set"):
         output(checkpoint=checkpoint, source="en")
     assert output(checkpoint=checkpoint).name == "gauntlet-global.json"
     with pytest.raises(ConfigError, match="gpt2 is no checkpoint of a run, beside which"):

@@ -98,7 +98,7 @@ def test_the_unigram_rule_needs_no_model(prepared, tmp_path, capsys, own):
     assert router.bits_per_byte([text])[:, 0] == pytest.approx(bits)
 
     assert routing.main(arguments) == 2
-    assert "routing.json is there already: name another --out" in capsys.readouterr().err
+    assert "routing.json exists already: name another --out" in capsys.readouterr().err
     assert routing.main([*arguments, "--force"]) == 0
 
 

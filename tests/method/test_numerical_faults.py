@@ -176,7 +176,7 @@ def test_a_slot_that_is_left_out_counts_and_leaves_no_reach():
     fine = SlotRecord([1.0, 3.0], [0.1, 0.1], 8, norm=1.0, sketch=torch.ones(2), reach=5.0)
     fault = {"source": "it", "step": None, "positions": [4, 7]}
     bad = SlotRecord([2.0, 2.0], [0.1, 0.1], 8, fault=fault)
-    records, sent = {"en": fine, "it": bad}, [{"model": 3, "figures": 1}, {"model": 4}]
+    records, sent = {"en": fine, "it": bad}, [{"model": 3, "control": 1}, {"model": 4}]
     assert round_metrics.add(totals, records, sent, [0.5, 0.0]) == 7
     assert totals["tokens"] == {"en": 8, "it": 8} and totals["other_bytes"] == 1
     assert totals["reaches"] == {"en": [5.0]} and totals["left_out"] == [fault]

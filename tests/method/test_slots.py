@@ -57,7 +57,7 @@ def run_ours(variant, *, tied, positions, inner_state, rounds, outer="fedavg", i
     live = LiveModel(model, optimizer_of(model))
     slots = Slots(live, variant, maps, inner_state=inner_state, seed=3)
     outer_optimizer = OuterOptimizer(outer)
-    handed = 0
+    sent = 0
     for t, drawn in enumerate(rounds):
         reduction = ExactReduction(slots.start)
         for source in drawn:
@@ -71,10 +71,10 @@ def run_ours(variant, *, tied, positions, inner_state, rounds, outer="fedavg", i
                 if interrupt and i == 1:
                     slots.park()
             reduction.add(source, slots.finish(), Share(1.0, slots.rows(source)))
-            handed += slots.handed_over(source)
+            sent += slots.communicated(source)
         slots.park()
         slots.close_round(outer_optimizer.step(slots.start, reduction.averages()))
-    return slots, handed
+    return slots, sent
 
 
 def run_reference(variant_name, private, *, tied, positions, inner_state, rounds):
@@ -193,11 +193,11 @@ def test_trim_with_every_token_is_glob(outer, monkeypatch):
 
 def test_what_a_source_hands_over_is_what_the_variant_shares():
     body, phi, psi, width = 4 * 4 + 4, V * 4, 16 * 4, 4
-    handed = {}
+    sent = {}
     for name, variant in VARIANTS.items():
         options = {"tied": True, "positions": True, "inner_state": "reset"}
-        _, handed[name] = run_ours(variant, **options, rounds=[tuple(HOLDS)])
+        _, sent[name] = run_ours(variant, **options, rounds=[tuple(HOLDS)])
     trimmed = sum(len(ids) for ids in HOLDS.values()) * width
-    assert handed["glob"] == 3 * (body + phi + psi)
-    assert handed["trim"] == 3 * (body + psi) + trimmed
-    assert handed["spec"] == handed["spec_opt"] == 3 * body
+    assert sent["glob"] == 3 * (body + phi + psi)
+    assert sent["trim"] == 3 * (body + psi) + trimmed
+    assert sent["spec"] == sent["spec_opt"] == 3 * body
