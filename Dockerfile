@@ -20,8 +20,11 @@ USER dept
 WORKDIR /home/dept/dept
 
 # Before the code, so that a change of it does not install anything again.
-COPY --chown=dept Makefile requirements.txt ./
-RUN PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 make setup
+COPY --chown=dept requirements.txt ./
+RUN python3 -m venv .venv \
+    && .venv/bin/pip install --quiet --no-cache-dir uv \
+    && .venv/bin/python -m uv pip install --quiet --no-cache --python .venv/bin/python --require-hashes -r requirements.txt
 
 COPY --chown=dept . .
+RUN UV_NO_CACHE=1 make setup
 CMD ["make", "demo"]

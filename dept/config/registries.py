@@ -38,7 +38,14 @@ _WORDS = {
 }
 BUILT_IN = {registry: tuple(words.split()) for registry, words in _WORDS.items()}
 BUILT_IN["optimizers"] += tuple(TORCH_OPTIMIZERS)
-INTERNAL = ("checkpoints", "finishing", "source_checkpoints", "stop_on_sigterm", "sequential_steps")
+INTERNAL = (
+    "checkpoints",
+    "finishing",
+    "first_step",
+    "source_checkpoints",
+    "stop_on_sigterm",
+    "sequential_steps",
+)
 """Also registered; dept/config/complete.py and dept/training/transform.py add them to a yaml."""
 
 

@@ -36,11 +36,12 @@ def sentence(error: Exception, config: Mapping[str, Any]) -> str | None:
         error: the error that ended the run.
         config: the resolved yaml, as plain containers.
     """
-    doing = "cannot be built"
-    fits = [f.f_locals.get("self") for f in _frames(error) if f.f_code.co_name == "fit"]
-    if fits:  # of Composer's trainer
-        is_begun = fits[0].state.timestamp.batch.value > 0
-        doing = None if is_begun else "does not take a first step"
+    doing: str | None = "cannot be built"
+    codes = [frame.f_code for frame in _frames(error)]
+    if any(code.co_name == "fit" for code in codes):  # of Composer's trainer
+        first_step = sys.modules.get("dept.training.first_step")
+        is_taken = first_step is not None and first_step.FirstStep.is_taken
+        doing = None if is_taken else "does not take a first step"
     if str(error) == NAN:
         return (
             "the loss is NaN, and the run stops before it trains on that: metrics.jsonl has the "

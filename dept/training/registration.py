@@ -41,6 +41,7 @@ from dept.training.active_forgetting import ActiveForgetting
 from dept.training.algorithm import Dept
 from dept.training.best_checkpoint import BestCheckpoint
 from dept.training.finishing import Finishing
+from dept.training.first_step import FirstStep
 from dept.training.jsonl_logger import JsonlLogger
 from dept.training.learning_rate import SequentialStepsScheduler
 from dept.training.progress import RunProgress
@@ -181,6 +182,7 @@ def register() -> None:
     registry.callbacks.register("best_checkpoint", func=BestCheckpoint)
     registry.callbacks.register("checkpoints", func=Checkpoints)
     registry.callbacks.register("finishing", func=Finishing)
+    registry.callbacks.register("first_step", func=FirstStep)
     registry.callbacks.register("norms", func=Norms)
     registry.callbacks.register("progress", func=RunProgress)
     registry.callbacks.register("source_checkpoints", func=SourceCheckpoints)

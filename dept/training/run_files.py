@@ -19,8 +19,9 @@ from dept.checkpoint import durable
 from dept.costs.transport import every_step_bytes
 from dept.data.mixture import Mixture
 from dept.errors import NotSaved
-from dept.training.algorithm import Dept, dept_of
+from dept.training.algorithm import dept_of
 from dept.training.passes import passes
+from dept.training.run import Run
 from dept.training.source_metrics import SourceMetrics, average
 from dept.training.summary import show
 
@@ -68,15 +69,16 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
     """The contents of ``summary.json``: everything that a comparison of runs needs."""
     metrics = next(c for c in state.callbacks if isinstance(c, SourceMetrics))
     dept = dept_of(state)
+    run = None if dept is None else dept.run
     entries: dict[str, Any] = {"sources": {}, "held_out": {}}
-    read = _passes(state, dept)
+    read = _passes(state, run)
     for name, result in metrics.latest.items():
         entry = {"vocab_size": metrics.vocab_sizes[name]}
-        if dept is not None and name not in metrics.held_out:
+        if run is not None and name not in metrics.held_out:
             entry |= {
-                "vocab_size": dept.run.slots.vocabularies[name].rows,
-                "rounds_trained": dept.totals["rounds_trained"].get(name, 0),
-                "tokens": dept.totals["tokens"].get(name, 0),
+                "vocab_size": run.slots.vocabularies[name].rows,
+                "rounds_trained": run.totals["rounds_trained"].get(name, 0),
+                "tokens": run.totals["tokens"].get(name, 0),
             }
         if name in read:
             entry["passes"] = read[name]
@@ -84,44 +86,42 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
         entries[kind][name] = entry | {"eval": asdict(result)}
     trained = [r for name, r in metrics.latest.items() if name not in metrics.held_out]
     seconds = state.timestamp.total_wct.total_seconds()
-    tokens = sum(dept.totals["tokens"].values()) if dept else state.timestamp.token.value
+    tokens = sum(run.totals["tokens"].values()) if run else state.timestamp.token.value
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_allocated()
     variables = config.get("variables") or {}
     return {
-        "variant": dept.options.variant if dept else variables.get("method", "std"),
+        "variant": run.options.variant if run else variables.get("method", "std"),
         "method": variables.get("method", "std"),
         "seed": config["seed"],
         "rounds": state.timestamp.epoch.value,
-        "local_steps": dept.options.local_steps if dept else int(state.dataloader_len or 0),
-        "workers": dept.workers.count if dept else dist.get_world_size(),
-        "ranks_per_worker": dept.workers.place.ranks if dept else 1,
-        "sources_per_round": dept.run.schedule.sources_per_round
-        if dept
-        else len(entries["sources"]),
+        "local_steps": run.options.local_steps if run else int(state.dataloader_len or 0),
+        "workers": run.workers.count if run else dist.get_world_size(),
+        "ranks_per_worker": run.workers.place.ranks if run else 1,
+        "sources_per_round": run.schedule.sources_per_round if run else len(entries["sources"]),
         "tokens": tokens,
-        "steps": state.timestamp.batch.value * (dept.workers.count if dept else 1),
-        "left_out": dept.totals["left_out"] if dept else [],
+        "steps": state.timestamp.batch.value * (run.workers.count if run else 1),
+        "left_out": run.totals["left_out"] if run else [],
         **entries,
         "average": asdict(average(trained)) if trained else None,
-        "communication": _communication(dept, state),
+        "communication": _communication(run, state),
         "timing": {
             "train_seconds": seconds,
             "tokens_per_second": tokens / max(seconds, 1e-9),
-            "swap_seconds": dept.totals["swap_seconds"] if dept else 0.0,
-            "outer_step_seconds": dept.totals["outer_step_seconds"] if dept else 0.0,
-            "wait_seconds": dept.totals["wait_seconds"] if dept else [],
+            "swap_seconds": run.totals["swap_seconds"] if run else 0.0,
+            "outer_step_seconds": run.totals["outer_step_seconds"] if run else 0.0,
+            "wait_seconds": run.totals["wait_seconds"] if run else [],
         },
         "peak_memory_bytes": memory,
     }
 
 
-def _passes(state: State, dept: Dept | None) -> dict[str, float]:
+def _passes(state: State, run: Run | None) -> dict[str, float]:
     """Passes over each source, if the run reads sources of a prepared corpus."""
-    if dept is not None:
-        sizes = {name: p.splits["train"].tokens for name, p in dept.run.loader.prepared.items()}
-        return passes(dept.totals["tokens"], sizes)
+    if run is not None:
+        sizes = {name: p.splits["train"].tokens for name, p in run.loader.prepared.items()}
+        return passes(run.totals["tokens"], sizes)
     mixture = getattr(state.train_dataloader, "dataset", None)
     if not isinstance(mixture, Mixture):
         return {}
@@ -129,7 +129,7 @@ def _passes(state: State, dept: Dept | None) -> dict[str, float]:
     return passes(mixture.positions, sizes)
 
 
-def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
+def _communication(run: Run | None, state: State) -> dict[str, Any]:
     """The communication of workers, and of each source with the average.
 
     ``sent_bytes``: bytes that all workers together sent at outer steps; ``other_bytes``: at the
@@ -140,7 +140,7 @@ def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
     ``every_step_bytes``: bytes of gradients in the same steps, if every worker trained the model
     with all tokens of the global tokenizer (a ring all-reduce in float32).
     """
-    if dept is None:
+    if run is None:
         parameters = sum(p.numel() for p in state.model.parameters())
         ranks = dist.get_world_size()
         return {
@@ -153,22 +153,22 @@ def _communication(dept: Dept | None, state: State) -> dict[str, Any]:
             "bytes_per_exchange": 4 * parameters,
             "byte_reduction": None,
         }
-    sent, rounds = dept.totals["sent_bytes"], max(state.timestamp.epoch.value, 1)
-    trained = dept.totals["rounds_trained"]
-    total = sum(count * dept.run.slots.communicated(source) for source, count in trained.items())
+    sent, rounds = run.totals["sent_bytes"], max(state.timestamp.epoch.value, 1)
+    trained = run.totals["rounds_trained"]
+    total = sum(count * run.slots.communicated(source) for source, count in trained.items())
     slots = max(sum(trained.values()), 1)
-    per_step = total / slots / dept.options.local_steps
-    coded = sum(count * dept.run.message_bytes(source) for source, count in trained.items()) / slots
-    built = dept.run.slots.built_parameters
+    per_step = total / slots / run.options.local_steps
+    coded = sum(count * run.message_bytes(source) for source, count in trained.items()) / slots
+    built = run.slots.built_parameters
     return {
         "sent_bytes": sent,
-        "other_bytes": dept.totals["other_bytes"],
+        "other_bytes": run.totals["other_bytes"],
         "sent_bytes_per_round": sent / rounds,
         "parameters_per_step": per_step,
         "every_step_bytes": every_step_bytes(
-            built, dept.workers.count, rounds * dept.run.schedule.batches_per_round
+            built, run.workers.count, rounds * run.schedule.batches_per_round
         ),
         "reduction": built / per_step if per_step else None,
         "bytes_per_exchange": coded,
-        "byte_reduction": 4 * built * dept.options.local_steps / coded if coded else None,
+        "byte_reduction": 4 * built * run.options.local_steps / coded if coded else None,
     }

@@ -30,7 +30,7 @@ def transform(config: dict[str, Any]) -> dict[str, Any]:
     if not is_prepared:
         _prepare(config)
     # It is the first callback, since the others may read the duration that it restores.
-    config["callbacks"] = {"finishing": {}, **(config.get("callbacks") or {})}
+    config["callbacks"] = {"finishing": {}, "first_step": {}, **(config.get("callbacks") or {})}
     return complete.complete(config)
 
 

@@ -11,7 +11,7 @@ from refusals import refusal
 from training import load, overrides
 
 from dept.config import complete as configs
-from dept.config import extends
+from dept.config import extends, provenance
 from dept.errors import ConfigError
 
 
@@ -34,6 +34,27 @@ def test_a_yaml_goes_over_what_it_extends_and_overrides_over_both(tmp_path):
     )
     config = extends.load(tmp_path / "top.yaml", ["a.x=5"])
     assert plain(config) == {"a": {"x": 5, "y": 2, "z": 4, "w": 3}, "b": 1, "seed": 5}
+
+
+def test_a_printed_yaml_is_the_resolved_one_with_where_each_key_comes_from(tmp_path, monkeypatch):
+    write(
+        tmp_path,
+        base="a: {x: 1, y: '1', z: null}\nseed: ${a.x}\nlist: [1, {b: 2}]\nempty: {}\n",
+        top="extends: base.yaml\na: {z: 'on'}\n",
+    )
+    monkeypatch.chdir(tmp_path)
+    printed = provenance.annotated("top.yaml", ["a.x=5"])
+    assert printed.splitlines() == [
+        "a:",
+        "  x: 5  # the command",
+        "  y: '1'  # base.yaml",
+        "  z: 'on'  # top.yaml",
+        "seed: 5  # base.yaml",
+        "list: [1, {b: 2}]  # base.yaml",
+        "empty: {}  # base.yaml",
+    ]
+    again = OmegaConf.create(printed)
+    assert plain(again) == plain(extends.load("top.yaml", ["a.x=5"]))
 
 
 @pytest.mark.parametrize(

@@ -94,17 +94,14 @@ def test_any_file_is_a_sentence(tmp_path_factory, content):
         assert_is_a_sentence(str(error))
 
 
-def test_an_error_of_a_builder_is_one_sentence_with_its_section():
+def test_an_error_of_a_builder_is_one_sentence_with_its_section(monkeypatch):
+    monkeypatch.delitem(sys.modules, "dept.training.first_step", raising=False)
+
     def build_callback(name):
         raise KeyError(f"no such\n\x1bthing as {name}")
 
-    class Trainer:
-        def __init__(self, batch):
-            timestamp = SimpleNamespace(batch=SimpleNamespace(value=batch))
-            self.state = SimpleNamespace(timestamp=timestamp)
-
-        def fit(self):
-            raise RuntimeError("x" * 1000)
+    def fit():
+        raise RuntimeError("x" * 1000)
 
     def said(function, *arguments):
         try:
@@ -114,10 +111,12 @@ def test_an_error_of_a_builder_is_one_sentence_with_its_section():
 
     assert said(build_callback, "norms").startswith("callbacks cannot be built: 'no such")
     assert said(build_callback, "norms").isprintable()
-    sentence = said(Trainer(batch=0).fit)
+    sentence = said(fit)
     assert sentence.startswith("what the yaml asks for does not take a first step: xxx")
     assert len(sentence) < 600
-    assert said(Trainer(batch=1).fit) is None  # no matter of the yaml any more
+    first_step = SimpleNamespace(FirstStep=SimpleNamespace(is_taken=True))
+    monkeypatch.setitem(sys.modules, "dept.training.first_step", first_step)
+    assert said(fit) is None  # the yaml is no longer the cause
     error = ValidationError("not a bool")
     error.full_key = "eval_first"
     assert build_errors.sentence(error, {}).startswith("eval_first cannot be built: not a bool")

@@ -104,12 +104,16 @@ def test_llm_foundrys_own_command_trains_as_train_py_does(prepared, tmp_path):
         (tmp_path / name).mkdir()
         text = yaml.safe_dump(own_yaml(prepared, tmp_path / name))
         (tmp_path / f"{name}.yaml").write_text(text)
-    command = [Path(sys.executable).with_name("llmfoundry"), "train", "theirs.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 0, done.stderr
-    command = [Path(sys.executable).with_name("dept-train"), "ours.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 0, done.stderr
+
+    def run(name, *arguments):
+        command = [Path(sys.executable).with_name(name), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (tmp_path / "printed.yaml").write_text(run("dept-train", "--print", "theirs.yaml"))
+    run("llmfoundry", "train", "printed.yaml")
+    run("dept-train", "ours.yaml")
     theirs = losses(tmp_path / "theirs")
     assert theirs == losses(tmp_path / "ours") and any("dept/update_norm" in n for n in theirs)
     checkpoints = [
