@@ -45,7 +45,7 @@ def test_results_go_beside_the_run_and_over_nothing(tmp_path):
     with pytest.raises(ConfigError, match=r"gauntlet-en.json exists already: remove it, or set"):
         output(checkpoint=checkpoint, source="en")
     assert output(checkpoint=checkpoint).name == "gauntlet-global.json"
-    with pytest.raises(ConfigError, match="gpt2 is no checkpoint of a run, beside which"):
+    with pytest.raises(ConfigError, match="gpt2 is not a checkpoint of a run, which would"):
         output(checkpoint="gpt2")
     assert output(checkpoint="gpt2", output=f"{tmp_path}/x.json").name == "x.json"
 
