@@ -12,8 +12,9 @@ from dept.data.ahead import ahead
 from dept.data.corpus import PreparedSource
 from dept.data.fetch import address_of
 from dept.data.order import PRETRAINING, SampleOrder
+from dept.data.shard import Shard
 from dept.data.shard_cache import ShardCache
-from dept.data.shards import Shard, TokenReader
+from dept.data.shards import TokenReader
 from dept.method.schedule import RoundSchedule
 from dept.transport.topology import Place
 

@@ -8,12 +8,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dept.data.shard import Shard
 from dept.errors import DataError
-
-if TYPE_CHECKING:
-    from dept.data.shards import Shard
 
 FETCHERS = 4
 """Shards fetched in parallel: a block is needed almost at once, and one connection is slow."""

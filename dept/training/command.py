@@ -163,11 +163,14 @@ def pretrain(config) -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}")
+    from llmfoundry import registry
     from llmfoundry.command_utils import train
 
     from dept.training import registration
+    from dept.training.transform import transform
 
     registration.register()
+    registry.config_transforms.register("dept", func=transform)  # an entry point, if installed
     train(config)
 
 

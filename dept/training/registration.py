@@ -49,7 +49,6 @@ from dept.training.run_files import RunFiles
 from dept.training.source_checkpoints import SourceCheckpoints
 from dept.training.source_metrics import SourceMetrics
 from dept.training.start_from import StartFrom
-from dept.training.transform import transform
 from dept.training.wandb_logger import WandB
 from dept.transport import process_group
 
@@ -191,7 +190,6 @@ def register() -> None:
     registry.callbacks_with_config.register("run_files", func=RunFiles)
     registry.callbacks_with_config.register("start_from", func=StartFrom)
     registry.config_transforms.register("registered", func=registered.check)
-    registry.config_transforms.register("dept", func=transform)
     icl.register()
     trust.guard_resumption()
     for name, optimizer in TORCH_OPTIMIZERS.items():

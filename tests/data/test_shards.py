@@ -17,8 +17,9 @@ from training import REPOSITORY
 
 from dept.data.fetch import address_of
 from dept.data.loader import SourceLoader
+from dept.data.shard import Shard
 from dept.data.shard_cache import ShardCache, block_bytes
-from dept.data.shards import Shard, TokenReader
+from dept.data.shards import TokenReader
 from dept.errors import DataError
 from dept.method.schedule import RoundSchedule
 
