@@ -11,7 +11,13 @@ _FOLDED = 16  # least width of a column whose text may be broken inside words
 
 
 def say(sentence: str, style: str | None = None, console: Console | None = None) -> None:
-    """Print a sentence on one line, whatever its length, so that a path in it can be copied."""
+    """Print a sentence on one line, whatever its length, so that a path in it can be copied.
+
+    Args:
+        sentence: the text; ``[...]`` in it is markup of rich.
+        style: a style of rich, such as ``dim``.
+        console: where it is printed; by default the standard output.
+    """
     console = console or Console()
     console.print(sentence, style=style, highlight=False, soft_wrap=True)
 
@@ -33,7 +39,17 @@ def show(table: Table, keys: int = 1, console: Console | None = None) -> None:
 
 
 def parts(table: Table, keys: int, width: int) -> list[Table]:
-    """Split a table into several of at most ``width`` columns; each repeats the key columns."""
+    """Split a table into several of at most ``width`` columns; each repeats the key columns.
+
+    Args:
+        table: the table; it is not changed.
+        keys: number of its first columns that are repeated in every part.
+        width: characters of a line of the terminal.
+
+    Returns:
+        The parts, in the order of columns. A part is wider if its columns cannot be narrower. The
+        first one has the title, and the last one the caption.
+    """
     limits = [_limits(column) for column in table.columns]
 
     def room(places: list[int]) -> int:

@@ -41,13 +41,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write(path: str | Path, content: bytes | str) -> None:
-    """Write a small file with :func:`replacing`; text as UTF-8."""
+    """Write a small file with :func:`replacing`; text as UTF-8.
+
+    Args:
+        path: path of the file; its folder is made if it does not exist.
+        content: all bytes of the file, or its text.
+    """
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def link(path: str | Path, target: str) -> None:
-    """Make ``path`` a symbolic link to ``target``, atomically."""
+    """Make ``path`` a symbolic link to ``target``, atomically.
+
+    Args:
+        path: path of the link. An older link or file of this name is replaced.
+        target: what it points to, as it is written into the link. A relative target is relative to
+            the folder of the link.
+    """
     temporary = Path(path).with_name(f".latest.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)

@@ -18,7 +18,18 @@ def checkpoints_among(names: Iterable[str]) -> list[str]:
 
 
 def states_at(remote: RemoteFolder, source: str) -> list[tuple[int, int]]:
-    """The states of a source at the remote address, ascending."""
+    """The states of a source at the remote address, ascending.
+
+    Args:
+        remote: the remote folder of checkpoints.
+        source: name of the source.
+
+    Returns:
+        Round (from 0) and local steps of each state.
+
+    Raises:
+        ConfigError: the remote folder cannot be listed.
+    """
     inside = (name.removeprefix(f"{FOLDER}/") for name in remote.names if "/" in name)
     return states_among(inside, source)
 
@@ -54,8 +65,17 @@ def bring(remote: RemoteFolder, *, with_sources: bool) -> list[str]:
 def bring_states(remote: RemoteFolder, source: str, round_index: int) -> bool:
     """Fetch the files of a source that a checkpoint in ``round_index`` may read.
 
+    Args:
+        remote: the remote folder of checkpoints. Files that its local folder has whole are not
+            fetched.
+        source: name of the source.
+        round_index: round of the checkpoint, from 0.
+
     Returns:
         Whether all of them are complete.
+
+    Raises:
+        ConfigError: a file cannot be fetched, or the remote folder cannot be listed.
     """
     for state in read_by(states_at(remote, source), round_index):
         name = f"{FOLDER}/{name_of(source, state)}"

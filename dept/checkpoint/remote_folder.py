@@ -94,6 +94,13 @@ class RemoteFolder:
     def fetch(self, name: str, as_name: str | None = None) -> Path:
         """Fetch a file, which gets its name, or ``as_name``, when it is complete.
 
+        Args:
+            name: path of the file, relative to both folders.
+            as_name: path of the local file, relative to the local folder; ``name`` by default.
+
+        Returns:
+            The path of the local file.
+
         Raises:
             ConfigError: it cannot be fetched.
         """
@@ -111,7 +118,13 @@ class RemoteFolder:
     # --- sending ----------------------------------------------------------------------------------
 
     def send(self, name: str, needs: Collection[str] = ()) -> None:
-        """Queue a file to be sent after earlier ones, and after ``needs`` of other workers."""
+        """Queue a file to be sent after earlier ones, and after ``needs`` of other workers.
+
+        Args:
+            name: path of the file, relative to both folders.
+            needs: names of remote files of other workers. The upload waits until they are there,
+                and fails after ``PATIENCE`` seconds.
+        """
         self._enqueue("send", name, tuple(needs))
 
     def remove(self, names: Iterable[str]) -> None:
@@ -120,7 +133,13 @@ class RemoteFolder:
             self._enqueue("remove", name)
 
     def link(self, name: str, target: str) -> None:
-        """Queue a file ``name.symlink`` that names ``target``, for Composer's ``load_path``."""
+        """Queue a file ``name.symlink`` that names ``target``, for Composer's ``load_path``.
+
+        Args:
+            name: name of the link, without its ending ``.symlink``.
+            target: name of the remote file. If it is not there when the queue reaches the link, no
+                link is written.
+        """
         self._enqueue("link", f"{name}.symlink", (target,))
 
     def wait(self) -> bool:

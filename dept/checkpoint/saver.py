@@ -179,6 +179,11 @@ def _is_the_end(state: State) -> bool:
 def save_whole(state: State, filename: str, **options: Any) -> bool:
     """Call Composer's ``save_checkpoint``; on failure the file is unchanged.
 
+    Args:
+        state: the state of Composer's trainer.
+        filename: path of the checkpoint on a local disk.
+        options: other arguments of Composer's ``save_checkpoint``, such as ``weights_only``.
+
     Returns:
         Whether it was written; the same on all ranks.
     """

@@ -37,6 +37,14 @@ class StopOnSigterm(Callback):
         All of them must call this at the same event. After the last batch of an epoch, it waits for
         the other workers. If all arrive, the end of the epoch follows, and the checkpoint then
         includes the outer step of the round. If one of them stops instead, this worker stops here.
+
+        Args:
+            state: the state of Composer's trainer.
+            event: the event at which all processes call it. One batch has one answer for each
+                event.
+
+        Raises:
+            WorkerLost: another worker is gone, or did not arrive in time.
         """
         now = (event, state.timestamp.batch.value)
         if self._decided is None or self._decided[0] != now:
@@ -80,7 +88,16 @@ class StopOnSigterm(Callback):
         signal.signal(signal.SIGTERM, self._before)
 
     def end_if_asked(self, state: State, event: Event) -> None:
-        """End the process in an orderly way, with the exit status of SIGTERM."""
+        """End the process in an orderly way, with the exit status of SIGTERM.
+
+        Args:
+            state: the state of Composer's trainer.
+            event: the event at which all processes call it.
+
+        Raises:
+            SystemExit: a process of this world has been asked to end.
+            WorkerLost: another worker is gone, or did not arrive in time.
+        """
         if self.asked(state, event):
             signal.signal(signal.SIGTERM, self._before)
             sys.exit(128 + signal.SIGTERM)

@@ -28,18 +28,40 @@ State = tuple[int, int]
 
 
 def name_of(source: str, state: State) -> str:
-    """Path of the file of a state, relative to the folder of all sources."""
+    """Path of the file of a state, relative to the folder of all sources.
+
+    Args:
+        source: name of the source.
+        state: round (from 0) and local steps of the state.
+    """
     return f"{source}/round{state[0]}-step{state[1]}.pt"
 
 
 def states_among(names: Iterable[str], source: str) -> list[State]:
-    """The states of a source among names below the folder of all sources, ascending."""
+    """The states of a source among names below the folder of all sources, ascending.
+
+    Args:
+        names: paths of files, relative to the folder of all sources. Other names are skipped.
+        source: name of the source.
+
+    Returns:
+        Round (from 0) and local steps of each state.
+    """
     inside = (name.split("/")[-1] for name in names if name.rpartition("/")[0] == source)
     return sorted((int(m[1]), int(m[2])) for m in map(_NAME.fullmatch, inside) if m)
 
 
 def read_by(states: Sequence[State], round_index: int) -> list[State]:
-    """The states of a source that a checkpoint in ``round_index`` may read."""
+    """The states of a source that a checkpoint in ``round_index`` may read.
+
+    Args:
+        states: states of one source, ascending.
+        round_index: round of the checkpoint, from 0.
+
+    Returns:
+        The states up to this round, from the last one between rounds (of step 0) on; all of them if
+        there is none.
+    """
     before = [state for state in states if state[0] <= round_index]
     starts = [at for at, (_, step) in enumerate(before) if step == 0]
     return before[starts[-1] :] if starts else before
@@ -70,7 +92,21 @@ class SourceFiles:
         self.folder = Path(folder)
 
     def write(self, source: str, round_index: int, step: int, state: Mapping[str, Any]) -> Path:
-        """Write a file that is whole or not there, whenever the process dies."""
+        """Write a file that is whole or not there, whenever the process dies.
+
+        Args:
+            source: name of the source.
+            round_index: round of the state, from 0.
+            step: local steps that the slot of this round has taken; 0 between rounds.
+            state: the state, in values that ``torch.load`` reads with ``weights_only``.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            OSError: the disk does not take it. Torch raises a ``RuntimeError`` for some failed
+                writes.
+        """
         path = self._path(source, round_index, step)
         with durable.replacing(path) as temporary, open(temporary, "wb") as file:
             torch.save(dict(state), file)  # with a path, torch would write its name into the file
@@ -104,6 +140,13 @@ class SourceFiles:
         """Read the file of a source with the given round and step.
 
         It opens the file by its name, since listings of a shared folder may be a minute old.
+
+        Args:
+            source: name of the source.
+            state: round (from 0) and local steps of the file.
+
+        Returns:
+            The state that was written, its tensors on the CPU.
 
         Raises:
             ValueError: the file is missing, or is not as it was written.
@@ -140,11 +183,23 @@ class SourceFiles:
         return states_among((f"{source}/{path.name}" for path in found), source)
 
     def remove(self, source: str, state: State) -> None:
-        """Remove the file of a state, if it is there."""
+        """Remove the file of a state, if it is there.
+
+        Args:
+            source: name of the source.
+            state: round (from 0) and local steps of the file.
+        """
         self._path(source, *state).unlink(missing_ok=True)
 
     def prune(self, source: str, *, oldest_round: int, steps_to_keep: int) -> None:
-        """Remove the files that no checkpoint needs any more (:func:`outdated`)."""
+        """Remove the files that no checkpoint needs any more (:func:`outdated`).
+
+        Args:
+            source: name of the source.
+            oldest_round: round of the oldest checkpoint that is kept, from 0.
+            steps_to_keep: how many of the newest files of one round to keep, in addition to its
+                first.
+        """
         for state in outdated(self.states(source), oldest_round, steps_to_keep):
             self.remove(source, state)
 

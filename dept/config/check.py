@@ -162,6 +162,12 @@ def schedule_of(
 ) -> RoundSchedule:
     """The schedule of a resolved yaml.
 
+    Args:
+        config: the resolved yaml, for its ``seed``.
+        dept: options of ``algorithms.dept``.
+        names: names of the sources to train, in the order of the corpus.
+        workers: number of workers of the job.
+
     Raises:
         ValueError: no schedule fits these numbers of sources and workers.
     """
@@ -280,6 +286,11 @@ def corpus_and_sources(
     loader: CorpusOptions, dept: DeptOptions | None
 ) -> tuple[PreparedCorpus, tuple[str, ...]]:
     """The corpus of a loader, and the names of the sources to train.
+
+    Args:
+        loader: options of ``train_loader``. With ``remote``, files of the corpus that are missing
+            below ``root`` are fetched, but no shards.
+        dept: options of ``algorithms.dept``; ``None`` for a run without DEPT.
 
     Raises:
         ConfigError: the corpus lacks a source that is named.

@@ -78,6 +78,11 @@ def check_embedding(
 ) -> None:
     """Refuse tasks that no embedding of the run can evaluate.
 
+    Args:
+        tasks: the tasks of the yaml, as :func:`tasks_of` returns them.
+        dept: options of ``algorithms.dept``.
+        sources: names of the sources to train.
+
     Raises:
         ConfigError: ``icl_source`` is missing, unknown or not needed, or a task generates text.
     """
@@ -105,7 +110,17 @@ def check_embedding(
 def in_own_tokens(
     tasks: Sequence[Mapping[str, Any]], dept: DeptOptions, corpus: PreparedCorpus
 ) -> list[dict[str, Any]]:
-    """The tasks, read in the tokens of ``icl_source`` if sources have their own tokenizers."""
+    """The tasks, read in the tokens of ``icl_source`` if sources have their own tokenizers.
+
+    Args:
+        tasks: the tasks of the yaml, as :func:`tasks_of` returns them; not changed.
+        dept: options of ``algorithms.dept``.
+        corpus: the corpus of the run, for the tokenizers of its sources.
+
+    Returns:
+        A copy of each task. If it is read in own tokens, its type begins with ``OWN``, it names the
+        folder of the tokenizer, and it has default metrics unless it names some.
+    """
     if dept.icl_source is None or dept.sharing.vocabulary is not Vocabulary.OWN:
         return [dict(task) for task in tasks]
     path = str(corpus.tokenizers[dept.icl_source].path)

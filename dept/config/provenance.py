@@ -20,6 +20,13 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
     Extended files are merged and interpolations are resolved, so that llm-foundry's own command
     reads it too.
 
+    Args:
+        path: path of the yaml.
+        overrides: ``key=value`` items of the command line, over the yaml.
+
+    Returns:
+        The text of a yaml.
+
     Raises:
         ConfigError: a file is missing, or a value cannot be read or resolved.
     """

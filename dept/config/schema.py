@@ -34,6 +34,10 @@ class Kind:
     def check(self, key: str, value: Any) -> None:
         """Refuse a value that does not fit.
 
+        Args:
+            key: full name of the key in the yaml, such as ``train_loader.tau``.
+            value: its value.
+
         Raises:
             ConfigError: one sentence that names the key and the fix.
         """
@@ -42,7 +46,12 @@ class Kind:
 
 
 def integer(least: int = 0, most: int = LARGEST) -> Kind:
-    """A whole number."""
+    """A whole number.
+
+    Args:
+        least: the smallest value that is accepted.
+        most: the largest value that is accepted.
+    """
     return Kind(
         f"a whole number of {least} or more" + ("" if most == LARGEST else f", up to {most}"),
         lambda v: isinstance(v, int) and not isinstance(v, bool) and least <= v <= most,
@@ -50,7 +59,13 @@ def integer(least: int = 0, most: int = LARGEST) -> Kind:
 
 
 def number(least: float = 0.0, most: float = 1e9, *, above: bool = False) -> Kind:
-    """A finite number of at least ``least``; with ``above``, greater than ``least``."""
+    """A finite number of at least ``least``; with ``above``, greater than ``least``.
+
+    Args:
+        least: the smallest value that is accepted.
+        most: the largest value that is accepted.
+        above: whether ``least`` itself is refused.
+    """
     return Kind(
         f"a number {f'above {least:g}, up' if above else f'from {least:g}'} to {most:g}",
         lambda v: is_number(v) and least <= v <= most and not (above and v == least),
@@ -111,7 +126,16 @@ PATH = Kind("a path, in which {run_name} may stand for the name of the run", _is
 
 
 def nearest(name: Any, known: Iterable[str], otherwise: str = "remove it, or write") -> str:
-    """The hint about an unknown name: the closest known name, or a list of them."""
+    """The hint about an unknown name: the closest known name, or a list of them.
+
+    Args:
+        name: the unknown name, as the yaml has it.
+        known: the known names.
+        otherwise: first words of the hint if no known name is close.
+
+    Returns:
+        Words that end a sentence. A list of 40 names or more is cut to ten.
+    """
     known = sorted(set(known))
     close = difflib.get_close_matches(str(name)[:80], known, n=1)
     listed = ", ".join(known) if len(known) < 40 else f"{', '.join(known[:10])}, ..."

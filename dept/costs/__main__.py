@@ -122,7 +122,13 @@ def _table(every: Mapping[str, Costs]) -> Table:
 
 
 def number(value: float, unit: str = "") -> str:
-    """A number in four digits: 1.208B parameters, 20.98 GB."""
+    """A number in four digits: 1.208B parameters, 20.98 GB.
+
+    Args:
+        value: the number, 0 or more.
+        unit: its unit, written after ``k``, ``M`` or ``G``; empty for a count, written with ``B``
+            for 1e9.
+    """
     steps = [("k", 1e3), ("M", 1e6), ("G" if unit else "B", 1e9)]
     for name, size in reversed(steps):
         if value >= size:

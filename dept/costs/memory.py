@@ -121,6 +121,10 @@ def dept_memory(
 def state_numbers(section: str, options: Mapping[str, Any]) -> int:
     """Numbers that an optimizer keeps for each parameter.
 
+    Args:
+        section: name of the section of the yaml, for the error.
+        options: ``name`` of the optimizer and its options.
+
     Raises:
         ConfigError: the optimizer is not in the table.
     """

@@ -103,7 +103,13 @@ class Figure:
 
 
 def to_digits_of(printed: str, value: float, *, cut: bool = False) -> str:
-    """A value in the unit and with the decimals of a printed number, rounded or cut off."""
+    """A value in the unit and with the decimals of a printed number, rounded or cut off.
+
+    Args:
+        printed: a number as the paper prints it, such as ``0.56M``.
+        value: the value in units of one.
+        cut: whether further decimals are cut off instead of rounded.
+    """
     unit = printed[-1] if printed[-1] in UNITS else ""
     digits = printed.removesuffix(unit)
     decimals = len(digits.partition(".")[2])

@@ -85,14 +85,26 @@ def unigram_cross_entropy(val_counts: np.ndarray, train_counts: np.ndarray) -> f
 
 
 def local_vocabulary(counts: np.ndarray, special_ids: Iterable[int]) -> np.ndarray:
-    """V_k: the ids that occur in training and the special ids, ascending, as int64[|V_k|]."""
+    """V_k: the ids that occur in training and the special ids, ascending, as int64[|V_k|].
+
+    Args:
+        counts: integer[vocab_size], occurrences of each id in the training samples.
+        special_ids: ids of special tokens.
+    """
     specials = np.asarray(sorted(special_ids), dtype=np.int64)
     return np.union1d(np.flatnonzero(np.asarray(counts) > 0), specials).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class PreparedTokenizer:
-    """A tokenizer of the corpus; `path` is absolute when the root given to `read_corpus` is."""
+    """A tokenizer of the corpus; `path` is absolute when the root given to `read_corpus` is.
+
+    Attributes:
+        name: `global`, or the name of the source that it is of.
+        path: its folder.
+        hash: hash of its files.
+        vocab_size: rows of an embedding for it.
+    """
 
     name: str
     path: Path
@@ -114,7 +126,22 @@ class PreparedSplit:
 
 @dataclass(frozen=True)
 class PreparedSource:
-    """One source in the tokens of one tokenizer: the fields of its `stats.json`, and its files."""
+    """One source in the tokens of one tokenizer: the fields of its `stats.json`, and its files.
+
+    Attributes:
+        name: name of the source.
+        tokenizer: `global`, or the source's own name.
+        tokenizer_hash: hash of the files of the tokenizer.
+        special_ids: ids of its special tokens.
+        vocab_size: rows of an embedding for the tokenizer.
+        local_vocab_size: `|V_k|`, the number of ids of :meth:`local_vocabulary`.
+        sequence_length: tokens of a sample.
+        dtype: dtype of the column `tokens`: `uint16` or `uint32`.
+        splits: sizes of `train` and `val`.
+        unigram_ce: nats per validation token.
+        directory: folder of the source in this tokenizer.
+        indexes: the shards of each split.
+    """
 
     name: str
     tokenizer: str  # `global` or the source's own name
@@ -172,7 +199,16 @@ class PreparedSource:
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """The fields of `corpus.json`, and readers for the files beside it."""
+    """The fields of `corpus.json`, and readers for the files beside it.
+
+    Attributes:
+        name: name of the corpus.
+        sequence_length: tokens of a sample.
+        sources: names of the sources, in the order of the corpus yaml.
+        held_out: names of the held-out sources.
+        tokenizers: tokenizers by name; one of them is `global`.
+        directory: folder of the corpus.
+    """
 
     name: str
     sequence_length: int
@@ -184,6 +220,10 @@ class PreparedCorpus:
     def source(self, name: str, tokenizer: str = GLOBAL) -> PreparedSource:
         """Reads the statistics of a source (or held-out source) in the tokens of `global` or of its
         own tokenizer.
+
+        Args:
+            name: name of the source.
+            tokenizer: ``global``, or the name of the source for its own tokenizer.
 
         Raises:
             DataError: no such source or tokenizer, or its shards are missing, half-written, or of
@@ -285,6 +325,13 @@ def read_corpus(root: str | Path, name: str) -> PreparedCorpus:
 
 def described(file: Path, name: str) -> Mapping[str, Any]:
     """Reads a `corpus.json`; its names become names of folders, so they are checked.
+
+    Args:
+        file: path of the `corpus.json`.
+        name: name of the corpus, for errors.
+
+    Returns:
+        The content of the file.
 
     Raises:
         DataError: it is missing, does not describe a corpus, or a name points to another folder.

@@ -72,12 +72,25 @@ def fetch_corpus(
 
 
 def address_of(remote: str, split: Path) -> str:
-    """The address below ``remote`` of ``<root>/data/<corpus>/<source>/<tokenizer>/<split>``."""
+    """The address below ``remote`` of ``<root>/data/<corpus>/<source>/<tokenizer>/<split>``.
+
+    Args:
+        remote: ``train_loader.remote``, a folder or an address.
+        split: local folder of the split, with the five last parts as above.
+    """
     return "/".join([remote.rstrip("/"), *split.parts[-5:]])
 
 
 def unreachable(address: str, error: Exception) -> DataError:
-    """The error about a file that could not be fetched."""
+    """The error about a file that could not be fetched.
+
+    Args:
+        address: remote address of the file.
+        error: what the client of the remote raised.
+
+    Returns:
+        The error, for the caller to raise.
+    """
     reason = " ".join(str(error).split()) or type(error).__name__
     return DataError(
         f"{address} cannot be fetched ({reason}): correct train_loader.remote, or for a bucket its "
@@ -140,7 +153,12 @@ def clear_abandoned(folder: Path) -> None:
 
 
 def publish(fetched: Path, path: Path) -> None:
-    """Rename a complete file to ``path``, after its bytes are on disk."""
+    """Rename a complete file to ``path``, after its bytes are on disk.
+
+    Args:
+        fetched: path of the complete file, on the same file system as ``path``.
+        path: its final path; its folder is made if it does not exist.
+    """
     with fetched.open("rb") as file:
         os.fsync(file.fileno())
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -174,7 +174,13 @@ class SourceLoader:
 
     def samples_at(self, source: str, first: int, last: int) -> list[int]:
         """The samples at positions ``first`` to ``last`` (excluded) of a source's order, as numbers
-        in its training split over all shards in file order."""
+        in its training split over all shards in file order.
+
+        Args:
+            source: name of a source that this worker has opened.
+            first: first position, in samples from 0.
+            last: position after the last one, in samples.
+        """
         return [self._open[source].order.sample_at(at) for at in range(first, last)]
 
     def __len__(self) -> int:

@@ -202,7 +202,15 @@ class ShardCache:
 
 
 def block_bytes(split: Path, block_shards: int) -> int:
-    """The greatest size of ``block_shards`` shards of a split in bytes, from its ``index.json``."""
+    """The greatest size of ``block_shards`` shards of a split in bytes, from its ``index.json``.
+
+    Args:
+        split: local folder of the split.
+        block_shards: number of shards of a block.
+
+    Returns:
+        Bytes of its largest ``block_shards`` shards. Packed files, if any, are counted in addition.
+    """
     shards = json.loads((split / "index.json").read_text())["shards"]
     sizes = [
         sum(part["bytes"] for part in (shard["raw_data"], shard["zip_data"]) if part)
@@ -212,7 +220,15 @@ def block_bytes(split: Path, block_shards: int) -> int:
 
 
 def too_small(limit: int, needed: int) -> DataError:
-    """The error about a limit below the ``needed`` bytes."""
+    """The error about a limit below the ``needed`` bytes.
+
+    Args:
+        limit: ``train_loader.cache_limit`` in bytes.
+        needed: bytes that are needed at the same time.
+
+    Returns:
+        The error, for the caller to raise.
+    """
     return DataError(
         f"train_loader.cache_limit is {limit} bytes, but {needed} are needed at the same time: set "
         f"it to {needed} or more"

@@ -31,7 +31,16 @@ _ELSEWHERE = "do not use shards of this origin"
 
 @dataclass(frozen=True)
 class ShardFile:
-    """The entry of a shard in an index."""
+    """The entry of a shard in an index.
+
+    Attributes:
+        path: local path of the shard.
+        bytes: size of the shard.
+        samples: number of its samples.
+        hashes: digests in hexadecimal, by algorithm.
+        dtype: dtype of the column of tokens: ``uint16`` or ``uint32``.
+        sequence_length: tokens of a sample.
+    """
 
     path: Path
     bytes: int
@@ -43,7 +52,13 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """A parsed ``index.json``."""
+    """A parsed ``index.json``.
+
+    Attributes:
+        path: path of the ``index.json``.
+        sha256: digest of its bytes, in hexadecimal.
+        shards: its shards, in its order.
+    """
 
     path: Path
     sha256: str

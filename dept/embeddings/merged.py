@@ -133,7 +133,18 @@ def combine(
     otherwise: Tensor,
     rescale: bool,
 ) -> Merged:
-    """Combine the parts of each row, as above; weights of a row need not sum to 1."""
+    """Combine the parts of each row, as above; weights of a row need not sum to 1.
+
+    Args:
+        sources: embeddings by name of the source.
+        recipes: for each row of the result, in order, its origin and its parts: source, row of the
+            source, and a weight above 0.
+        otherwise: float[rows, d], on the CPU; the values of rows whose origin is ``UNTOUCHED``.
+        rescale: whether a row gets the mean length of its parts.
+
+    Returns:
+        The embedding, float32[rows, d], with the origin of each row.
+    """
     origins: list[Origin] = []
     entries: dict[str, list[tuple[int, int, float]]] = {name: [] for name in sources}
     for i, (origin, parts) in enumerate(recipes):
@@ -160,7 +171,16 @@ def combine(
 
 
 def check(sources: Mapping[str, SourceEmbedding], target: Sequence[str], otherwise: Tensor) -> None:
-    """Refuse arguments that do not fit together: see :func:`merge`."""
+    """Refuse arguments that do not fit together: see :func:`merge`.
+
+    Args:
+        sources: embeddings by name of the source.
+        target: token strings of the global tokenizer, in the order of ids.
+        otherwise: float[len(target), d]; the rows of tokens that no source has.
+
+    Raises:
+        ValueError: a shape does not fit, or a source has two rows for one token string.
+    """
     if otherwise.ndim != 2 or len(otherwise) != len(target):
         raise ValueError(f"{len(target)} target tokens need as many rows, not {otherwise.shape}")
     for name, source in sources.items():

@@ -198,7 +198,12 @@ def codec_of(name: str, **options: Any) -> Codec:
 
 
 def of_rows(codec: Codec, width: int) -> Codec:
-    """The same codec with rows of ``width`` numbers, padded to an even number, as its blocks."""
+    """The same codec with rows of ``width`` numbers, padded to an even number, as its blocks.
+
+    Args:
+        codec: the codec of parameters that are averaged as a whole. It is not changed.
+        width: numbers of a token row.
+    """
     return replace(codec, block=width + width % 2)  # type: ignore[type-var]
 
 

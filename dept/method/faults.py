@@ -71,7 +71,12 @@ def multiple_of(history: Sequence[float], here: float | None) -> float | None:
 
 
 def remember(history: Sequence[float], here: float | None) -> list[float]:
-    """The history after a round, with at most ``REMEMBERED`` entries."""
+    """The history after a round, with at most ``REMEMBERED`` entries.
+
+    Args:
+        history: reaches (:func:`reach`) of earlier rounds of a source, oldest first.
+        here: its reach of this round; ``None`` if there is none, which adds no entry.
+    """
     return [*history, *([] if here is None else [here])][-REMEMBERED:]
 
 
@@ -126,7 +131,16 @@ def describe(fault: Fault) -> str:
 
 
 def messages(faults: Iterable[Fault], all_of_round: bool) -> list[str]:
-    """The messages about the faults of a round whose updates are left out of the average."""
+    """The messages about the faults of a round whose updates are left out of the average.
+
+    Args:
+        faults: the faults of the round, at most one for each source.
+        all_of_round: whether every source of the round has a fault. Then Algorithm 1, line 9, is
+            skipped, and ``theta[t]`` equals ``theta[t-1]``.
+
+    Returns:
+        One sentence for each fault, and one about the round if no update is left.
+    """
     lines = [f"{describe(fault)}: its update is left out of the average" for fault in faults]
     if all_of_round:
         lines.append("no update of this round is left: the global model is unchanged")

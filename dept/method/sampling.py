@@ -43,7 +43,16 @@ def groups_of(rule: str, *, sources: int, drawn: int, workers: int) -> int:
 
 
 def grouped(sources: Sequence[str], count: int) -> list[tuple[str, ...]]:
-    """Cut ``sources`` into ``count`` groups of neighbours, as equal in size as possible."""
+    """Cut ``sources`` into ``count`` groups of neighbours, as equal in size as possible.
+
+    Args:
+        sources: names of the sources ``S``, in the order of the corpus.
+        count: number of groups, from 1 to ``|S|``. A draw from one group is that of Algorithm 1,
+            line 1.
+
+    Returns:
+        The groups, in the order of ``sources``. Sizes differ by one source at most.
+    """
     ends = [len(sources) * i // count for i in range(count + 1)]
     return [tuple(sources[first:last]) for first, last in pairwise(ends)]
 

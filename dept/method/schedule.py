@@ -105,7 +105,16 @@ class RoundSchedule:
         )
 
     def slots_of(self, worker: int, round_index: int) -> tuple[str, ...]:
-        """The sources that ``worker`` trains in round ``round_index``, in slot order."""
+        """The sources that ``worker`` trains in round ``round_index``, in slot order.
+
+        Args:
+            worker: number of the worker, from 0.
+            round_index: number of the round, from 0: ``t - 1`` in Algorithm 1, whose line 1 draws
+                ``S_t``.
+
+        Returns:
+            The worker's equal part of ``S_t``.
+        """
         first = worker * self.slots_per_worker
         return self.drawn(round_index)[first : first + self.slots_per_worker]
 
@@ -129,11 +138,28 @@ class RoundSchedule:
         return {source: trained.get(source, home) for source, home in self._homes().items()}
 
     def held_by(self, worker: int, round_index: int) -> tuple[str, ...]:
-        """The sources that ``worker`` holds in a round, including those that it trains in it."""
+        """The sources that ``worker`` holds in a round, including those that it trains in it.
+
+        Args:
+            worker: number of the worker, from 0.
+            round_index: number of the round, from 0: ``t - 1`` in Algorithm 1.
+
+        Returns:
+            Names of sources, from :meth:`holders`.
+        """
         return tuple(s for s, holder in self.holders(round_index).items() if holder == worker)
 
     def moving(self, before: int, round_index: int) -> dict[str, tuple[int, int]]:
-        """The sources that move between two rounds, each with its old and its new worker."""
+        """The sources that move between two rounds, each with its old and its new worker.
+
+        Args:
+            before: the earlier round, from 0.
+            round_index: the later round, from 0: ``t - 1`` in Algorithm 1.
+
+        Returns:
+            By source, in the order of the corpus: numbers of its worker in the earlier and in the
+            later round, from 0.
+        """
         old, new = self.holders(before), self.holders(round_index)
         return {s: (old[s], new[s]) for s in self.sources if old[s] != new[s]}
 

@@ -222,7 +222,15 @@ class Slots:
         }
 
     def load_state_of(self, source: str, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_of`` returned."""
+        """Restore what ``state_of`` returned.
+
+        Args:
+            source: name of the source.
+            state: its private parameters ``phi_k`` and ``psi_k`` (SPEC, Algorithm 1, lines 2 to 7)
+                as ``private`` and ``finished``, its optimizer's state as ``inner``, and an
+                interrupted slot as ``suspended``. An entry of ``None`` removes what the source had.
+                Tensors are kept by reference.
+        """
         for name, kept in (
             ("private", self.private),
             ("finished", self.finished),

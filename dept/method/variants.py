@@ -37,7 +37,14 @@ class Role(str, Enum):
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table. ``phi`` includes an untied head, which has the same rows."""
+    """One row of the table. ``phi`` includes an untied head, which has the same rows.
+
+    Attributes:
+        theta: how the body is shared (Section 3, Algorithm 1).
+        phi: how the token embeddings are shared.
+        psi: how the positional embeddings are shared.
+        vocabulary: which tokens a source has rows for.
+    """
 
     theta: Sharing
     phi: Sharing

@@ -117,7 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def ending(error: Exception, config: Mapping[str, Any]) -> tuple[str | None, int]:
-    """The message for an error that ends training, or ``None`` for a traceback; the exit status."""
+    """The message for an error that ends training, or ``None`` for a traceback; the exit status.
+
+    Args:
+        error: what ended training.
+        config: the resolved yaml.
+    """
     for kind, status in EXITS.items():
         if isinstance(error, kind):
             return trust.say(error) if kind is pickle.UnpicklingError else str(error), status

@@ -147,6 +147,10 @@ class Evaluation:
     def report(self, state: State, logger: Logger) -> None:
         """Log the results of the evaluations of all workers since the last round.
 
+        Args:
+            state: the state of Composer's trainer.
+            logger: Composer's logger, which gets the results.
+
         Raises:
             WorkerLost: another worker did not arrive.
         """
@@ -195,7 +199,13 @@ def own_evaluators(
 
 
 def source_of(label: str, sources: Collection[str], icl_source: str | None = None) -> str | None:
-    """The source whose private state the evaluator ``label`` may need; ``None`` if none."""
+    """The source whose private state the evaluator ``label`` may need; ``None`` if none.
+
+    Args:
+        label: label of the evaluator: ``eval/<source>``, or that of a task.
+        sources: names of the sources to train.
+        icl_source: the source whose embedding reads tasks; ``None`` with a global embedding.
+    """
     source = icl_source if is_task(label) else label.removeprefix("eval/")
     return source if source in sources else None
 

@@ -113,6 +113,10 @@ class JsonlLogger(LoggerDestination):
 def append(path: Path, data: bytes) -> None:
     """Append all of ``data`` to a file, or nothing.
 
+    Args:
+        path: path of the file; it is made if it does not exist.
+        data: bytes to add at its end.
+
     Raises:
         OSError: the disk does not take it.
     """

@@ -50,7 +50,12 @@ def check_folder(run: Run) -> None:
 
 
 def settle(run: Run, round_index: int) -> None:
-    """Hold exactly the sources of this worker in a round, without communication, at the start."""
+    """Hold exactly the sources of this worker in a round, without communication, at the start.
+
+    Args:
+        run: the run of this worker, which is changed. State of sources of other workers is dropped.
+        round_index: number of the round, from 0.
+    """
     run.held.round_index = round_index
     run.held.sources = run.schedule.held_by(run.workers.place.worker, round_index)
     for source in run.schedule.sources:
@@ -62,6 +67,10 @@ def follow(run: Run, round_index: int) -> None:
     """At the start of a round: release sources that move away, and take those that move here.
 
     Workers synchronise only if some source moves. No slot may be running or suspended.
+
+    Args:
+        run: the run of this worker, which is changed.
+        round_index: number of the round that starts, from 0.
 
     Raises:
         NotSaved: a file could not be written, on any worker, or could not be read.

@@ -36,7 +36,12 @@ def none_yet(workers: int) -> dict[str, Any]:
 
 @contextmanager
 def timed(totals: dict[str, Any], name: str) -> Iterator[None]:
-    """Add the seconds of a ``with`` block to the totals."""
+    """Add the seconds of a ``with`` block to the totals.
+
+    Args:
+        totals: totals over rounds, by name; changed when the block ends without an exception.
+        name: the entry that gets the seconds.
+    """
     began = time.perf_counter()
     yield
     totals[name] += time.perf_counter() - began

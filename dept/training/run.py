@@ -255,7 +255,17 @@ class Run:
         return {f"dept/{s}/passes": tokens[s] / prepared[s].splits["train"].tokens for s in sources}
 
     def fault(self, source: str, why: str, step: int | None = None) -> faults.Fault:
-        """Describe a fault with the samples read: the batch of ``step``, or the whole slot."""
+        """Describe a fault with the samples read: the batch of ``step``, or the whole slot.
+
+        Args:
+            source: name of the source, whose slot has ended or has just taken ``step``.
+            why: what is wrong, as the middle of a sentence.
+            step: the local step of the batch, from 1; ``None`` for the whole slot.
+
+        Returns:
+            The fault: source, round from 1, ``why``, step, numbers of the samples of the batch
+            (none for a whole slot), and first and last position in samples.
+        """
         batches = self.options.local_steps if step is None else 1
         last = self.positions[source]
         first = last - batches * self.loader.batch_size * self.workers.place.ranks
@@ -287,14 +297,25 @@ class Run:
         }
 
     def take(self, source: str, found: Mapping[str, Any]) -> None:
-        """Restore a source from a ``state_of`` that was taken between rounds."""
+        """Restore a source from a ``state_of`` that was taken between rounds.
+
+        Args:
+            source: name of the source.
+            found: what :meth:`state_of` returned, in this or another process.
+        """
         self.slots.load_state_of(source, found["slots"])
         if found["coding_error"] is not None:
             self.reductions.errors[source] = found["coding_error"]
         self.positions[source] = found["position"]
 
     def take_slot(self, source: str, found: Mapping[str, Any]) -> None:
-        """Restore the slot of a source from a ``state_of`` of the running round."""
+        """Restore the slot of a source from a ``state_of`` of the running round.
+
+        Args:
+            source: name of the source.
+            found: what :meth:`state_of` returned, with a record of the slot. If the slot had ended,
+                its local model is added to the average.
+        """
         self.records[source] = SlotRecord.of(found["slot"])
         if found["local_model"] is None:
             return

@@ -66,7 +66,15 @@ def _write(path: Path, content: str) -> None:
 
 
 def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
-    """The contents of ``summary.json``: everything that a comparison of runs needs."""
+    """The contents of ``summary.json``: everything that a comparison of runs needs.
+
+    Args:
+        state: the state of Composer's trainer. Its callbacks must include ``SourceMetrics``.
+        config: the resolved yaml.
+
+    Returns:
+        Values that JSON can hold. Times are in seconds, and memory in bytes of this process.
+    """
     metrics = next(c for c in state.callbacks if isinstance(c, SourceMetrics))
     dept = dept_of(state)
     run = None if dept is None else dept.run

@@ -11,7 +11,13 @@ from dept.training.run import Run
 
 
 def look_at_loss(run: Run, source: str, loss: float) -> None:
-    """After a local step: record the first loss that is not finite."""
+    """After a local step: record the first loss that is not finite.
+
+    Args:
+        run: the run of this worker, whose record of the slot is changed.
+        source: the source of the slot.
+        loss: loss of the step, in nats per token.
+    """
     record = run.records[source]
     if not math.isfinite(loss) and record.fault is None:
         why = f"its loss was {loss} at local step {record.steps}"
@@ -54,6 +60,13 @@ def judge(run: Run, source: str) -> bool:
 
 def left_out(run: Run, stage: str) -> dict[str, faults.Fault]:
     """The faults of this round, the same on every worker; the first one logs them.
+
+    Args:
+        run: the run of this worker.
+        stage: name of this point in errors.
+
+    Returns:
+        The faults by source.
 
     Raises:
         WorkerLost: another worker did not arrive.

@@ -54,7 +54,12 @@ def table(summary: Mapping[str, Any]) -> Table:
 
 
 def show(summary: Mapping[str, Any], folder: Path) -> None:
-    """Print the table and where the files are."""
+    """Print the table and where the files are.
+
+    Args:
+        summary: the contents of ``summary.json``.
+        folder: folder of the run.
+    """
     terminal.show(table(summary))
     sent = summary["communication"]
     if sent["reduction"]:

@@ -18,6 +18,11 @@ class WandB(WandBLogger):
     def download_file(self, remote_file_name: str, *arguments: Any, **options: Any) -> None:
         """Download a file from W&B.
 
+        Args:
+            remote_file_name: name of the file in W&B.
+            arguments: further positional arguments of Composer's ``WandBLogger.download_file``.
+            options: its named arguments.
+
         Raises:
             FileNotFoundError: there is no such file.
         """

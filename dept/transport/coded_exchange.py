@@ -48,7 +48,15 @@ class CodedReduction:
         self._messages: dict[str, Tensor] = {}
 
     def add(self, source: str, local: Mapping[str, Tensor], share: Share) -> None:
-        """Code the local model of one source; only the message is kept."""
+        """Code the local model of one source; only the message is kept.
+
+        Args:
+            source: name of the source.
+            local: shared parameters of its local model, by name: float tensors, with the shape of
+                the global parameter, or float[n, ...] for its n token rows. The update is
+                ``start - local``.
+            share: its token rows; its weight is used in :meth:`averages`.
+        """
         update = {name: self._rows(name, share) - value for name, value in local.items()}
         self._messages[source], self.pending[source] = self.compression.encode(
             update, share.rows, self.errors.get(source)

@@ -181,6 +181,11 @@ class Workers:
     def value_of_first(self, value: Any, *, stage: str) -> Any:
         """The value of the first worker, on every rank; arguments are those of :meth:`gather`.
 
+        Args:
+            value: numbers, strings, tensors, and containers of them. Only the value of the leading
+                rank of the first worker is used.
+            stage: name of this point in errors.
+
         Raises:
             WorkerLost: a worker did not arrive.
         """
