@@ -118,7 +118,13 @@ class Outcome:
 
 
 def kills(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Kill a run again and again; returns the exit status."""
+    """Kill a run again and again; returns the exit status.
+
+    Args:
+        options: ``yaml``, ``workers``, and the fields of :class:`Fire`. If ``startup`` is
+            ``None`` or 0, it becomes 60 seconds with ``launcher`` and 3 seconds without.
+        overrides: overrides of the yaml.
+    """
     options.startup = options.startup or (60.0 if options.launcher else 3.0)
     fire = Fire(**{name.name: getattr(options, name.name) for name in fields(Fire)})
     began = time.monotonic()
@@ -175,7 +181,16 @@ def under_fire(
     draw: random.Random,
     outcome: Outcome,
 ) -> None:
-    """Kill a run as often as asked, then let it finish."""
+    """Kill a run as often as asked, then let it finish.
+
+    Args:
+        command: arguments of the training command.
+        folder: folder of the run.
+        workers: number of processes.
+        fire: how to kill.
+        draw: random generator of times and of the process to kill.
+        outcome: result, which is filled.
+    """
     died: list[str] = []  # since a start came to train
     while True:
         job = Job(command, workers, fire.launcher)
@@ -223,7 +238,12 @@ def newest_checkpoint(folder: Path) -> int:
 
 
 def differences(peace: Path, fire: Path) -> list[str]:
-    """Names of tensors, metrics and numbers of the summary that differ between two runs."""
+    """Names of tensors, metrics and numbers of the summary that differ between two runs.
+
+    Args:
+        peace: folder of the uninterrupted run.
+        fire: folder of the killed run.
+    """
     import torch
 
     ours, theirs = (_learned(folder) for folder in (peace, fire))
@@ -255,36 +275,66 @@ def _learned(folder: Path) -> dict:
 
 
 def flip(path: Path, draw: random.Random) -> None:
-    """Change one bit."""
+    """Change one bit.
+
+    Args:
+        path: file to damage; it may not be empty.
+        draw: random generator of the place.
+    """
     data = bytearray(path.read_bytes())
     data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
     path.write_bytes(data)
 
 
 def cut(path: Path, draw: random.Random) -> None:
-    """Cut off the end of a file."""
+    """Cut off the end of a file.
+
+    Args:
+        path: file to damage; it may not be empty.
+        draw: random generator of the new length.
+    """
     os.truncate(path, draw.randrange(path.stat().st_size))
 
 
 def remove(path: Path, draw: random.Random) -> None:
-    """Remove a file."""
+    """Remove a file.
+
+    Args:
+        path: file to remove.
+        draw: not used.
+    """
     path.unlink()
 
 
 def empty(path: Path, draw: random.Random) -> None:
-    """Fill a file with zeros, as some file systems do after a loss of power."""
+    """Fill a file with zeros, as some file systems do after a loss of power.
+
+    Args:
+        path: file to damage; its length stays.
+        draw: not used.
+    """
     path.write_bytes(bytes(path.stat().st_size))
 
 
 def misname(path: Path, draw: random.Random) -> None:
-    """Make an index name a missing shard."""
+    """Make an index name a missing shard.
+
+    Args:
+        path: an ``index.json`` of shards.
+        draw: random generator of the shard.
+    """
     content = json.loads(path.read_bytes())
     draw.choice(content["shards"])["raw_data"]["basename"] = "00000/shard.99999.mds"
     path.write_text(json.dumps(content))
 
 
 def swap(path: Path, draw: random.Random) -> None:
-    """Replace a file by one of the same kind from another folder."""
+    """Replace a file by one of the same kind from another folder.
+
+    Args:
+        path: file to replace.
+        draw: random generator of the other file.
+    """
     others = [p for p in path.parents[4].rglob(path.name) if p.read_bytes() != path.read_bytes()]
     shutil.copy(draw.choice(others), path)
 
@@ -307,7 +357,12 @@ DAMAGES: dict[str, tuple[str, Callable[[Path, random.Random], None]]] = {
 
 
 def damage(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Damage a corpus again and again; returns the exit status."""
+    """Damage a corpus again and again; returns the exit status.
+
+    Args:
+        options: ``corpus``, ``seed``, and ``tries`` for each kind of damage.
+        overrides: not used.
+    """
     from rich.console import Console
 
     from dept.data_prep.check import check_corpus
@@ -346,14 +401,25 @@ def damage(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def names(path: Path, sentences: list[str]) -> bool:
-    """Whether a sentence names a file, or its folder of one source and tokenizer."""
+    """Whether a sentence names a file, or its folder of one source and tokenizer.
+
+    Args:
+        path: path of the file, below ``data`` or ``tokenizers``.
+        sentences: sentences of a check.
+    """
     root, depth = ("tokenizers", 3) if "tokenizers" in path.parts else ("data", 4)
     folder = Path(*path.parts[: path.parts.index(root) + depth])
     return any(str(folder) in line for line in sentences)
 
 
 def is_refused(root: Path, corpus: str, path: Path) -> bool:
-    """Whether an experiment that reads a file is refused, in a sentence that names it."""
+    """Whether an experiment that reads a file is refused, in a sentence that names it.
+
+    Args:
+        root: folder that holds ``data/`` and ``tokenizers/``.
+        corpus: name of the corpus.
+        path: the damaged file.
+    """
     from dept.config import complete, extends
 
     tokenizer = path.relative_to(root).parts[3]
@@ -384,7 +450,13 @@ def growth(samples: list[dict[str, float]]) -> dict[str, float]:
 
 
 def soak(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Train many short rounds; returns the exit status."""
+    """Train many short rounds; returns the exit status.
+
+    Args:
+        options: ``yaml``, ``rounds``, ``every`` (rounds between samples), and ``memory`` (MiB
+            that it may grow by).
+        overrides: overrides of the yaml.
+    """
     from llmfoundry import registry
 
     from dept.training import command as training

@@ -82,7 +82,12 @@ class Job:
         return self.status
 
     def die(self, death: str, draw: random.Random) -> None:
-        """Kill the job, and wait until all its processes are gone."""
+        """Kill the job, and wait until all its processes are gone.
+
+        Args:
+            death: kind of the kill. Its first word is the name of the signal.
+            draw: random generator of the rank to kill.
+        """
         ranks, launcher = [rank.pid for rank in self.ranks()], self._process.pid
         if death == "SIGTERM to all":
             killed = [*ranks, launcher] if self._launched else ranks

@@ -39,7 +39,14 @@ class Pair:
             pipe.recv()  # imports are done
 
     def train(self, experiment: str, *overrides: str, own_worlds: bool = True, slow: float = 0.0):
-        """Train one run; returns the measurements of the first process."""
+        """Train one run; returns the measurements of the first process.
+
+        Args:
+            experiment: name of a yaml below ``yamls/``.
+            overrides: overrides of the yaml.
+            own_worlds: give each process a Composer world of its own.
+            slow: seconds that the second process sleeps more at each step.
+        """
         self.port += 1
         for rank, pipe in enumerate(self.pipes):
             pipe.send((experiment, overrides, own_worlds, slow * rank, rank, self.port))
@@ -66,7 +73,13 @@ def main() -> None:
 
 
 def slow_worker(pair: Pair, slow: float, steps: int) -> None:
-    """Print a row for each way, from the better of two runs, with the cost of a slow worker."""
+    """Print a row for each way, from the better of two runs, with the cost of a slow worker.
+
+    Args:
+        pair: the two processes.
+        slow: seconds that the slow worker sleeps at each step.
+        steps: local steps of the round, at least 3.
+    """
     results: dict = {}
     options = ["train_loader.sources=[en,it]", "max_duration=1ep"]
     options.append(f"algorithms.dept.local_steps={steps}")
@@ -142,7 +155,20 @@ def serve(pipe) -> None:
 
 
 def train(experiment, overrides, own_worlds: bool, slow: float, rank: int, port: int) -> dict:
-    """One run of this process, and what it measured."""
+    """One run of this process, and what it measured.
+
+    Args:
+        experiment: name of a yaml below ``yamls/``.
+        overrides: overrides of the yaml.
+        own_worlds: give each process a Composer world of its own.
+        slow: seconds that this process sleeps at each step.
+        rank: rank of this process, 0 or 1.
+        port: port of the process group.
+
+    Returns:
+        ``began``, the times at which steps began, in seconds; ``collectives``, their calls and
+        bytes per batch; ``sent_bytes``, ``other_bytes`` and ``outer_step_seconds``.
+    """
     import torch.distributed as dist
     from llmfoundry.command_utils import train as llmfoundry_train
 

@@ -41,7 +41,15 @@ from dept.log import log
 
 @dataclass
 class SplitReport:
-    """The result of checking all shards of a split."""
+    """The result of checking all shards of a split.
+
+    Attributes:
+        faults: a sentence for each fault.
+        counts: int64[vocab_size], counts of tokens.
+        samples: number of samples in the shards without fault.
+        shards: number of shards.
+        unhashed: number of shards whose index has no hash.
+    """
 
     faults: list[str]
     counts: np.ndarray  # of every token of the shards without fault
@@ -76,7 +84,15 @@ def check_split(task: Task, index: SplitIndex, vocab_size: int) -> SplitReport:
 
 
 def statistics_faults(source: PreparedSource, reports: dict[str, SplitReport]) -> Iterator[str]:
-    """Differences of counts.npy and stats.json of a source from its shards."""
+    """Differences of counts.npy and stats.json of a source from its shards.
+
+    Args:
+        source: the prepared source, with its files.
+        reports: results of checking the shards, by split: ``train`` and ``val``.
+
+    Returns:
+        A sentence for each difference.
+    """
     stats, corpus = source.directory / "stats.json", source.directory.parent.parent.name
     train, val = reports["train"].counts, reports["val"].counts
     size = len(local_vocabulary(train, source.special_ids))

@@ -181,5 +181,11 @@ def collect(
 
 
 def part_path(source: Path, split: str, part: int) -> Path:
-    """A text part of a source."""
+    """A text part of a source.
+
+    Args:
+        source: directory of the source.
+        split: ``train`` or ``val``.
+        part: number of the part.
+    """
     return source / "text" / split / f"{part:05}.jsonl.zst"

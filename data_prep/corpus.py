@@ -67,7 +67,14 @@ class HubOptions:
 @dataclass(frozen=True)
 class Source:
     """One entry of `sources:` or `held_out:`; it has exactly one of `files`, `hub` and
-    `package`."""
+    `package`.
+
+    Attributes:
+        name: name of the source.
+        held_out: whether it is an entry of `held_out:`.
+        hub: data set of the Hugging Face hub.
+        split: how its validation text is chosen, and how much text is taken.
+    """
 
     name: str
     held_out: bool
@@ -86,7 +93,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus yaml with every default filled in."""
+    """A corpus yaml with every default filled in.
+
+    Attributes:
+        corpus: name of the corpus.
+        sources: sources to train on.
+        held_out: sources that are prepared, but not trained on.
+        split: default of the sources.
+        global_tokenizer: `tokenizers.global`.
+    """
 
     corpus: str
     sources: tuple[Source, ...]
@@ -220,6 +235,10 @@ def _sized(package: Mapping[str, Any]) -> dict[str, Any]:
 
 def format_of(path: Path, source: str) -> str:
     """Format of a file by its name without .gz or .zst: one of FORMATS.
+
+    Args:
+        path: path of the file.
+        source: name of the source, for the error.
 
     Raises:
         DataError: another one.

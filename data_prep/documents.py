@@ -14,7 +14,12 @@ from dept.errors import DataError
 
 class HubReader(Reader):
     """A data set of the Hugging Face hub in streaming mode; position is the state of the `datasets`
-    stream."""
+    stream.
+
+    Args:
+        source: the source, with its `hub`.
+        position: where to start, as an earlier reader had it; None for the start.
+    """
 
     def __init__(self, source: Source, position: Any = None):
         super().__init__(source)
@@ -64,7 +69,13 @@ class HubReader(Reader):
 
 
 class PackageReader(Reader):
-    """Documents of Python packages (data_prep/embedded/packages.py); position is their number."""
+    """Documents of Python packages (data_prep/embedded/packages.py); position is their number.
+
+    Args:
+        source: the source, with its `package`.
+        cache: directory of downloads.
+        position: where to start, as an earlier reader had it; None for the start.
+    """
 
     def __init__(self, source: Source, cache: Path, position: Any = None):
         super().__init__(source)
@@ -96,7 +107,17 @@ class PackageReader(Reader):
 def open_source(
     source: Source, folders: tuple[Path, ...], cache: Path, position: Any = None
 ) -> Reader:
-    """Open the reader of a source, at its start or at an earlier position of the reader."""
+    """Open the reader of a source, at its start or at an earlier position of the reader.
+
+    Args:
+        source: the source to read.
+        folders: where relative paths of `files` are looked for.
+        cache: directory of downloads of packages.
+        position: where to start, as an earlier reader had it; None for the start.
+
+    Raises:
+        DataError: a path or glob of `files` matches nothing.
+    """
     if source.files:
         return FileReader(source, find_files(source, folders), position)
     if source.hub:

@@ -21,7 +21,12 @@ WORK = ".work"  # directory of unfinished files beside finished ones; emptied wh
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON atomically, in the order of its keys."""
+    """Writes JSON atomically, in the order of its keys.
+
+    Args:
+        path: file to write.
+        content: a value that JSON can hold.
+    """
     durable.write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -34,6 +39,10 @@ def publish_directory(temporary: Path, final: Path) -> None:
     """Renames a finished directory into place.
 
     An existing directory is kept: its content is the same, since it depends only on the inputs.
+
+    Args:
+        temporary: the finished directory; it is gone afterwards.
+        final: its new path.
     """
     if final.exists():
         shutil.rmtree(temporary)
@@ -52,7 +61,12 @@ class TextPart:
         self._stream = stream
 
     def write(self, text: str, size: int) -> None:
-        """Appends a document of `size` UTF-8 bytes."""
+        """Appends a document of `size` UTF-8 bytes.
+
+        Args:
+            text: text of the document.
+            size: length of the text in bytes of UTF-8.
+        """
         self._stream.write((_encode({"text": text}) + "\n").encode())
         self.documents += 1
         self.bytes += size

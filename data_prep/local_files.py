@@ -24,6 +24,13 @@ def find_files(source: Source, folders: tuple[Path, ...]) -> list[Path]:
     """Files of `files:`, sorted; a relative path is looked for in the folders, the first that has
     it counts.
 
+    Args:
+        source: the source, with its `files`.
+        folders: where a relative path is looked for, in this order.
+
+    Returns:
+        Paths without duplicates, in the order of `files`, sorted within each pattern.
+
     Raises:
         DataError: a path or glob matches nothing.
     """
@@ -44,7 +51,13 @@ def find_files(source: Source, folders: tuple[Path, ...]) -> list[Path]:
 
 
 class FileReader(Reader):
-    """Local files, one after another; position is the file and the number of its rows."""
+    """Local files, one after another; position is the file and the number of its rows.
+
+    Args:
+        source: the source of the files.
+        files: the files, in the order of reading.
+        position: where to start, as an earlier reader had it; None for the start.
+    """
 
     def __init__(self, source: Source, files: list[Path], position: Any = None):
         super().__init__(source)

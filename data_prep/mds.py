@@ -25,7 +25,14 @@ SHARD_BYTES = 1 << 26  # the default of MDSWriter
 
 class TokenShards:
     """Writes samples of one split into a directory: `shard.00000.mds`, ..., and on `close`
-    `index.json`."""
+    `index.json`.
+
+    Args:
+        directory: directory of the shards; it is made if it is missing.
+        sequence_length: tokens of a sample.
+        dtype: type of a token in numpy, such as `uint16`.
+        limit: the most bytes of a shard.
+    """
 
     def __init__(self, directory: Path, sequence_length: int, dtype: str, limit: int = SHARD_BYTES):
         directory.mkdir(parents=True, exist_ok=True)
@@ -83,6 +90,13 @@ def merged_index(directory: Path, parts: list[str]) -> bytes:
     """The `index.json` that makes one data set of those in subdirectories, in their order.
 
     streaming's merge_index does the same, but needs its slow imports.
+
+    Args:
+        directory: directory of the subdirectories.
+        parts: names of the subdirectories.
+
+    Returns:
+        The content of `index.json`.
     """
     shards = []
     for part in parts:

@@ -35,7 +35,12 @@ class Task:
 
     def advance(self, to: int, last: bool = False) -> None:
         """Reports progress by the bytes done so far; small steps wait for the next call unless it
-        is the last."""
+        is the last.
+
+        Args:
+            to: bytes done since the start of the task.
+            last: report even a small step.
+        """
         if last or to - self._at >= 1 << 18:
             self.report(to - self._at)
             self._at = to

@@ -73,7 +73,13 @@ def check_recipe(
 
 
 def difference(before: Any, now: Any, where: str = "") -> str | None:
-    """The first difference of two JSON values in words, or None."""
+    """The first difference of two JSON values in words, or None.
+
+    Args:
+        before: the earlier value.
+        now: the present value.
+        where: path of the two values, keys with dots between.
+    """
     if before == now:
         return None
     if isinstance(before, dict) and isinstance(now, dict):

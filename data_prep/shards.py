@@ -66,7 +66,13 @@ def write_part(
 
 class Packer:
     """Concatenates the tokens of documents, an end-of-text token behind each, and cuts them into
-    samples."""
+    samples.
+
+    Args:
+        tokenizer: `path`, `eos_id`, `vocab_size` and, where known, `hash`.
+        sequence_length: tokens of a sample.
+        directory: directory of the shards.
+    """
 
     def __init__(self, tokenizer: dict[str, Any], sequence_length: int, directory: Path):
         from tokenizers import Tokenizer
@@ -148,6 +154,11 @@ def bytes_of_tokens(encoder: Any, text: str, tokens: int) -> int:
     """UTF-8 bytes of the text that its first `tokens` tokens represent.
 
     A character of several byte tokens counts in proportion to those included.
+
+    Args:
+        encoder: a `Tokenizer` of tokenizers.
+        text: the text.
+        tokens: number of its first tokens.
     """
     offsets = encoder.encode(text, add_special_tokens=False).offsets
     if tokens >= len(offsets):

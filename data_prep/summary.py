@@ -11,7 +11,12 @@ from dept.data.corpus import GLOBAL, SPLITS, read_corpus
 
 
 def summary_table(root: Path, name: str) -> Table:
-    """Sizes of a prepared corpus, a row for each source and tokenizer."""
+    """Sizes of a prepared corpus, a row for each source and tokenizer.
+
+    Args:
+        root: folder that holds `data/` and `tokenizers/`.
+        name: name of the corpus.
+    """
     corpus = read_corpus(root, name)
     table = Table("source", "tokenizer", box=box.SIMPLE)
     table.title = f"samples of {corpus.sequence_length} tokens"

@@ -275,6 +275,10 @@ def _fetch(options: TokenizerOptions, directory: Path) -> None:
 def describe_tokenizer(directory: Path, options: TokenizerOptions) -> dict[str, Any]:
     """The properties of a tokenizer directory that shards need.
 
+    Args:
+        directory: directory of the tokenizer.
+        options: its options; `vocab_size` counts only with `path` or `hub`.
+
     Returns:
         `eos_id`, `special_ids` (ascending) and `vocab_size`: the largest id + 1, or `vocab_size` of
         the options where a fetched tokenizer is padded.

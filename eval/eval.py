@@ -65,6 +65,13 @@ def main(arguments: Sequence[str]) -> int:
 def load(path: str, overrides: Sequence[str]) -> DictConfig:
     """A yaml with overrides; the override of a variable needs no prefix ``variables.``.
 
+    Args:
+        path: path of the yaml.
+        overrides: ``key=value`` strings, applied to the yaml.
+
+    Returns:
+        The config, as :func:`dept.config.extends.load` returns it.
+
     Raises:
         ConfigError: as :func:`dept.config.extends.load`.
     """

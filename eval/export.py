@@ -66,7 +66,14 @@ def export(
 
 
 def write(run: TrainedRun, source: SourceModel, folder: Path) -> None:
-    """Write one model, its tokenizer and its card into a new directory."""
+    """Write one model, its tokenizer and its card into a new directory.
+
+    Args:
+        run: the trained run, for the card.
+        source: the model with its tokenizer. Both change: the end-of-text token becomes the first
+            token.
+        folder: directory of the model.
+    """
     from dept.evaluation.models.model_card import model_card
 
     model, tokenizer = source.model, source.tokenizer

@@ -84,6 +84,10 @@ def run_name(options: FineTuneOptions) -> str:
 def look_into(folder: Path, options: FineTuneOptions) -> dict[str, Any] | None:
     """Check the files of an earlier job; returns the summary if the run is finished.
 
+    Args:
+        folder: folder of the run.
+        options: settings of this job.
+
     Raises:
         ConfigError: the settings of the run were others, or the starting checkpoint is missing.
     """
@@ -98,7 +102,18 @@ def look_into(folder: Path, options: FineTuneOptions) -> dict[str, Any] | None:
 
 
 def run(options: FineTuneOptions, name: str, folder: Path, is_first: bool) -> dict[str, Any]:
-    """Read the data and train; writes ``config.yaml`` and ``summary.json``."""
+    """Read the data and train; writes ``config.yaml`` and ``summary.json``.
+
+    Args:
+        options: settings of the job.
+        name: name of the run.
+        folder: folder of the run, which receives the files.
+        is_first: whether this process is the first one. Only the first process recovers checkpoints
+            and writes the files.
+
+    Returns:
+        The summary of the run.
+    """
     trust.guard()
     splits = read_splits(options.data, options.task)
     for torn in run_folder.recover(folder / "checkpoints") if is_first else ():
@@ -118,7 +133,12 @@ def run(options: FineTuneOptions, name: str, folder: Path, is_first: bool) -> di
 
 
 def show(summary: dict[str, Any], folder: Path) -> None:
-    """Print the results beside the baselines."""
+    """Print the results beside the baselines.
+
+    Args:
+        summary: content of ``summary.json``.
+        folder: folder of the run, which is printed too.
+    """
     counts = ", ".join(f"{count:,} {name}" for name, count in summary["examples"].items())
     table = Table(title=f"{summary['task']}: {counts}")
     table.add_column("test")

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Options of sampling, with the names of ``generate`` of transformers."""
+    """Options of sampling, with the names of ``generate`` of transformers.
+
+    Attributes:
+        max_new_tokens: the most tokens to generate.
+        top_p: draw among the most probable tokens whose probabilities sum to this, 0 to 1; 1: among
+            all.
+        seed: seed of the draws.
+    """
 
     max_new_tokens: int = 100
     temperature: float = 0.8
@@ -42,6 +49,12 @@ def choose(
     run: TrainedRun, prompt: str, rule: str = RULES[0], device: str = "cpu"
 ) -> tuple[str, str]:
     """The embedding for a prompt.
+
+    Args:
+        run: the trained run.
+        prompt: the text whose source is sought.
+        rule: one of ``RULES``.
+        device: device of torch.
 
     Returns:
         its name, and why it is that.

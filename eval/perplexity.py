@@ -113,7 +113,13 @@ def listed(matrix: Matrix) -> pd.DataFrame:
 
 
 def matrix_table(name: str, matrix: Matrix, corpus: PreparedCorpus) -> Table:
-    """Rows are texts, held-out ones below, columns embeddings; the lowest of a row is bold."""
+    """Rows are texts, held-out ones below, columns embeddings; the lowest of a row is bold.
+
+    Args:
+        name: name of the model, for the title.
+        matrix: scores of each text under each embedding.
+        corpus: corpus of the texts, for their order.
+    """
     rows = bits(matrix)
     view = Table(title=f"{name}: bits per byte of texts (rows) under embeddings (columns)")
     view.add_column("text")
@@ -127,7 +133,13 @@ def matrix_table(name: str, matrix: Matrix, corpus: PreparedCorpus) -> Table:
 
 
 def models_table(found: Mapping[str, Mapping[str, Any]], corpus: PreparedCorpus) -> Table:
-    """Rows are texts and what is known of models, columns models; the lowest of a row is bold."""
+    """Rows are texts and what is known of models, columns models; the lowest of a row is bold.
+
+    Args:
+        found: by name of the model, its ``parameters`` (by embedding), ``tokens`` (trained on, or
+            ``None``), ``context`` (in tokens) and scores.
+        corpus: corpus of the texts, for their order and the title.
+    """
     view = Table(
         title=f"{corpus.name}: bits per byte", caption="*: of its embeddings the best for this text"
     )

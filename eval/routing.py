@@ -32,7 +32,15 @@ from dept.log import log
 
 
 def confusion(router: Router, texts: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
-    """By source, how often each was picked for its texts, the most frequent first."""
+    """By source, how often each was picked for its texts, the most frequent first.
+
+    Args:
+        router: rule that picks a source.
+        texts: texts by their true source.
+
+    Returns:
+        ``{true source: {picked source: number of texts}}``.
+    """
     every = pd.Series(texts).explode()
     best = router.bits_per_byte(every.tolist()).argmin(axis=0)
     picked = pd.Series(np.array(router.names)[best], every.index)
@@ -42,7 +50,20 @@ def confusion(router: Router, texts: Mapping[str, Sequence[str]]) -> dict[str, d
 def validation_pieces(
     corpus: PreparedCorpus, names: Sequence[str], size: int, most: int
 ) -> dict[str, list[str]]:
-    """Pieces of the validation text of each source: evenly over all there are, ``most`` at most."""
+    """Pieces of the validation text of each source: evenly over all there are, ``most`` at most.
+
+    Args:
+        corpus: corpus of the sources.
+        names: names of the sources.
+        size: bytes of a piece.
+        most: the most pieces of a source.
+
+    Returns:
+        Pieces by source.
+
+    Raises:
+        ConfigError: a source has no validation document of ``size`` bytes.
+    """
     found = {}
     for name in names:
         every = [p for d in documents(corpus, name) for p in pieces(d.text, size)]
@@ -60,8 +81,17 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Accuracies by length and rule.
 
+    Args:
+        corpus: corpus of the sources.
+        routers: rules by name, all for the same sources.
+        lengths: lengths of pieces, in bytes.
+        most: the most pieces of a source for each length.
+
     Returns:
         ``{length: {rule: {accuracy, average, confusion}}}``; the average is over sources.
+
+    Raises:
+        ConfigError: a source has no validation document of one of the lengths.
     """
     found: dict[str, dict[str, Any]] = {}
     names = next(iter(routers.values())).names
@@ -77,7 +107,12 @@ def measure(
 
 
 def table(found: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """Accuracy in per cent, number of pieces, and the most frequent wrong source."""
+    """Accuracy in per cent, number of pieces, and the most frequent wrong source.
+
+    Args:
+        found: result of :func:`measure`.
+        title: title of the table.
+    """
     view = Table(
         title=title, caption="right picks in per cent; n: pieces; in brackets: most taken for"
     )

@@ -114,7 +114,12 @@ class Rules:
 
 
 def normalise(text: str, layout: str = "flow") -> str:
-    """NFC, \\n line ends, no invisible characters; `flow`: single spaces and no blank lines too."""
+    """NFC, \\n line ends, no invisible characters; `flow`: single spaces and no blank lines too.
+
+    Args:
+        text: the text to clean.
+        layout: `flow`, or `keep`, which keeps indentation and single blank lines.
+    """
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     text = _INVISIBLE.sub("", text)
     if layout == "keep":
@@ -152,7 +157,12 @@ def letters(text: str) -> list[str]:
 
 
 def of_script(text: str, scripts: Collection[str]) -> bool:
-    """True where half of the letters or more are of the scripts (first words of Unicode names)."""
+    """True where half of the letters or more are of the scripts (first words of Unicode names).
+
+    Args:
+        text: the text to look at.
+        scripts: first words of Unicode names, such as LATIN.
+    """
     found = letters(text)
     return 2 * sum(_script(c) in scripts for c in found) >= max(len(found), 1)
 
@@ -174,13 +184,23 @@ def key(passage: str) -> str:
 
 
 def runs(text: str, words: int = 5) -> set[str]:
-    """The runs of so many words in a row of a text, in lower case; a shorter text is one run."""
+    """The runs of so many words in a row of a text, in lower case; a shorter text is one run.
+
+    Args:
+        text: the text to look at.
+        words: words of a run.
+    """
     found = _WORD.findall(text.lower())
     return {" ".join(found[i : i + words]) for i in range(max(len(found) - words + 1, 1))}
 
 
 def clean(passage: str, rules: Rules) -> str:
-    """The passage as the rules want it, or the empty string where they drop it."""
+    """The passage as the rules want it, or the empty string where they drop it.
+
+    Args:
+        passage: the passage to clean.
+        rules: the rules of its source.
+    """
     text = passage
     if rules.markup == "strip":
         text = strip_markup(text)

@@ -21,7 +21,12 @@ Reader = Callable[[bytes, Mapping[str, Any]], Iterator[Passages]]
 
 
 def paragraphs(text: str, options: Mapping[str, Any]) -> Passages:
-    """Blocks of lines between blank lines; what the expressions of option `remove` find is cut."""
+    """Blocks of lines between blank lines; what the expressions of option `remove` find is cut.
+
+    Args:
+        text: the text to cut.
+        options: `remove` is a regular expression or a list of them.
+    """
     text = text.replace("\r\n", "\n")
     remove = options.get("remove", [])
     for pattern in [remove] if isinstance(remove, str) else remove:
@@ -30,12 +35,28 @@ def paragraphs(text: str, options: Mapping[str, Any]) -> Passages:
 
 
 def read_text(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
-    """Plain text; passages are paragraphs.  Options `encoding` (default utf-8), `remove`."""
+    """Plain text; passages are paragraphs.  Options `encoding` (default utf-8), `remove`.
+
+    Args:
+        data: bytes of the file.
+        options: options of the format, see above.
+
+    Returns:
+        One document.
+    """
     yield paragraphs(data.decode(options.get("encoding", "utf-8")), options)
 
 
 def read_translations(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
-    """JSON whose values, nested at will, are strings of a user interface."""
+    """JSON whose values, nested at will, are strings of a user interface.
+
+    Args:
+        data: bytes of the file.
+        options: options of the format; there are none.
+
+    Returns:
+        One document; passages are the strings.
+    """
 
     def strings(node: Any) -> Iterator[str]:
         if isinstance(node, str):
@@ -51,7 +72,15 @@ def read_translations(data: bytes, options: Mapping[str, Any]) -> Iterator[Passa
 
 
 def read_po(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
-    """GNU gettext: translated strings that are current, not fuzzy, and differ from the original."""
+    """GNU gettext: translated strings that are current, not fuzzy, and differ from the original.
+
+    Args:
+        data: bytes of the file.
+        options: options of the format; there are none.
+
+    Returns:
+        One document; passages are the translated strings.
+    """
     import polib
 
     found: Passages = []
@@ -68,7 +97,15 @@ def read_po(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
 
 def read_python(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """Source code with indentation; passages are what stands at the left margin: imports,
-    functions, classes."""
+    functions, classes.
+
+    Args:
+        data: bytes of the file.
+        options: options of the format; there are none.
+
+    Returns:
+        One document.
+    """
     text = data.decode("utf-8").replace("\r\n", "\n").expandtabs(4)
     text = re.sub(r"\A(?:#[^\n]*\n|\s*\n)+", "", text)  # shebang, coding and licence header
     yield [block.strip("\n") for block in re.split(r"\n{2,}(?=[^\s)\]}])", text) if block.strip()]
@@ -100,6 +137,13 @@ def read_csv(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     Options: `columns`, `group_by`, `remove` (see _cells; names need `header: true`), `delimiter`
     (default a comma; with a tab quotes are ordinary characters), `encoding`, `unescape: true` where
     line breaks are written as a backslash and an n.
+
+    Args:
+        data: bytes of the file.
+        options: options of the format, see above.
+
+    Returns:
+        A document for each group of rows.
     """
     text = io.StringIO(data.decode(options.get("encoding", "utf-8")), newline="")
     delimiter = options.get("delimiter", ",")
@@ -111,20 +155,44 @@ def read_csv(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
 
 def read_json(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """A list of records, at the top or under the key `records`; options `columns`, `group_by`,
-    `remove` as for csv."""
+    `remove` as for csv.
+
+    Args:
+        data: bytes of the file.
+        options: options of the format, see above; `records` is the key of the list.
+
+    Returns:
+        A document for each group of records.
+    """
     tree = json.loads(data)
     yield from _cells(tree[options["records"]] if "records" in options else tree, options)
 
 
 def read_jsonl(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
-    """One record a line; options `columns`, `group_by`, `remove` as for csv."""
+    """One record a line; options `columns`, `group_by`, `remove` as for csv.
+
+    Args:
+        data: bytes of the file.
+        options: options of the format, see above.
+
+    Returns:
+        A document for each group of records.
+    """
     yield from _cells(
         (json.loads(line) for line in data.decode("utf-8").splitlines() if line.strip()), options
     )
 
 
 def read_obo(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
-    """An ontology; passages are terms that have a definition: `Name. Definition. Comment.`"""
+    """An ontology; passages are terms that have a definition: `Name. Definition. Comment.`
+
+    Args:
+        data: bytes of the file.
+        options: options of the format; there are none.
+
+    Returns:
+        One document.
+    """
 
     def value(stanza: str, tag: str) -> str:
         quoted = re.search(rf'^{tag}: "((?:[^"\\]|\\.)*)"', stanza, re.M) or re.search(
@@ -186,7 +254,15 @@ def wikitext(source: str) -> Passages:
 
 def read_mediawiki(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """An XML dump of a wiki; a document an article (redirects and pages outside the main name space
-    are left out)."""
+    are left out).
+
+    Args:
+        data: bytes of the file.
+        options: options of the format; there are none.
+
+    Returns:
+        A document for each article: its title, then the passages of its text.
+    """
     import xml.etree.ElementTree as ElementTree
 
     for _, element in ElementTree.iterparse(io.BytesIO(data)):

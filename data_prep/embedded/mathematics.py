@@ -26,7 +26,12 @@ class Dice:
         self._random = Random(seed).random
 
     def between(self, low: int, high: int) -> int:
-        """A whole number from low to high, both included."""
+        """A whole number from low to high, both included.
+
+        Args:
+            low: the lowest number.
+            high: the highest number.
+        """
         return low + int(self._random() * (high - low + 1))
 
     def of(self, *options):
@@ -43,7 +48,12 @@ class Dice:
         return self.of(1, -1) * self.between(1, 10 ** self.between(1, digits) - 1)
 
     def numbers(self, count: int, digits: int) -> list[int]:
-        """So many of them."""
+        """So many of them.
+
+        Args:
+            count: how many numbers to draw.
+            digits: the most digits of a number.
+        """
         return [self.number(digits) for _ in range(count)]
 
     def name(self) -> str:
@@ -52,7 +62,13 @@ class Dice:
 
 
 def term(coefficient: int, power: int, x: str) -> str:
-    """coefficient * x**power as one writes it: 3*x**2, -x, 7."""
+    """coefficient * x**power as one writes it: 3*x**2, -x, 7.
+
+    Args:
+        coefficient: a whole number.
+        power: exponent of x, 0 or more.
+        x: name of the unknown.
+    """
     if power == 0:
         return str(coefficient)
     letters = x if power == 1 else f"{x}**{power}"
@@ -65,7 +81,12 @@ def added(terms: list[str]) -> str:
 
 
 def polynomial(coefficients: list[int], x: str) -> str:
-    """Highest power first; `coefficients[i]` belongs to x**i."""
+    """Highest power first; `coefficients[i]` belongs to x**i.
+
+    Args:
+        coefficients: whole numbers, lowest power first.
+        x: name of the unknown.
+    """
     return added([term(c, i, x) for i, c in enumerate(coefficients) if c][::-1])
 
 

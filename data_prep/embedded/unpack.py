@@ -71,7 +71,20 @@ class Unpacked(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Skip forward; seeking back is not possible."""
+        """Skip forward; seeking back is not possible.
+
+        Args:
+            offset: position in the content, in bytes from its start.
+            whence: must be io.SEEK_SET.
+
+        Returns:
+            The position reached, in bytes; the end of the content if that is earlier.
+
+        Raises:
+            io.UnsupportedOperation: the offset is before the position, or ``whence`` is another.
+            TooMuch: the limit is passed.
+            Damaged: the stream is.
+        """
         if whence != io.SEEK_SET or offset < self._position:
             raise io.UnsupportedOperation("a stream is read front to back")
         while self._position < offset and self.read(min(offset - self._position, CHUNK)):
@@ -98,6 +111,13 @@ class Unpacked(io.RawIOBase):
 
 def unpack(data: bytes, limit: int) -> bytes:
     """Unpack a .gz, .bz2 or .xz stream; other data is returned unchanged.
+
+    Args:
+        data: the stream, or other data.
+        limit: the most bytes of content.
+
+    Returns:
+        The content.
 
     Raises:
         TooMuch: it unpacks to more than ``limit`` bytes.

@@ -20,7 +20,13 @@ from dept.evaluation.finetuning.layouts import LAYOUTS, Special
 
 @dataclass(frozen=True)
 class Sample:
-    """An example in tokens."""
+    """An example in tokens.
+
+    Attributes:
+        sequences: token ids of each sequence; a choice has one for each answer, and similarity has
+            two.
+        label: label of the example.
+    """
 
     sequences: list[list[int]]
     pieces: Mapping[str, Any]

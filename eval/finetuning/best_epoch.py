@@ -43,7 +43,15 @@ class BestEpoch(Callback):
 
 
 def best(history: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The first evaluation with the highest metric on ``val``; one that is no number is lowest."""
+    """The first evaluation with the highest metric on ``val``; one that is no number is lowest.
+
+    Args:
+        history: evaluations in the order of epochs; ``entry["val"]`` has the value of each metric.
+        metric: name of the metric.
+
+    Returns:
+        The entry of ``history``.
+    """
 
     def value_of(entry: dict[str, Any]) -> float:
         value = entry["val"][metric]

@@ -36,6 +36,14 @@ class Example:
 def read_splits(data: DataOptions, task: TaskOptions) -> dict[str, list[Example]]:
     """The examples of ``train``, ``val`` and ``test``.
 
+    Args:
+        data: where the rows come from.
+        task: the task, with the columns and the classes.
+
+    Returns:
+        The examples by split. Where ``val`` or ``test`` has no rows of its own, a hash of the first
+        piece draws them from ``train``.
+
     Raises:
         DataError: a file or a split is missing, lacks a column, or has a label that is none.
     """

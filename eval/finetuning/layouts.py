@@ -14,7 +14,12 @@ Pieces = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Special:
-    """Ids of the tokens that a layout adds: three rows of the embedding after all others."""
+    """Ids of the tokens that a layout adds: three rows of the embedding after all others.
+
+    Attributes:
+        start: the first token of each sequence.
+        delimiter: the token between two groups of pieces.
+    """
 
     start: int
     delimiter: int
@@ -79,31 +84,85 @@ def cut(lengths: Sequence[int], room: int) -> list[int]:
 
 
 def classification(pieces: Pieces, special: Special, limit: int) -> list[list[int]]:
-    """``[start; text; extract]``."""
+    """``[start; text; extract]``.
+
+    Args:
+        pieces: token ids of ``text``.
+        special: tokens to add.
+        limit: the most tokens of the sequence.
+
+    Returns:
+        One sequence of token ids.
+
+    Raises:
+        ConfigError: the added tokens and one token of each piece exceed the limit.
+    """
     return [lay_out([[pieces["text"]]], special, limit)]
 
 
 def entailment(pieces: Pieces, special: Special, limit: int) -> list[list[int]]:
-    """``[start; premise; delimiter; hypothesis; extract]``."""
+    """``[start; premise; delimiter; hypothesis; extract]``.
+
+    Args:
+        pieces: token ids of ``premise`` and ``hypothesis``.
+        special: tokens to add.
+        limit: the most tokens of the sequence.
+
+    Returns:
+        One sequence of token ids.
+
+    Raises:
+        ConfigError: the added tokens and one token of each piece exceed the limit.
+    """
     return [lay_out([[pieces["premise"]], [pieces["hypothesis"]]], special, limit)]
 
 
 def similarity(pieces: Pieces, special: Special, limit: int) -> list[list[int]]:
     """Two sequences, since there is no order: ``[start; first; delimiter; second; extract]`` and
-    the same with the second one first."""
+    the same with the second one first.
+
+    Args:
+        pieces: token ids of ``first`` and ``second``.
+        special: tokens to add.
+        limit: the most tokens of a sequence.
+
+    Returns:
+        Two sequences of token ids.
+
+    Raises:
+        ConfigError: the added tokens and one token of each piece exceed the limit.
+    """
     one, other = [pieces["first"]], [pieces["second"]]
     return [lay_out(groups, special, limit) for groups in ([one, other], [other, one])]
 
 
 def choice(pieces: Pieces, special: Special, limit: int) -> list[list[int]]:
-    """A sequence an answer: ``[start; context; question; delimiter; answer; extract]``."""
+    """A sequence an answer: ``[start; context; question; delimiter; answer; extract]``.
+
+    Args:
+        pieces: token ids of ``context``, of each of the ``answers`` and, if there is one, of
+            ``question``.
+        special: tokens to add.
+        limit: the most tokens of a sequence.
+
+    Returns:
+        A sequence of token ids for each answer.
+
+    Raises:
+        ConfigError: the added tokens and one token of each piece exceed the limit.
+    """
     asked = [pieces["context"], *([pieces["question"]] if "question" in pieces else [])]
     return [lay_out([asked, [answer]], special, limit) for answer in pieces["answers"]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A kind of task: which pieces its examples have, and their sequences."""
+    """A kind of task: which pieces its examples have, and their sequences.
+
+    Attributes:
+        sequences: function from the pieces, the tokens to add and the most tokens of a sequence to
+            the sequences of token ids.
+    """
 
     pieces: tuple[str, ...]
     """Names of the pieces; examples with the same first one are in the same split."""

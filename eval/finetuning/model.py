@@ -54,6 +54,11 @@ def add_rows(model: PreTrainedModel, generator: torch.Generator) -> Special:
     rows of ``<s>`` and ``</s>`` are not used: a source may not have trained them, and another model
     may not have them.)
 
+    Args:
+        model: model to extend, in place. Its token matrices are float tensors of shape [rows, d];
+            afterwards they have three rows more.
+        generator: random generator of the new rows.
+
     Returns:
         Their ids.
     """
@@ -158,6 +163,17 @@ class FineTuned(ComposerModel):
         return F.dropout(out, self.embedding_dropout)
 
     def loss(self, outputs: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            outputs: result of :meth:`forward`.
+            batch: a batch with ``labels``: classes, numbers of the answers, or targets, of shape
+                [B].
+
+        Returns:
+            The loss in nats for classes, or the squared error, plus ``lm_coef`` times the language
+            model's loss in nats per token; a scalar.
+        """
         scores, language_model = outputs
         if self.classes:
             task = F.cross_entropy(scores, batch["labels"])
@@ -166,12 +182,28 @@ class FineTuned(ComposerModel):
         return task + self.lm_coef * language_model
 
     def eval_forward(self, batch: Batch, outputs: Any = None) -> Tensor:
+        """The scores of a batch, without the language model's loss.
+
+        Args:
+            batch: as for :meth:`forward`.
+            outputs: result of :meth:`forward`, if it is known already.
+
+        Returns:
+            Scores of the classes [B, classes], of the answers [B, S], or the estimates [B].
+        """
         return outputs[0] if outputs is not None else self(batch)[0]
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
         return {} if is_train else dict(self.metrics.items())
 
     def update_metric(self, batch: Batch, outputs: Tensor, metric: Metric) -> None:
+        """Add a batch to a metric.
+
+        Args:
+            batch: a batch with ``labels`` of shape [B].
+            outputs: result of :meth:`eval_forward`.
+            metric: metric to update.
+        """
         metric.update(outputs, batch["labels"])
 
 

@@ -101,7 +101,12 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """``optimizer``: AdamW of torch."""
+    """``optimizer``: AdamW of torch.
+
+    Attributes:
+        betas: the two decay rates of AdamW's averages of the gradient and its square.
+        eps: term that AdamW adds to the denominator.
+    """
 
     lr: float = 6.25e-5
     """At the end of the warm-up; that of Radford et al. 2018, of 117M parameters."""
@@ -118,7 +123,11 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class FineTuneOptions:
-    """A whole yaml."""
+    """A whole yaml.
+
+    Attributes:
+        max_duration: length of the training, in Composer's notation: ``3ep`` is 3 epochs.
+    """
 
     checkpoint: str
     """A checkpoint, a folder of them (``runs/<run_name>/checkpoints``), a transformers directory,

@@ -144,6 +144,10 @@ def fine_tune(
 def sequence_limit(model: PreTrainedModel, asked: int | None) -> int:
     """Tokens of a sequence: the requested number, or the model's context.
 
+    Args:
+        model: model to train.
+        asked: requested number of tokens, or ``None``.
+
     Raises:
         ConfigError: the request exceeds the context, or the context is unknown.
     """
@@ -156,13 +160,26 @@ def sequence_limit(model: PreTrainedModel, asked: int | None) -> int:
 
 
 def untrained(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """The same architecture with newly initialised parameters."""
+    """The same architecture with newly initialised parameters.
+
+    Args:
+        model: model whose class and config are used.
+        seed: seed of torch's global random generator.
+    """
     torch.manual_seed(seed)
     return type(model)(model.config)
 
 
 def decayed(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups of parameters for AdamW: gains and biases are not decayed."""
+    """Groups of parameters for AdamW: gains and biases are not decayed.
+
+    Args:
+        model: model whose trained parameters are grouped.
+        weight_decay: weight decay of the parameters with two or more dimensions.
+
+    Returns:
+        Two groups: the parameters that are decayed, then the others.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},

@@ -13,7 +13,12 @@ from dept.training.summary import read_summary
 
 @dataclass(frozen=True)
 class Compared:
-    """A model by the name it has in tables."""
+    """A model by the name it has in tables.
+
+    Attributes:
+        name: name in tables.
+        path: path or hub name, as it was given.
+    """
 
     name: str
     path: str

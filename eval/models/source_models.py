@@ -37,7 +37,11 @@ _INPUTS = ["input_ids", "attention_mask"]  # no token types: our models refuse t
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A model with the embedding and tokenizer of one source."""
+    """A model with the embedding and tokenizer of one source.
+
+    Attributes:
+        tokenizer: tokenizer whose ids are those of the model.
+    """
 
     name: str
     """Name of the source, ``global``, or name of an external model."""
@@ -232,7 +236,19 @@ def _read_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def trimmed(
     tokenizer: PreTrainedTokenizerBase, token_ids: list[int]
 ) -> tuple[PreTrainedTokenizerFast, int]:
-    """A tokenizer that has only some tokens; and how many more it needs (:func:`trim`)."""
+    """A tokenizer that has only some tokens; and how many more it needs (:func:`trim`).
+
+    Args:
+        tokenizer: tokenizer with a backend of ``tokenizers``; it stays as it is.
+        token_ids: ids of the tokens to keep.
+
+    Returns:
+        The new tokenizer, and the number of further tokens that it needs.
+
+    Raises:
+        ValueError: the tokenizer is neither Unigram nor BPE, Unigram lacks its unknown token among
+            ``token_ids``, or BPE has a prefix or suffix of subwords.
+    """
     content, extra = trim(json.loads(tokenizer.backend_tokenizer.to_str()), token_ids)
     kept = {token["content"] for token in content["added_tokens"]}
     roles: dict[str, Any] = {}

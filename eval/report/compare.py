@@ -62,7 +62,15 @@ class Comparison:
         return means.where(np.isfinite(means))
 
     def best(self, column: str, baseline: bool) -> tuple[str, pd.Series] | None:
-        """The baseline, or the method of DEPT, with the lowest mean in a column, and its runs."""
+        """The baseline, or the method of DEPT, with the lowest mean in a column, and its runs.
+
+        Args:
+            column: name of the column.
+            baseline: look among the baselines, instead of the methods of DEPT.
+
+        Returns:
+            Name of the method, and its values by run; ``None`` if no method has a value.
+        """
         means = self.side(baseline)[column].dropna()
         if means.empty:
             return None

@@ -32,6 +32,14 @@ def over_tokens(records: pd.DataFrame, corpus: str, stage: str) -> dict[str, Lin
     """The average over sources, by tokens trained in this stage.
 
     In pre-training, bodies that each train one source are one training: tokens are added up.
+
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+        stage: name of the stage.
+
+    Returns:
+        A line for each method: tokens, and the stage's metric in each run.
     """
 
     def curve(run: Any) -> Curve:
@@ -43,7 +51,16 @@ def over_tokens(records: pd.DataFrame, corpus: str, stage: str) -> dict[str, Lin
 
 
 def plasticity(records: pd.DataFrame, corpus: str, stage: str) -> dict[str, dict[str, Line]]:
-    """Perplexity by steps, for each source that the bodies had not seen, in the corpus's order."""
+    """Perplexity by steps, for each source that the bodies had not seen, in the corpus's order.
+
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+        stage: name of the stage.
+
+    Returns:
+        For each source, a line for each method.
+    """
 
     def curve(run: Any) -> Curve:
         own = run.curves.get("sources", {}).get(run.source) or run.curves.get("average", {})
@@ -56,7 +73,12 @@ def plasticity(records: pd.DataFrame, corpus: str, stage: str) -> dict[str, dict
 
 
 def stability(records: pd.DataFrame, corpus: str) -> pd.DataFrame:
-    """The runs that norms are compared on: those at one learning rate, else all pre-training."""
+    """The runs that norms are compared on: those at one learning rate, else all pre-training.
+
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+    """
     found = select(records, corpus, "stability")
     return select(records, corpus, "pretrain") if found.empty else found
 

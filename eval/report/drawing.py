@@ -67,7 +67,13 @@ def panels(count: int, height: float, columns: int | None = None) -> tuple[Figur
 
 
 def draw(axes: Axes, lines: Mapping[str, Line], logarithmic: bool = False) -> None:
-    """One line a method: the mean over runs, and their sample standard deviation as a band."""
+    """One line a method: the mean over runs, and their sample standard deviation as a band.
+
+    Args:
+        axes: axes to draw on.
+        lines: by method: ``x`` of shape [points], and ``y`` of shape [runs, points].
+        logarithmic: give the y axis a logarithmic scale.
+    """
     for method, line in lines.items():
         look, mean = METHODS[method], line.y.mean(axis=0)
         axes.plot(
@@ -94,6 +100,11 @@ def draw(axes: Axes, lines: Mapping[str, Line], logarithmic: bool = False) -> No
 
 def focus(axes: Axes, lines: Mapping[str, Line], logarithmic: bool = False) -> set[str]:
     """Scale to what is left of a falling curve once training has settled: differences are there.
+
+    Args:
+        axes: axes whose y limits are set.
+        lines: lines by method, as for :func:`draw`.
+        logarithmic: whether the y axis has a logarithmic scale.
 
     Returns:
         methods outside the plot: at their lowest they are above where most methods settled, and
@@ -159,7 +170,15 @@ def legend(
 
 
 def png(figure: Figure, title: str) -> bytes:
-    """The figure as a file without a date or a version in it, in 256 colours, which are enough."""
+    """The figure as a file without a date or a version in it, in 256 colours, which are enough.
+
+    Args:
+        figure: figure to save; it gets the title.
+        title: title of the whole figure.
+
+    Returns:
+        The bytes of a PNG file.
+    """
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     drawn, file = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
@@ -169,7 +188,12 @@ def png(figure: Figure, title: str) -> bytes:
 
 
 def short(value: float, _: int | None = None) -> str:
-    """A number of tokens, steps or bytes, as short as it can be read."""
+    """A number of tokens, steps or bytes, as short as it can be read.
+
+    Args:
+        value: number to show.
+        _: position of a tick, which matplotlib's formatters pass; not used.
+    """
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g} {unit}"

@@ -25,6 +25,12 @@ def by_source(records: pd.DataFrame, kind: str, names: Iterable[str], metric: st
     the mean over them. In pre-training, where a body is only trained on its own source, the value
     is that of the source's body.
 
+    Args:
+        records: records of the runs to take.
+        kind: ``sources`` or ``held_out``.
+        names: names of the sources, in the order of columns.
+        metric: key of a source's evaluation, such as ``perplexity`` or ``bits_per_byte``.
+
     Returns:
         ``inf`` where training diverged, ``nan`` where a run has no value.
     """
@@ -41,14 +47,30 @@ def by_source(records: pd.DataFrame, kind: str, names: Iterable[str], metric: st
 def pivoted(
     records: pd.DataFrame, values: Iterable[Any], rows: list[str], column: str
 ) -> pd.DataFrame:
-    """Values of one column of records in runs: rows by runs, and what ``column`` holds."""
+    """Values of one column of records in runs: rows by runs, and what ``column`` holds.
+
+    Args:
+        records: records of the runs to take.
+        values: a value for each record, in their order.
+        rows: columns of ``records`` that name a row, besides seed and draw.
+        column: column of ``records`` whose values become columns.
+
+    Returns:
+        The mean of the values in each cell; columns are sorted.
+    """
     found = records.assign(value=[number(value) for value in values])
     table = found.pivot_table("value", [*rows, *RUN], column, sort=False)
     return table.sort_index(axis=1)
 
 
 def text(values: pd.Series, digits: int, of: int = 0) -> str:
-    """The mean and the spread of runs, and their number if there are fewer than ``of``."""
+    """The mean and the spread of runs, and their number if there are fewer than ``of``.
+
+    Args:
+        values: values of runs; ``nan`` ones are left out, and ``inf`` means that training diverged.
+        digits: digits behind the point.
+        of: the number of runs that are expected.
+    """
     values = values.dropna()
     if values.empty:
         return ""

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Method:
-    """How a method is shown: the same in every table and plot."""
+    """How a method is shown: the same in every table and plot.
+
+    Attributes:
+        label: name in tables and legends.
+        colour: colour of matplotlib.
+        marker: marker of matplotlib.
+    """
 
     label: str
     budget: str

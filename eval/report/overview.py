@@ -75,6 +75,10 @@ def paired(ours: pd.Series, theirs: pd.Series) -> str:
     """Improvement in percent in the runs that both have, with its standard error and their number.
 
     Empty of fewer than two such runs.
+
+    Args:
+        ours: float[runs], values of DEPT, lower is better; indexed by run.
+        theirs: float[runs], values of the baseline, indexed by run.
     """
     gains = (100 * (1 - ours / theirs)).dropna()
     return f"{gains.mean():+.1f} ± {gains.sem():.1f} % ({len(gains)})" if len(gains) > 1 else ""

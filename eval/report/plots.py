@@ -21,7 +21,16 @@ from dept.evaluation.report.sent import sent
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot of a corpus's topic; ``png`` holds the file, ``name`` is unique."""
+    """A plot of a corpus's topic; ``png`` holds the file, ``name`` is unique.
+
+    Attributes:
+        corpus: name of the corpus.
+        topic: topic, such as a stage.
+        name: name of the file, without ending.
+        title: title, which the plot shows too.
+        caption: text below the plot.
+        png: content of the PNG file, in bytes.
+    """
 
     corpus: str
     topic: str

@@ -119,7 +119,13 @@ def _start_of(record: Any) -> str:
 
 
 def stage_name(records: pd.DataFrame, corpus: str, stage: str) -> str:
-    """The title of a stage, with the steps of its runs if it starts from a body."""
+    """The title of a stage, with the steps of its runs if it starts from a body.
+
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+        stage: key of ``STAGES``.
+    """
     if stage not in (*COMPARED, *PLASTICITY) or stage == "pretrain":
         return STAGES[stage]
     steps = sorted(select(records, corpus, stage)["sequential"].unique())
@@ -135,7 +141,13 @@ def number(value: Any) -> float:
 
 
 def select(records: pd.DataFrame, corpus: str, *stages: str) -> pd.DataFrame:
-    """The records of a corpus and of the given stages."""
+    """The records of a corpus and of the given stages.
+
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+        stages: names of the stages.
+    """
     return records[(records["corpus"] == corpus) & records["stage"].isin(stages)]
 
 
@@ -143,13 +155,23 @@ def names(records: pd.DataFrame, kind: str) -> list[str]:
     """Names of the sources (``kind`` "sources" or "held_out"), in the corpus's own order.
 
     A run of one source knows only that one, so the order is that of the run which has the most.
+
+    Args:
+        records: records of the runs to look at.
+        kind: ``sources`` or ``held_out``.
     """
     fullest = sorted(records[kind], key=len, reverse=True)
     return list(dict.fromkeys(chain.from_iterable(fullest)))
 
 
 def unseen(records: pd.DataFrame, corpus: str, stage: str) -> list[str]:
-    """The sources that bodies adapt to in a stage of plasticity, in the corpus's own order."""
+    """The sources that bodies adapt to in a stage of plasticity, in the corpus's own order.
+
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+        stage: a stage of plasticity.
+    """
     everything = records[records["corpus"] == corpus]
     known = dict.fromkeys([*names(everything, "held_out"), *names(everything, "sources")])
     adapted_to = set(select(records, corpus, stage)["source"])

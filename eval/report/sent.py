@@ -20,6 +20,10 @@ def sent(records: pd.DataFrame, corpus: str) -> pd.DataFrame:
     A body that trains on one source alone is not averaged, so it communicates nothing, although
     its record has the number for an average.
 
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+
     Returns:
         Columns, ``nan`` if no run has the value: ``parameters_per_step``, parameters that a source
         communicates, divided by its steps; ``reduction``, size of the whole model divided by that;

@@ -10,7 +10,12 @@ from dept.evaluation.report.names import TOPICS
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table; ``best`` is shown in bold."""
+    """A cell of a table; ``best`` is shown in bold.
+
+    Attributes:
+        text: text of the cell.
+        best: whether it is the best value.
+    """
 
     text: str
     best: bool = False

@@ -33,7 +33,15 @@ def tables(records: pd.DataFrame) -> list[Table]:
 
 
 def communication(records: pd.DataFrame, corpus: str) -> list[Table]:
-    """The communication of each method in pre-training."""
+    """The communication of each method in pre-training.
+
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+
+    Returns:
+        One table; none if no run has a count.
+    """
     columns = {
         "parameters_per_step": ("parameters a step", "{:,.0f}", 1),
         "reduction": ("reduction", "{:,.0f} times", 1),
@@ -65,7 +73,15 @@ _AS_COMPARED = {"pretrain": "as compared", "cpt_random": "as compared, CPT"}
 
 
 def study(records: pd.DataFrame, corpus: str) -> list[Table]:
-    """Runs with other settings, named by the plan, below those of the comparison itself."""
+    """Runs with other settings, named by the plan, below those of the comparison itself.
+
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+
+    Returns:
+        One table; none if there are no such runs.
+    """
     studied = select(records, corpus, "study")
     compared = select(records, corpus, *_AS_COMPARED)
     compared = compared.assign(setting=compared["stage"].map(_AS_COMPARED))
@@ -89,7 +105,15 @@ def study(records: pd.DataFrame, corpus: str) -> list[Table]:
 
 
 def setting(records: pd.DataFrame, corpus: str) -> list[Table]:
-    """The settings of each run that do not depend on the machine."""
+    """The settings of each run that do not depend on the machine.
+
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+
+    Returns:
+        One table; none if there are no runs.
+    """
     rows, parts = [], []
     stages = [stage for stage in STAGES if stage != "downstream"]  # epochs of a task, not rounds
     for stage, of_stage in select(records, corpus, *stages).groupby("stage", sort=False):

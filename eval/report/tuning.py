@@ -11,7 +11,15 @@ from dept.evaluation.report.table import Table
 
 
 def tuning(records: pd.DataFrame, corpus: str) -> list[Table]:
-    """Learning rates of pre-training, and what each gave."""
+    """Learning rates of pre-training, and what each gave.
+
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+
+    Returns:
+        The tables; none if there are no such runs.
+    """
     here, metric = select(records, corpus, "tuning"), metric_of("tuning")
     caption = (
         f"Average {METRICS[metric]} over sources after pre-training, lower is better; the best "
@@ -24,6 +32,13 @@ def tuning_cpt(records: pd.DataFrame, corpus: str) -> list[Table]:
     """Learning rates of continued pre-training, those in use among them.
 
     The runs at a rate in use are those of the comparison, of the same method, start and seeds.
+
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+
+    Returns:
+        The tables; none if there are no such runs.
     """
     tried, metric = select(records, corpus, "tuning_cpt"), metric_of("tuning_cpt")
     keys = ["start", "method", "seed"]

@@ -13,7 +13,21 @@ from dept.evaluation.reproduce.plan import Continuation, Downstream, Method, Pla
 
 @dataclass(frozen=True)
 class Job:
-    """One run of ``train.py``, or of ``eval/finetune.py`` in the stage ``downstream``."""
+    """One run of ``train.py``, or of ``eval/finetune.py`` in the stage ``downstream``.
+
+    Attributes:
+        name: name of the run.
+        corpus: name of the corpus.
+        stage: name of the stage.
+        method: name of the method in the plan.
+        seed: seed of the run.
+        yaml: path of the experiment's yaml.
+        overrides: ``key=value`` strings for the command line.
+        baseline: whether the method is a baseline.
+        source: the only source that the run, or the body it starts from, is trained on; ``None``
+            for all.
+        setting: name of the setting of a variation, or of the task of fine-tuning.
+    """
 
     name: str
     corpus: str

@@ -26,14 +26,25 @@ class Part:
     """By default those of the plan."""
 
     def covers(self, plan: Plan, corpus: str, seed: int) -> bool:
-        """Whether it is run on a corpus with a seed."""
+        """Whether it is run on a corpus with a seed.
+
+        Args:
+            plan: the plan, whose seeds and corpora are the defaults.
+            corpus: name of the corpus.
+            seed: seed of the run.
+        """
         seeds = plan.seeds if self.seeds is None else self.seeds
         return seed in seeds and corpus in (plan.corpora if self.corpora is None else self.corpora)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Part):
-    """One way to pre-train."""
+    """One way to pre-train.
+
+    Attributes:
+        baseline: whether the method is a baseline.
+        overrides: overrides of its pre-training.
+    """
 
     yaml: str
     """Its experiment, below ``yamls/``."""
@@ -63,7 +74,13 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation(Part):
-    """Continued pre-training, or adaptation, of several methods."""
+    """Continued pre-training, or adaptation, of several methods.
+
+    Attributes:
+        yaml: its experiment, below ``yamls/``.
+        methods: names of the methods whose bodies it continues.
+        overrides: overrides of its runs.
+    """
 
     yaml: str
     methods: list[str]
@@ -74,7 +91,12 @@ class Continuation(Part):
 
 @dataclass(frozen=True)
 class Setting:
-    """A method with other settings, or other ways to continue it."""
+    """A method with other settings, or other ways to continue it.
+
+    Attributes:
+        method: name of the method in the plan.
+        overrides: overrides of its runs.
+    """
 
     method: str
     overrides: list[str] = field(default_factory=list)
@@ -90,7 +112,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Variations:
-    """Runs with other settings: to tune methods, or to learn what matters."""
+    """Runs with other settings: to tune methods, or to learn what matters.
+
+    Attributes:
+        corpora: names of the corpora.
+        seeds: seeds of the runs.
+    """
 
     corpora: list[str]
     seeds: list[int]
@@ -104,7 +131,13 @@ class Variations:
 
 @dataclass(frozen=True, kw_only=True)
 class Downstream(Part):
-    """Fine-tuning of what continued pre-training from random embeddings gave."""
+    """Fine-tuning of what continued pre-training from random embeddings gave.
+
+    Attributes:
+        corpora: names of the corpora; here they have no default.
+        methods: names of the methods whose bodies are fine-tuned.
+        overrides: overrides of its runs.
+    """
 
     corpora: list[str]
     tasks: list[str]
@@ -119,7 +152,13 @@ class Downstream(Part):
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole comparison, as its yaml has it."""
+    """A whole comparison, as its yaml has it.
+
+    Attributes:
+        corpora: the corpora by name.
+        seeds: seeds of the runs.
+        methods: the methods by name.
+    """
 
     corpora: dict[str, Corpus]
 

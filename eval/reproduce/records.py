@@ -73,6 +73,13 @@ def norms(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dic
     """Norms by sequential step of one source's training; the mean over sources of a round.
 
     ``None`` if they were not measured.
+
+    Args:
+        lines: lines of ``metrics.jsonl``, of which at least one is needed; each has its ``batch``.
+        summary: content of ``summary.json``, with ``rounds`` and ``local_steps``.
+
+    Returns:
+        ``steps``, and for each of them ``activations``, ``parameters`` and ``embedding``.
     """
     steps, batches = summary["local_steps"], max(line["batch"] for line in lines)
     per_round = batches // summary["rounds"]

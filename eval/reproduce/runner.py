@@ -95,7 +95,12 @@ def run(wanted: list[Job], done: set[str], at_a_time: int) -> list[Job]:
 
 
 def write(wanted: list[Job], results: Path) -> None:
-    """Write the results of finished jobs: ``results/runs/*.json``, tables, plots and a page."""
+    """Write the results of finished jobs: ``results/runs/*.json``, tables, plots and a page.
+
+    Args:
+        wanted: the jobs to write; those without a summary are left out.
+        results: folder of the results.
+    """
     for job in wanted:
         if summary_of(job):
             text = json.dumps(record(job, Path("runs") / job.name), indent=1)

@@ -128,7 +128,13 @@ def candidates(run: TrainedRun) -> list[str]:
 
 
 def router_of(run: TrainedRun, rule: str, device: str = "cpu") -> Router:
-    """The rule of that name for the sources of a run."""
+    """The rule of that name for the sources of a run.
+
+    Args:
+        run: the trained run.
+        rule: one of ``RULES``.
+        device: device of torch; only the rule ``model`` uses it.
+    """
     if rule == "model":
         return ModelRouter(run, device)
     return UnigramRouter(run.corpus, [run.prepared(name) for name in candidates(run)])

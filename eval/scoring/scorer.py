@@ -32,7 +32,12 @@ _LOGITS = 1 << 23  # numbers held at a time; four times as many take 1.6 times a
 
 @dataclass(frozen=True)
 class Score:
-    """The cost of a text under one model."""
+    """The cost of a text under one model.
+
+    Attributes:
+        bytes: bytes of the text as UTF-8.
+        unknown_bytes: bytes among them of characters that no token spells.
+    """
 
     nats: float
     """Nats of all tokens, including unknown bytes."""
@@ -51,7 +56,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Stream:
-    """Token ids in a row; those whose place in ``predicted`` is false are only read."""
+    """Token ids in a row; those whose place in ``predicted`` is false are only read.
+
+    Attributes:
+        ids: token ids, one after another.
+        predicted: for each id, whether its cost counts.
+    """
 
     ids: list[int]
     predicted: list[bool]

@@ -14,7 +14,11 @@ from dept.errors import ConfigError
 
 @dataclass(frozen=True)
 class Spelled:
-    """A text in the tokens of one vocabulary."""
+    """A text in the tokens of one vocabulary.
+
+    Attributes:
+        ids: token ids.
+    """
 
     ids: list[int]
 

@@ -12,7 +12,12 @@ from dept.errors import DataError
 
 @dataclass(frozen=True)
 class Document:
-    """A document, or the beginning of one."""
+    """A document, or the beginning of one.
+
+    Attributes:
+        text: text of the document.
+        whole: whether the text is all of the document.
+    """
 
     text: str
     whole: bool
@@ -69,6 +74,10 @@ def pieces(text: str, size: int) -> Iterator[str]:
     """Non-overlapping pieces of at most ``size`` UTF-8 bytes, cut between characters.
 
     The rest, too short for a piece, is left out, and so are pieces of white space.
+
+    Args:
+        text: the text to cut.
+        size: the most bytes of a piece.
     """
     data, begin = text.encode(), 0
     while len(data) - begin >= size:
