@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from composer.core import DataSpec
 from composer.loggers import FileLogger
 from composer.utils import dist
@@ -157,7 +158,8 @@ def build_mixture(
         stage=chosen.stage,
         cache=cache,
     )
-    loader = DataLoader(mixture, batch_size=None)  # Composer only resumes datasets of a DataLoader
+    # Composer only resumes datasets of a DataLoader.
+    loader = DataLoader(mixture, batch_size=None, pin_memory=torch.cuda.is_available())
     return DataSpec(loader, get_num_tokens_in_batch=get_tokens_per_batch_func())
 
 

@@ -28,7 +28,8 @@ def checked(prepared, tmp_path, capsys, monkeypatch):
 
     def run(name, *more, root=prepared):
         path = str(YAMLS / f"{name}.yaml")
-        given = [*stand_ins(name, tmp_path), *(overrides(root) if root else []), *more]
+        small = [*overrides(root), "run_name=checked"] if root else []  # no other test's run
+        given = [*stand_ins(name, tmp_path), *small, *more]
         status = command.main(["--check", path, *given])
         return status, " ".join(capsys.readouterr().out.replace("│", " ").split())
 
