@@ -36,15 +36,13 @@ class StopOnSigterm(Callback):
 
         All of them must call this at the same event. After the last batch of an epoch, it waits for
         the other workers. If all arrive, the end of the epoch follows, and the checkpoint then
-        includes the outer step of the round. If one of them stops instead, this worker stops here.
+        includes the outer step of the round. If one of them stops instead, or is lost, this worker
+        stops here, so that its finished slots are saved.
 
         Args:
             state: the state of Composer's trainer.
             event: the event at which all processes call it. One batch has one answer for each
                 event.
-
-        Raises:
-            WorkerLost: another worker is gone, or did not arrive in time.
         """
         now = (event, state.timestamp.batch.value)
         if self._decided is None or self._decided[0] != now:
@@ -88,18 +86,20 @@ class StopOnSigterm(Callback):
         signal.signal(signal.SIGTERM, self._before)
 
     def end_if_asked(self, state: State, event: Event) -> None:
-        """End the process in an orderly way, with the exit status of SIGTERM.
+        """End training, with the exit status of SIGTERM unless a worker is lost.
 
         Args:
             state: the state of Composer's trainer.
             event: the event at which all processes call it.
 
         Raises:
-            SystemExit: a process of this world has been asked to end.
+            SystemExit: a process of this world has been asked to end, or another worker has.
             WorkerLost: another worker is gone, or did not arrive in time.
         """
         if self.asked(state, event):
             signal.signal(signal.SIGTERM, self._before)
+            if loss := process_group.current().loss:
+                raise loss
             sys.exit(128 + signal.SIGTERM)
 
     def _receive(self, number: int, frame: Any) -> None:

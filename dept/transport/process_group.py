@@ -39,6 +39,7 @@ class Workers:
         timeout: seconds to wait for other workers.
         sent: bytes sent to other workers so far, by purpose (``model`` or ``control``).
         waited: seconds that this worker has waited for others at the end of rounds.
+        loss: the error to end with, once :meth:`all_arrive` has found that a worker is gone.
     """
 
     place: Place
@@ -50,6 +51,7 @@ class Workers:
     def __post_init__(self) -> None:
         self.sent: Counter[str] = Counter()
         self.waited = 0.0
+        self.loss: WorkerLost | None = None
         self._exchanges = 0
 
     @property
@@ -111,10 +113,11 @@ class Workers:
             self.store.compare_set(f"{point}/decision", "", "stop")
 
     def all_arrive(self, point: str, stops: Callable[[], bool], *, stage: str) -> bool:
-        """Wait until every worker is at ``point``, or one of them stops instead.
+        """Wait until every worker is at ``point``, or one of them stops instead, or is lost.
 
         Unlike other waits, it ends when this process is asked to stop: Python runs no signal
-        handler while a group waits.
+        handler while a group waits. The loss of a worker is kept in ``loss``, not raised, so that
+        the caller can save its work first.
 
         Args:
             point: a name that is used once in a job.
@@ -122,10 +125,7 @@ class Workers:
             stage: name of this point in errors.
 
         Returns:
-            Whether all arrived; the same on every rank of every worker that is here.
-
-        Raises:
-            WorkerLost: a worker is gone, or did not arrive in time.
+            Whether all arrived; the same on every rank of a worker.
         """
         if self.count == 1:
             return True
@@ -148,7 +148,8 @@ class Workers:
             self.waited += time.perf_counter() - began
             return self.store.get(decision) == b"go"
         except RuntimeError as error:
-            raise WorkerLost(self._missing(point, stage, error)) from error
+            self.loss = WorkerLost(self._missing(point, stage, error))
+            return False
 
     def gather(self, value: Any, *, stage: str) -> list[Any]:
         """Gather the value of each worker, in their order, on every rank.
