@@ -66,7 +66,7 @@ def outer_step_bytes(
 def coded_step_bytes(
     compression: Compression,
     start: Mapping[str, Tensor],
-    shares: Sequence[Mapping[str, Share]],
+    of_workers: Sequence[Mapping[str, Share]],
 ) -> int:
     """Bytes of model state that all workers send in one outer step of coded updates.
 
@@ -76,26 +76,18 @@ def coded_step_bytes(
     Args:
         compression: compression of updates.
         start: the global parameters; only their shapes are read, so meta tensors are fine.
-        shares: for each worker, the shares of its sources by name.
+        of_workers: for each worker, the shares of its sources by name.
     """
     import torch
 
-    every = [share for own in shares for share in own.values()]
+    from dept.method.averaging import shapes
+
+    every = [share for own in of_workers for share in own.values()]
     names = {name for share in every for name in share.rows}
     union = {name: torch.cat([share.rows[name] for share in every]).unique() for name in names}
-    up = sum(_message(compression, start, s.rows) for own in shares[1:] for s in own.values())
-    return up + (len(shares) - 1) * _message(compression, start, union)
-
-
-def _message(
-    compression: Compression, start: Mapping[str, Tensor], rows: Mapping[str, Tensor]
-) -> int:
-    import torch
-
-    like = {
-        name: torch.empty((len(rows[name]), *value.shape[1:]), device="meta")
-        if name in rows
-        else value
-        for name, value in start.items()
-    }
-    return compression.size(like, rows)
+    up = sum(
+        compression.size(shapes(start, share.rows), share.rows)
+        for own in of_workers[1:]
+        for share in own.values()
+    )
+    return up + (len(of_workers) - 1) * compression.size(shapes(start, union), union)

@@ -38,6 +38,21 @@ class Share:
     rows: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def shapes(start: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Meta tensors with the shapes of an update that holds some token rows, by name.
+
+    Args:
+        start: the global parameters; only their shapes and dtypes are read.
+        rows: for each parameter averaged by token row, int64[n]: the rows of the update.
+    """
+    return {
+        name: value.new_empty(
+            (len(rows[name]), *value.shape[1:]) if name in rows else value.shape, device="meta"
+        )
+        for name, value in start.items()
+    }
+
+
 @torch.no_grad()
 def mean_update(
     updates: Iterable[tuple[Mapping[str, Tensor], Share]],
@@ -56,10 +71,8 @@ def mean_update(
         The mean by name. For a parameter averaged by token row it has those n rows.
     """
     sums = {
-        name: torch.zeros((len(rows[name]), *value.shape[1:]), dtype=torch.float64).to(value.device)
-        if name in rows
-        else torch.zeros_like(value, dtype=torch.float64)
-        for name, value in start.items()
+        name: torch.zeros(like.shape, dtype=torch.float64, device=start[name].device)
+        for name, like in shapes(start, rows).items()
     }
     weights = {name: torch.zeros(len(ids), dtype=torch.float64) for name, ids in rows.items()}
     total = 0.0

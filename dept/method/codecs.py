@@ -8,14 +8,14 @@ members of :class:`Codec` and a row of :data:`CODECS`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dept.errors import ConfigError, shown
+from dept.errors import ConfigError, is_number, shown
 
 WHERE = "algorithms.dept.compression"
 
@@ -176,16 +176,13 @@ def codec_of(name: str, **options: Any) -> Codec:
         raise ConfigError(
             f"{WHERE}.name is {shown(name)}: set it to one of none, {', '.join(CODECS)}"
         )
-    limits: Mapping[str, tuple[float, float]] = {
-        "block": (2, 1 << 16),
-        "bits": (1, 8),
-        "density": (0, 1),
-    }
-    for key, value in options.items():
-        least, most = limits.get(key, (0, 0))
-        kind = float if key == "density" else int
-        if key in limits and not (type(value) is kind and least <= value <= most and value):
+    for key, (least, most) in {"block": (2, 1 << 16), "bits": (1, 8)}.items():
+        value = options.get(key, least)
+        if not (type(value) is int and least <= value <= most):
             raise ConfigError(f"{WHERE}.{key} is {shown(value)}: set it to {least} to {most}")
+    density = options.get("density", 1)
+    if not (is_number(density) and 0 < density <= 1):
+        raise ConfigError(f"{WHERE}.density is {shown(density)}: set it above 0, and to 1 at most")
     try:
         codec = CODECS[name](**options)
     except TypeError:

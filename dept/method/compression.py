@@ -44,9 +44,11 @@ class Compression:
         Raises:
             ConfigError: the name or an option is unknown, or a value is out of range.
         """
-        own = {k: v for k, v in options.items() if k not in ("error_feedback", "decay")}
-        if own["name"] == "none" and len(options) == 1:
+        if options["name"] == "none":
+            if extra := ", ".join(key for key in options if key != "name"):
+                raise ConfigError(f"{WHERE}.name none takes no options: remove {extra}")
             return None
+        own = {k: v for k, v in options.items() if k not in ("error_feedback", "decay")}
         feedback = options.get("error_feedback", True)
         decay = options.get("decay", 0.95 if own["name"] == "topk" else 1.0)
         if not isinstance(feedback, bool):
@@ -94,7 +96,7 @@ class Compression:
 
         Args:
             message: uint8[n].
-            like: tensors with the names, shapes and device of the update.
+            like: tensors with the names and shapes of the update.
             by_row: names of the parameters whose rows are blocks.
             sender: name of the sender, for the error message.
 

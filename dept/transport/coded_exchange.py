@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dept.method.averaging import Average, Share, mean_update
+from dept.method.averaging import Average, Share, mean_update, shapes
 from dept.method.compression import Compression
 from dept.transport.process_group import Workers
 from dept.transport.topology import Place
@@ -30,6 +30,7 @@ class CodedReduction:
 
     Attributes:
         pending: the new ``errors`` of the sources of this round, valid after the outer step.
+        returned_pending: the new ``returned_error``, likewise; empty but on the first worker.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class CodedReduction:
         self.returned_pending: dict[str, Tensor] = {}
         self._messages: dict[str, Tensor] = {}
 
+    @torch.no_grad()
     def add(self, source: str, local: Mapping[str, Tensor], share: Share) -> None:
         """Code the local model of one source; only the message is kept.
 
@@ -62,6 +64,7 @@ class CodedReduction:
             update, share.rows, self.errors.get(source)
         )
 
+    @torch.no_grad()
     def averages(
         self,
         workers: Workers | None = None,
@@ -83,13 +86,13 @@ class CodedReduction:
         workers = workers or Workers(Place())
         shares = shares or [dict.fromkeys(self._messages, Share())]
         rows = self._held_rows([share for own in shares for share in own.values()])
-        like = {n: v[rows[n]] if n in rows else v for n, v in self.start.items()}
-        device = next(iter(self.start.values())).device
-        coded = torch.empty(self.compression.size(like, rows), dtype=torch.uint8, device=device)
+        like = shapes(self.start, rows)
+        size = self.compression.size(like, rows)
+        coded = torch.empty(size, dtype=torch.uint8, device=self._device)
         if workers.leads:
             messages = self._at_the_first(workers, shares, stage)
             if workers.place.worker == 0:
-                mean = self._mean(messages, shares, rows, like)
+                mean = self._mean(messages, shares, rows)
                 coded, self.returned_pending = self._encode_mean(mean, rows)
         workers.from_first([coded], kind="model", stage=stage)
         mean = self.compression.decode(coded, like, rows, sender="the mean")
@@ -98,7 +101,7 @@ class CodedReduction:
             held, average = None, value - mean[name] if name not in rows else value.clone()
             if name in rows:
                 average[rows[name]] -= mean[name]
-                held = torch.zeros(len(value), dtype=torch.bool, device=device)
+                held = torch.zeros(len(value), dtype=torch.bool, device=self._device)
                 held[rows[name]] = True
             averages[name] = Average(average, held)
         return averages
@@ -108,12 +111,14 @@ class CodedReduction:
     ) -> dict[str, Tensor]:
         """All messages by source, on the first worker."""
         lengths = [
-            [self.compression.size(self._like(share), share.rows) for share in own.values()]
+            [
+                self.compression.size(shapes(self.start, share.rows), share.rows)
+                for share in own.values()
+            ]
             for own in shares
         ]
         here = workers.place.worker
-        device = next(iter(self.start.values())).device
-        nothing = torch.empty(0, dtype=torch.uint8, device=device)
+        nothing = torch.empty(0, dtype=torch.uint8, device=self._device)
         own = torch.cat([nothing, *(self._messages[source] for source in shares[here])])
         pieces = [own, *[nothing] * (workers.count - 1)]
         sizes = [sum(of_worker) if here == 0 else 0 for of_worker in lengths]
@@ -131,13 +136,15 @@ class CodedReduction:
         messages: Mapping[str, Tensor],
         shares: Sequence[Mapping[str, Share]],
         rows: Mapping[str, Tensor],
-        like: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         every = {source: share for own in shares for source, share in own.items()}
         updates = (
             (
                 self.compression.decode(
-                    messages[source], self._like(every[source]), every[source].rows, sender=source
+                    messages[source],
+                    shapes(self.start, every[source].rows),
+                    every[source].rows,
+                    sender=source,
                 ),
                 every[source],
             )
@@ -173,14 +180,6 @@ class CodedReduction:
     def _rows(self, name: str, share: Share) -> Tensor:
         value = self.start[name]
         return value[share.rows[name].to(value.device)] if name in share.rows else value
-
-    def _like(self, share: Share) -> dict[str, Tensor]:
-        return {
-            name: value.new_empty((len(share.rows[name]), *value.shape[1:]))
-            if name in share.rows
-            else value
-            for name, value in self.start.items()
-        }
 
     @property
     def _device(self) -> torch.device:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dept.method.averaging import Average, Share
+from dept.method.averaging import Average, Share, shapes
 from dept.method.compression import Compression
 from dept.transport.coded_exchange import CodedReduction
 from dept.transport.exchange import ExactReduction
@@ -71,12 +71,7 @@ class Reductions:
             start: the global parameters by name; only their shapes are read.
             share: the share of the source.
         """
-        like = {
-            name: value.new_empty((len(share.rows[name]), *value.shape[1:]), device="meta")
-            if name in share.rows
-            else value
-            for name, value in start.items()
-        }
+        like = shapes(start, share.rows)
         if self.compression is None:
             return sum(value.numel() * value.element_size() for value in like.values())
         return self.compression.size(like, share.rows)
