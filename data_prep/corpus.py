@@ -7,6 +7,12 @@ A minimal example:
       en: {files: texts/en.txt}
       it: {files: texts/it.txt}
 
+Sources that are not given are found: a source with `k` is divided into k clusters of documents,
+which are the sources (here `part0` to `part7`). It must be the only entry of `sources:`.
+
+    sources:
+      part: {k: 8, method: tfidf, files: texts/*.jsonl}
+
 Keys that start with an underscore are free, for yaml anchors. Sizes are bytes, or strings like
 64kB, 20MB, 1.5GB.
 """
@@ -29,6 +35,7 @@ FORMATS = (".txt", ".jsonl", ".parquet")  # .txt and .jsonl also with .gz or .zs
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 REMARKS = ("licence", "about", "text_bytes", "documents")  # for readers of the yaml; not used
 CHOICES = {"document": ("paragraph", "line", "file"), "bad_documents": ("refuse", "skip")}
+CLUSTER_METHODS = ("tfidf", "unigram")
 PACKAGE_ONLY_OURS = ("split", "tokenizer", "bad_documents", "max_document_bytes")
 
 
@@ -92,12 +99,24 @@ class Source:
 
 
 @dataclass(frozen=True)
+class ClusterOptions:
+    """Keys of a source that is divided into clusters, beside its own."""
+
+    k: int = 0  # required: number of clusters
+    method: str = "tfidf"  # balanced k-means of tf-idf vectors, or unigram: EM of token counts
+    balanced: bool = True  # clusters of equal bytes, or each document in its best one
+    fit_bytes: int = 32 * 10**6  # text of the sample that clusters are fitted to
+    seed: int = 17  # of first centres
+
+
+@dataclass(frozen=True)
 class Corpus:
     """A corpus yaml with every default filled in.
 
     Attributes:
         corpus: name of the corpus.
-        sources: sources to train on.
+        sources: sources to train on; with `cluster`, the one that is divided into them.
+        cluster: how the source is divided; None where sources are given.
         held_out: sources that are prepared, but not trained on.
         split: default of the sources.
         global_tokenizer: `tokenizers.global`.
@@ -106,6 +125,7 @@ class Corpus:
     corpus: str
     sources: tuple[Source, ...]
     held_out: tuple[Source, ...] = ()
+    cluster: ClusterOptions | None = None
     sequence_length: int = 2048  # tokens of a sample
     split: SplitOptions = SplitOptions()
     global_tokenizer: TokenizerOptions = TokenizerOptions(vocab_size=8192)
@@ -122,6 +142,8 @@ class Corpus:
         content = dataclasses.asdict(self)
         for source in (*content["sources"], *content["held_out"]):
             del source["max_unpacked_bytes"]  # refuses, or changes nothing
+        if self.cluster is None:
+            del content["cluster"]
         return content
 
 
@@ -157,12 +179,13 @@ def _corpus(content: Any) -> Corpus:
     sizes = {key: _size(value, key) for key, value in sizes.items()}
     if sizes.get("sequence_length", 2) < 2:
         raise DataError("sequence_length is 1: a sample needs at least 2 tokens.")
+    given, cluster = _without_cluster(content.get("sources"))
     sources, held_out = (
         tuple(
             _source(key, value, where == "held_out", split)
-            for key, value in _mapping(content.get(where), where, None).items()
+            for key, value in _mapping(entries, where, None).items()
         )
-        for where in ("sources", "held_out")
+        for where, entries in (("sources", given), ("held_out", content.get("held_out")))
     )
     if not sources:
         raise DataError("sources is empty: name at least one, as in `en: {files: texts/en.txt}`.")
@@ -174,6 +197,7 @@ def _corpus(content: Any) -> Corpus:
         corpus=name,
         sources=sources,
         held_out=held_out,
+        cluster=cluster,
         split=split,
         global_tokenizer=_tokenizer(tokenizers.get("global"), "tokenizers.global"),
         own_tokenizer=None if own is None else _tokenizer(own, "tokenizers.own"),
@@ -181,8 +205,35 @@ def _corpus(content: Any) -> Corpus:
     )
 
 
+def _without_cluster(sources: Any) -> tuple[Any, ClusterOptions | None]:
+    """The sources without the keys of a cluster, and the options of the cluster if there is one."""
+    sources = _mapping(sources, "sources", None)
+    names = [n for n, v in sources.items() if isinstance(v, Mapping) and "k" in v]
+    if not names:
+        return sources, None
+    name = names[0]
+    if len(sources) > 1 or not sources[name].get("files"):
+        raise DataError(
+            f"sources.{name} has k, so its clusters are the sources: give it `files`, and make it "
+            "the only entry of sources."
+        )
+    keys = [f.name for f in dataclasses.fields(ClusterOptions)]
+    own = {key: value for key, value in sources[name].items() if key in keys}
+    options = _options(ClusterOptions, own, f"sources.{name}")
+    if options.k < 2:
+        raise DataError(f"sources.{name}.k is {options.k}: give it 2 clusters or more.")
+    if options.method not in CLUSTER_METHODS:
+        raise DataError(
+            f"sources.{name}.method is {options.method!r}: write one of "
+            f"{', '.join(CLUSTER_METHODS)}."
+        )
+    if not isinstance(options.balanced, bool):
+        raise DataError(f"sources.{name}.balanced is {options.balanced!r}: write true or false.")
+    return {name: {k: v for k, v in sources[name].items() if k not in keys}}, options
+
+
 def _source(name: Any, content: Any, held_out: bool, split: SplitOptions) -> Source:
-    name = _name(name, "the name of a source", reserved=(GLOBAL, "text"))
+    name = _name(name, "the name of a source", reserved=(GLOBAL, "text", "clusters"))
     if isinstance(content, Mapping) and {"package", "packages", "generate"} & set(content):
         from dept.data_prep.embedded.packages import SOURCE_KEYS
 

@@ -3,7 +3,8 @@
     python data_prep/prepare.py data_prep/corpora/multilingual.yaml [--workers N] [--root .]
 
 Three stages, each resumable, all parallel: documents are collected and split (collect.py),
-tokenizers trained (train_tokenizer.py), text tokenized (shards.py). Results depend on the yaml and
+tokenizers trained (train_tokenizer.py), text tokenized (shards.py). Before them, documents of
+sources that are not given are divided into clusters (clusters/). Results depend on the yaml and
 the text alone, not on the number of workers or on interruptions. dept/data/corpus.py documents the
 output, data_prep/corpus.py the yaml.
 """
@@ -26,6 +27,7 @@ from dept import terminal
 from dept.data.corpus import GLOBAL, SPLITS, PreparedSource, read_corpus, read_source
 from dept.data.shard_files import read_index, refuse_missing
 from dept.data.tokenizer_files import tokenizer_hash
+from dept.data_prep.clusters.divide import divide, sources_of
 from dept.data_prep.collect import collect, part_path
 from dept.data_prep.corpus import Corpus, Source, TokenizerOptions, load_corpus
 from dept.data_prep.documents import open_source
@@ -58,14 +60,15 @@ class Preparation:
     def __init__(
         self, corpus: Corpus, folders: tuple[Path, ...], root: Path, workers: int, console: Console
     ):
-        self.corpus = corpus
+        self.given = corpus
         self.folders = folders
         self.root = root
         self.workers = workers
         self.console = console
         self.data = root / "data" / corpus.corpus
         self.tokenizers = root / "tokenizers" / corpus.corpus
-        self.sources = corpus.sources + corpus.held_out
+        self.corpus = dataclasses.replace(corpus, sources=sources_of(corpus, self.data))
+        self.sources = self.corpus.sources + corpus.held_out
 
     def run(self) -> bool:
         """Runs the stages that are not yet complete.
@@ -77,11 +80,13 @@ class Preparation:
             DataError: another preparation runs, the yaml has changed, or a source cannot be used.
         """
         with self._lock():
-            check_recipe(self.data, self.tokenizers, self.corpus, self.folders)
+            check_recipe(self.data, self.tokenizers, self.given, self.folders)
             if self._finished():
                 return False
             self._sweep()
             with Workers(self.workers, self.console) as pool:
+                if self.given.cluster:
+                    divide(pool, self.given, self.folders, self.data)
                 collected = self._collect(pool)
                 tokenizers = self._train(pool, collected)
                 self._shard(pool, collected, tokenizers)

@@ -191,3 +191,39 @@ def test_what_cannot_be_prepared_is_said_in_one_sentence(tmp_path):
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
     with FileLock(root / "data/mine/.lock"):
         assert "Another preparation of" in prepare(root).stderr
+
+
+def test_found_sources_are_the_same_for_any_number_of_workers(tmp_path):
+    trees = []
+    for workers in (1, 2):
+        root = tmp_path / str(workers)
+        root.mkdir()
+        for seed, alphabet in enumerate(("abcdefgh", "ijklmnop")):
+            (root / f"{seed}.txt").write_text("\n\n".join(sentences(900, seed, alphabet)))
+        (root / "mine.yaml").write_text(
+            "corpus: mine\nsequence_length: 16\ntokenizers: {global: {vocab_size: 600}}\n"
+            "sources: {p: {k: 2, files: '*.txt', method: unigram}}"
+        )
+        done = prepare(root, workers)
+        assert done.returncode == 0, done.stderr
+        trees.append(tree(root / "data/mine"))
+        again = prepare(root, workers)
+        assert "complete, nothing to do" in again.stdout
+    different = {name for name in trees[0] if trees[0][name] != trees[1].get(name)}
+    assert different <= {f"clusters/parts/0000{n}-00000.json" for n in range(2)}  # name the file
+    corpus = read_corpus(tmp_path / "1", "mine")
+    assert list(corpus.sources) == ["p0", "p1"]
+    texts = [
+        {
+            t
+            for split in ("train", "val")
+            for part in (tmp_path / f"1/data/mine/{name}/text/{split}").glob("*.zst")
+            for t in read_texts(part)
+        }
+        for name in corpus.sources
+    ]
+    assert texts[0] | texts[1] == {
+        t for s, a in enumerate(("abcdefgh", "ijklmnop")) for t in sentences(900, s, a)
+    }
+    alphabets = [set("".join(of)) - set(". ") for of in texts]
+    assert not alphabets[0] & alphabets[1]
