@@ -71,7 +71,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
         config.pop("icl_tasks_str", None)
     if config.get("fsdp_config") is not None:
         os.environ["FSDP_VERSION"] = "2"  # Composer reads it; FSDP1 has one flat shard
-        # It sees gradients before they are clipped: Composer calls the last one first after a batch.
+        # It sees gradients before they are clipped: Composer calls the last one first then.
         config["algorithms"]["dept"] = config["algorithms"].pop("dept")
         config["fsdp_config"].setdefault("state_dict_type", "full")
     config["spin_dataloaders"] = False
