@@ -215,13 +215,15 @@ def _check_dept(
             f"global_train_batch_size, the batch of one worker, is {batch!r}: set it to a multiple "
             f"of ranks_per_worker = {dept.ranks_per_worker}"
         )
-    for key in ("fsdp_config", "tp_config"):
-        if config.get(key):
-            raise ConfigError(
-                f"{key} is set, but FSDP flattens parameters into shards of fixed size, and DEPT "
-                "exchanges embeddings of other sizes in the same model: remove it, the ranks of a "
-                "worker average gradients by DDP"
-            )
+    if config.get("tp_config"):
+        raise ConfigError(
+            "tp_config is set, and tensor parallelism cannot replace embeddings by others of "
+            "another size: remove it, fsdp_config shards the model over the ranks of a worker"
+        )
+    if (config.get("fsdp_config") or {}).get("state_dict_type", "full") != "full":
+        raise ConfigError(
+            "fsdp_config.state_dict_type is not full, and DEPT saves whole parameters: remove it"
+        )
     if config.get("spin_dataloaders"):
         raise ConfigError("spin_dataloaders: true skips batches on resume: set it to false")
     if config.get("train_subset_num_batches", -1) != -1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from dept.checkpoint.run_folder import checkpoint_name, checkpoints_of, remote_of
@@ -24,6 +25,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     * A model without a vocabulary size gets that of the global tokenizer.
     * A body that is trained further reads its text in another order.
     * Every source gets an evaluator, and so do held-out sources if there is a global embedding.
+    * The model is sharded by FSDP2, if it is sharded.
     * The loader resumes itself, and DEPT saves the state of each source.
     * Checkpoints are written whole, and before an end by SIGTERM (``dept/checkpoint/saver.py``).
     * In-context-learning tasks are read in the tokens of the embedding that evaluates them.
@@ -67,6 +69,11 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     if tasks := icl.tasks_of(config):
         config["icl_tasks"] = icl.in_own_tokens(tasks, dept, corpus)
         config.pop("icl_tasks_str", None)
+    if config.get("fsdp_config") is not None:
+        os.environ["FSDP_VERSION"] = "2"  # Composer reads it; FSDP1 has one flat shard
+        # It sees gradients before they are clipped: Composer calls the last one first then.
+        config["algorithms"]["dept"] = config["algorithms"].pop("dept")
+        config["fsdp_config"].setdefault("state_dict_type", "full")
     config["spin_dataloaders"] = False
     config["train_loader"]["own_tokenizers"] = own
     config["scheduler"] = {

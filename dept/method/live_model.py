@@ -22,6 +22,13 @@ def transformer_of(model: nn.Module) -> nn.Module:
     return getattr(model, "model", model)
 
 
+def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters with their names in checkpoints, the same with and without activation
+    checkpointing."""
+    found = model.named_parameters()
+    return [(name.replace("_checkpoint_wrapped_module.", ""), value) for name, value in found]
+
+
 def vocabulary_modules(model: nn.Module) -> list[nn.Module]:
     """The modules with one row per token: the embedding, and the head if it is not tied.
 
@@ -59,7 +66,7 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
         else Role.POSITIONS
         if id(parameter) in by_position
         else Role.BODY
-        for name, parameter in model.named_parameters()
+        for name, parameter in named_parameters(model)
     }
 
 
@@ -77,7 +84,7 @@ class LiveModel:
         self.roles = parameter_roles(model)
         # A tied matrix is one parameter that several modules hold; a swap must update all of them.
         self._holders: dict[str, list[tuple[nn.Module, str]]] = {}
-        by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+        by_id = {id(parameter): name for name, parameter in named_parameters(model)}
         for module in model.modules():
             own = module.named_parameters(recurse=False, remove_duplicate=False)
             for attribute, parameter in own:
@@ -106,6 +113,9 @@ class LiveModel:
         if isinstance(current, DistributedDataParallel):
             current._remove_autograd_hooks()
         return DistributedDataParallel(self.model) if ranks > 1 else self.model
+
+    def average_gradients(self) -> None:
+        """After the backward pass: nothing is left to do here, see ``ShardedModel``."""
 
     def names(self, *roles: Role) -> list[str]:
         """Names of the parameters of these roles, in the order of the model."""
@@ -140,21 +150,24 @@ class LiveModel:
             parameter = self.parameter(name)
             self.optimizer.state.pop(parameter, None)
             if parameter.shape == value.shape:
-                parameter.data.copy_(value)
+                self._copy(parameter, value)
             else:
                 parameter = self._replace(name, parameter, value)
             if name in states:
                 self.optimizer.state[parameter] = {
-                    key: entry.to(
-                        # step counts stay on the device where the optimizer put them
-                        parameter.device if entry.dim() else entry.device,
-                        copy=copy_states,
-                    )
+                    key: self._state_like(parameter, entry, copy_states)
                     if isinstance(entry, Tensor)
                     else entry
                     for key, entry in states[name].items()
                 }
         self._update_vocabulary_size()
+
+    def _copy(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.data.copy_(value)
+
+    def _state_like(self, parameter: nn.Parameter, entry: Tensor, copy: bool) -> Tensor:
+        # Step counts stay on the device where the optimizer put them.
+        return entry.to(parameter.device if entry.dim() else entry.device, copy=copy)
 
     def states(self) -> dict[str, dict[str, Any]]:
         """The optimizer's state by parameter name, not copied."""
@@ -177,11 +190,15 @@ class LiveModel:
         new.requires_grad_(old.requires_grad)
         for module, attribute in self._holders[name]:
             setattr(module, attribute, new)
+        self._exchange(old, new)
+        return new
+
+    def _exchange(self, old: nn.Parameter, new: nn.Parameter) -> None:
+        """Put a parameter in the place of another one in the optimizer."""
         for group in self.optimizer.param_groups:
             group["params"] = [
                 new if parameter is old else parameter for parameter in group["params"]
             ]
-        return new
 
     def _update_vocabulary_size(self) -> None:
         """Update attributes derived from the number of rows, which losses and exports read."""
@@ -229,7 +246,7 @@ def random_embedding(model: nn.Module, names: list[str], rows: int, seed: int) -
             if not held or all(wanted[id(p)] in result for p in held.values()):
                 continue  # not requested, or a second holder of a tied matrix
             is_vocabulary = any(module is other for other in by_token)
-            fresh = _same_kind(module, rows if is_vocabulary else module.weight.shape[0])
+            fresh = module_like(module, rows if is_vocabulary else module.weight.shape[0])
             if module is not as_made:
                 initialise(fresh)
             for attribute, parameter in held.items():
@@ -238,8 +255,13 @@ def random_embedding(model: nn.Module, names: list[str], rows: int, seed: int) -
     return result
 
 
-def _same_kind(module: nn.Module, rows: int) -> nn.Module:
-    """A module of the same kind with another number of rows, on the CPU, not yet initialised."""
+def module_like(module: nn.Module, rows: int) -> nn.Module:
+    """A module of the same kind with another number of rows, on the CPU, not yet initialised.
+
+    Args:
+        module: an embedding, or a head.
+        rows: rows of its matrix.
+    """
     if isinstance(module, nn.Embedding):
         return type(module)(rows, module.embedding_dim)
     return nn.Linear(module.in_features, rows, bias=module.bias is not None)

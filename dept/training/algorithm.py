@@ -13,10 +13,9 @@ from composer.loggers import Logger
 from dept.config.options import DeptOptions, parse
 from dept.data.loader import SourceLoader
 from dept.method import updates
-from dept.method.live_model import LiveModel
 from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.streams import seed_of
-from dept.training import moves, resume, round_metrics, slot_faults
+from dept.training import live, moves, resume, round_metrics, slot_faults
 from dept.training.evaluation import Evaluation
 from dept.training.registered import outer_optimizers
 from dept.training.run import Held, Run
@@ -79,11 +78,13 @@ class Dept(Algorithm):
         self._rate = 0.0  # learning rate of the current step
         self._loaded: Mapping[str, Any] | None = None  # from a checkpoint, until workers agree
         self._handlers = {
+            Event.INIT: lambda state, logger: live.prepare(state),
             Event.BEFORE_LOAD: self._bind,
             Event.AFTER_LOAD: self._agree,
             Event.FIT_START: lambda state, logger: self._set_synchronised(state, False),
             Event.EPOCH_START: self._start_round,
             Event.AFTER_DATALOADER: self._enter_slot,
+            Event.AFTER_TRAIN_BATCH: lambda state, logger: self.run.slots.live.average_gradients(),
             Event.BATCH_END: self._after_step,
             Event.EPOCH_END: self._end_round,
         }
@@ -105,7 +106,7 @@ class Dept(Algorithm):
             options=self.options,
             workers=self.workers,
             loader=loader,
-            live=LiveModel(state.model, state.optimizers[0]),
+            live=live.live_model(state),
             tokenizer=state.model.tokenizer,
             seed=state.rank_zero_seed,
             outer_optimizer=self.outer_optimizer,

@@ -167,6 +167,33 @@ def test_ranks_of_a_worker_share_its_batch_and_average_gradients(prepared, fleet
     assert_same(learned(resumed), ours)
 
 
+@pytest.mark.parametrize(
+    ("experiment", "more", "fsdp"),
+    [("dept_spec", UNTIED, "{}"), ("dept_trim", [], "{activation_checkpointing: true}")],
+)
+def test_ranks_of_a_worker_share_the_model(prepared, fleet, experiment, more, fsdp):
+    """One worker of four ranks, each with a quarter of each parameter, against one of one rank."""
+    options = [*NESTEROV, *more, "save_interval=2ba", "optimizer.eps=1e-4", "max_duration=2ep"]
+    options += ["global_train_batch_size=4"]
+    name = f"whole-{experiment}"
+    single = fleet.train(prepared, experiment, f"run_name={name}", *options, processes=1)
+    options += ["algorithms.dept.ranks_per_worker=4", f"fsdp_config={fsdp}"]
+    name = f"sharded-{experiment}"
+    sharded = fleet.train(prepared, experiment, f"run_name={name}", *options, processes=4)
+    ours, theirs = learned(sharded), learned(single)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, atol=5e-5, rtol=0, err_msg=name)
+    found, expected = (summary(prepared, f"{n}-{experiment}") for n in ("sharded", "whole"))
+    assert found["average"]["loss"] == pytest.approx(expected["average"]["loss"], abs=1e-4)
+
+    folder = prepared / "runs" / f"sharded-{experiment}" / "checkpoints"
+    *_, newest = (path for epoch, _, path in numbered_checkpoints(folder) if epoch == 1)
+    load = ["autoresume=false", f"load_path={newest}", f"run_name=sharded-{experiment}-again"]
+    resumed = fleet.train(prepared, experiment, *options, *load, processes=4)
+    assert_same(learned(resumed), ours)
+
+
 def test_workers_fetch_what_they_read_from_a_remote_address(prepared, fleet, tmp_path):
     """Four processes on an empty folder, two to a worker, within a limit that holds a block."""
     options = ["algorithms.dept.ranks_per_worker=2", "train_loader.block_shards=1"]

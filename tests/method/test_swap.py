@@ -5,6 +5,7 @@ import torch
 from tiny import TinyLM
 
 from dept.method.live_model import LiveModel, parameter_roles, random_embedding
+from dept.method.sharded_model import shard_apart
 from dept.method.variants import Role
 
 IDS = torch.tensor([[1, 2, 3, 1], [0, 3, 2, 2]])
@@ -39,6 +40,14 @@ def test_an_embedding_of_neither_tokens_nor_positions_is_refused():
     model.kind = torch.nn.Embedding(2, 4)
     with pytest.raises(ValueError, match="kind is an embedding of neither"):
         parameter_roles(model)
+
+
+def test_a_matrix_of_two_modules_cannot_be_sharded_apart():
+    with pytest.raises(ValueError, match="two modules with one matrix"):
+        shard_apart(TinyLM(6, tied=True, positions=False))
+    model = TinyLM(6, tied=False, positions=False)
+    shard_apart(model)
+    assert model.wte._fsdp_wrap and model.head._fsdp_wrap and not hasattr(model.layer, "_fsdp_wrap")
 
 
 @pytest.mark.parametrize("tied", [True, False])
