@@ -183,9 +183,9 @@ def _corpus(content: Any) -> Corpus:
 
 def _source(name: Any, content: Any, held_out: bool, split: SplitOptions) -> Source:
     name = _name(name, "the name of a source", reserved=(GLOBAL, "text"))
-    if isinstance(content, Mapping) and {"package", "packages", "generate"} & set(content):
-        from dept.data_prep.embedded.packages import SOURCE_KEYS
+    from dept.data_prep.embedded.packages import SOURCE_KEYS, is_package
 
+    if isinstance(content, Mapping) and is_package(content):
         ours = PACKAGE_ONLY_OURS
         content = _mapping(content, f"source {name}", (*ours, *sorted(SOURCE_KEYS)))
         package = {k: v for k, v in content.items() if k not in ours + REMARKS}

@@ -1,6 +1,6 @@
 """Text cleaning: passages in, documents out.
 
-Pure functions of their arguments, standard library only.
+Pure functions of their arguments.
 
 A *passage* is the unit that is cleaned and de-duplicated (a translated string, a paragraph, a
 verse); a *document* is the unit that is split into train and validation (the strings of one
@@ -18,8 +18,10 @@ import functools
 import html
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
+
+import xxhash
 
 # Words that are frequent in English and are words of (almost) no other Latin-script language; "is",
 # "an", "to", "in", "for" are left out because they are words of German, Irish or Finnish too.
@@ -146,14 +148,37 @@ def has_placeholder(text: str) -> bool:
     return bool(_PLACEHOLDER.search(text) or _URL.search(text))
 
 
+class _Kept(dict[int, int | None]):
+    """A table for `str.translate`, many times faster than a loop, that keeps some characters alone.
+
+    Args:
+        is_kept: called once for each character.
+    """
+
+    def __init__(self, is_kept: Callable[[str], bool]) -> None:
+        self._is_kept = is_kept
+
+    def __missing__(self, code: int) -> int | None:
+        self[code] = code if self._is_kept(chr(code)) else None
+        return self[code]
+
+
+def _is_letter(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LM"
+
+
+_LETTERS = _Kept(_is_letter)
+_LETTERS_AND_ZEROS = _Kept(lambda c: c == "0" or _is_letter(c))
+
+
 @functools.cache
-def _script(character: str) -> str:
-    return unicodedata.name(character, "").split(" ")[0]
+def _of_scripts(scripts: frozenset[str]) -> _Kept:
+    return _Kept(lambda c: _is_letter(c) and unicodedata.name(c, "").split(" ")[0] in scripts)
 
 
-def letters(text: str) -> list[str]:
+def letters(text: str) -> str:
     """Letters of a text, and the marks on them."""
-    return [c for c in text if unicodedata.category(c)[0] in "LM"]
+    return text.translate(_LETTERS)
 
 
 def of_script(text: str, scripts: Collection[str]) -> bool:
@@ -164,7 +189,7 @@ def of_script(text: str, scripts: Collection[str]) -> bool:
         scripts: first words of Unicode names, such as LATIN.
     """
     found = letters(text)
-    return 2 * sum(_script(c) in scripts for c in found) >= max(len(found), 1)
+    return 2 * len(found.translate(_of_scripts(frozenset(scripts)))) >= max(len(found), 1)
 
 
 def english_share(text: str) -> float:
@@ -179,7 +204,7 @@ def key(passage: str) -> str:
     A passage without letters is compared as it is.
     """
     folded = re.sub(r"\d+", "0", unicodedata.normalize("NFKC", passage).casefold())
-    letters = "".join(c for c in folded if c == "0" or unicodedata.category(c)[0] in "LM")
+    letters = folded.translate(_LETTERS_AND_ZEROS)
     return letters if letters.strip("0") else passage
 
 
@@ -232,19 +257,24 @@ def documents(
         Documents in the order of `groups`, none empty.  Each passage occurs once in all of them
         together.
     """
-    identity = str if rules.exact else key
+
+    def identity(text: str) -> bytes:
+        """A hash, so that the passages of a large source fit in memory."""
+        same = text if rules.exact else key(text)
+        return xxhash.xxh3_128_digest(same.encode(errors="surrogatepass"))
+
     seen = {identity(normalise(strip_markup(text))) for text in skip}
-    seen_runs: set[str] = set()
+    seen_runs: set[int] = set()
     waiting: list[str] = []
     length = 0  # characters of `waiting`
     for group in groups:
         for passage in group:
             text = clean(passage, rules)
-            if not text or identity(text) in seen:
+            if not text or (mark := identity(text)) in seen:
                 continue
-            seen.add(identity(text))
+            seen.add(mark)
             if rules.novelty:
-                now = runs(text)
+                now = {xxhash.xxh3_64_intdigest(run) for run in runs(text)}
                 if len(now - seen_runs) < rules.novelty * len(now):
                     continue
                 seen_runs |= now
