@@ -34,8 +34,22 @@ DEB = b"!<arch>\ndebian"  # the first bytes of a .deb
 DEB_MEMORY = 2 * XZ_MEMORY  # of dpkg-deb
 
 
-def _patterns(value: Any) -> list[str]:
+def patterns(value: Any) -> list[str]:
+    """A pattern, a list of them, or nothing, as a list."""
     return [value] if isinstance(value, str) else list(value or [])
+
+
+def is_member(name: str, members: Any, exclude: Any = ()) -> bool:
+    """True where a name matches.
+
+    Args:
+        name: name of a file in an archive.
+        members: pattern or list of patterns; `*` matches slashes too.
+        exclude: patterns of names that do not match.
+    """
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns(members)) and not any(
+        fnmatch.fnmatchcase(name, pattern) for pattern in patterns(exclude)
+    )
 
 
 def _safe(name: str, archive: str) -> str:
@@ -85,13 +99,10 @@ def read_members(
         ValueError: the archive cannot be read, nothing matches, a name points outside, or a file is
             too large.
     """
-    wanted, unwanted = _patterns(members), _patterns(exclude)
     found = unpacked = 0
 
     def is_chosen(name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted) and not any(
-            fnmatch.fnmatchcase(name, pattern) for pattern in unwanted
-        )
+        return is_member(name, members, exclude)
 
     def content_of(name: str, size: int, stream: IO[bytes]) -> bytes:
         nonlocal found, unpacked
@@ -143,8 +154,8 @@ def read_members(
         ) from error
     if not found:
         raise ValueError(
-            f"no file in {archive.name} matches members {wanted}: compare with the names that "
-            "`python -m zipfile -l` or `tar tf` lists."
+            f"no file in {archive.name} matches members {patterns(members)}: compare with the "
+            "names that `python -m zipfile -l`, `tar tf` or `dpkg-deb --contents` lists."
         )
 
 

