@@ -65,6 +65,15 @@ class HubOptions:
 
 
 @dataclass(frozen=True)
+class NearCopyOptions:
+    """`near_copies:` of the corpus: documents that resemble an earlier one of any source are left
+    out; see data_prep/near_copies.py."""
+
+    threshold: float = 0.8  # share of the runs of two documents that are equal (Jaccard index)
+    words: int = 5  # words of a run; characters in Chinese and Japanese
+
+
+@dataclass(frozen=True)
 class Source:
     """One entry of `sources:` or `held_out:`; it has exactly one of `files`, `hub` and
     `package`.
@@ -110,6 +119,7 @@ class Corpus:
     split: SplitOptions = SplitOptions()
     global_tokenizer: TokenizerOptions = TokenizerOptions(vocab_size=8192)
     own_tokenizer: TokenizerOptions | None = None  # null makes no tokenizers of single sources
+    near_copies: NearCopyOptions | None = None  # null keeps near copies; {} takes the defaults
     sample_bytes: int = 50 * 10**6  # `tokenizers.sample_bytes`: text of a source to train them on
     part_bytes: int = 64 * 10**6  # text of a part: the unit of parallel work and of resumption
 
@@ -145,7 +155,16 @@ def load_corpus(path: Path) -> Corpus:
 
 
 def _corpus(content: Any) -> Corpus:
-    keys = ("corpus", "sequence_length", "split", "tokenizers", "sources", "held_out", "part_bytes")
+    keys = (
+        "corpus",
+        "sequence_length",
+        "split",
+        "near_copies",
+        "tokenizers",
+        "sources",
+        "held_out",
+    )
+    keys = (*keys, "part_bytes")
     content = _mapping(content, "a corpus yaml", keys)
     name = _name(content.get("corpus"), "corpus", reserved=("packages", "downstream"))
     split = _options(SplitOptions, content.get("split"), "split")
@@ -169,12 +188,17 @@ def _corpus(content: Any) -> Corpus:
     twice = {s.name for s in sources} & {s.name for s in held_out}
     if twice:
         raise DataError(f"{twice.pop()} is both in sources and in held_out: rename one of them.")
-    own = tokenizers.get("own")
+    own, copies = tokenizers.get("own"), None
+    if content.get("near_copies") is not None:
+        copies = _options(NearCopyOptions, content["near_copies"], "near_copies")
+        if not copies.threshold:
+            raise DataError("near_copies.threshold is 0: write more, up to 1, or leave it out.")
     return Corpus(
         corpus=name,
         sources=sources,
         held_out=held_out,
         split=split,
+        near_copies=copies,
         global_tokenizer=_tokenizer(tokenizers.get("global"), "tokenizers.global"),
         own_tokenizer=None if own is None else _tokenizer(own, "tokenizers.own"),
         **sizes,

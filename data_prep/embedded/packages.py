@@ -49,8 +49,15 @@ def is_package(source: Mapping[str, Any]) -> bool:
     return not {"package", "packages", "generate", *KINDS}.isdisjoint(source)
 
 
-def _named(part: Mapping[str, Any]) -> tuple[str, str | None]:
-    """What `fetch` is to get for a part of a source: the requirement and the kind."""
+def name_of(part: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The requirement and the kind with which `fetch` gets the package of a part of a source.
+
+    Args:
+        part: one that `parts_of` gives.
+
+    Raises:
+        ValueError: it names no package, or several.
+    """
     names = [key for key in ("package", *KINDS) if part.get(key)]
     if len(names) != 1:
         raise ValueError(
@@ -167,7 +174,7 @@ def _originals(part: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check(part: Mapping[str, Any]) -> None:
-    name, _ = _named(part)
+    name, _ = name_of(part)
     for key in ("format",) if part.get("debian_index") else ("members", "format"):
         if not part.get(key):
             raise ValueError(f"a source lacks the key {key}: give it package, members and format.")
@@ -194,7 +201,7 @@ def fetch_part(part: Mapping[str, Any], cache: Path) -> Path:
     Raises:
         ValueError, RuntimeError: as `fetch`.
     """
-    name, kind = _named(part)
+    name, kind = name_of(part)
     return fetch(name, cache, kind=kind, sha256=part.get("sha256"))
 
 
