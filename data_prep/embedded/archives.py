@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from dept.data_prep.embedded.download import client
+from dept.data_prep.embedded.download import MissingClient, client
 from dept.data_prep.embedded.unpack import (
     ARCHIVE_LIMIT,
     CHUNK,
@@ -98,6 +98,7 @@ def read_members(
     Raises:
         ValueError: the archive cannot be read, nothing matches, a name points outside, or a file is
             too large.
+        MissingClient: dpkg-deb is not installed.
     """
     found = unpacked = 0
 
@@ -135,6 +136,8 @@ def read_members(
                 # A tar is read front to back, so the matching files wait here to be sorted.
                 entries = _of_tar(Unpacked(opened, total, limit + CHUNK), archive.name, is_chosen)
                 yield from sorted({entry[0]: content_of(*entry) for entry in entries}.items())
+    except MissingClient:
+        raise
     except TooMuch as error:
         raise ValueError(
             f"{archive.name} is not unpacked, {error}: do not use it, or raise max_archive_bytes."
@@ -192,16 +195,25 @@ def _of_deb(archive: Path) -> Iterator[io.BufferedReader]:
             env=environment,
         ) as process,
     ):
+        assert process.stdout
         try:
             yield process.stdout  # type: ignore[misc]
-            if len(process.stdout.read(CHUNK)) == CHUNK:  # type: ignore[union-attr]
-                raise Damaged("its tar goes on after its end")  # it is padded to 10 KiB
-            if process.wait():
-                errors.seek(0)
-                lines = errors.read(1 << 16).decode(errors="replace").splitlines()
-                raise Damaged(lines[0] if lines else f"dpkg-deb ended with {process.returncode}")
+            if len(process.stdout.read(CHUNK)) == CHUNK:  # a tar is padded to 10 KiB
+                raise Damaged("its tar goes on after its end")
+            _refuse_failure(process, errors)
+        except tarfile.TarError:
+            process.stdout.close()  # or it waits to write the rest
+            _refuse_failure(process, errors)
+            raise
         finally:
             process.kill()
+
+
+def _refuse_failure(process: subprocess.Popen, errors: IO[bytes]) -> None:
+    if process.wait() > 0:  # not a signal, which our closing of the pipe may be
+        errors.seek(0)
+        lines = errors.read(1 << 16).decode(errors="replace").splitlines()
+        raise Damaged(lines[0] if lines else f"dpkg-deb ended with {process.returncode}")
 
 
 Entry = tuple[str, int, IO[bytes]]

@@ -96,7 +96,10 @@ def fetch(
             "reads one text."
         )
     if kind in ("sdist", "index") and not sha256:
-        why = {"sdist": "which pip runs code of when it downloads it", "index": "has no version"}
+        why = {
+            "sdist": "which pip runs code of when it downloads it",
+            "index": "which has no version",
+        }
         raise ValueError(
             f"package {requirement} is an {kind}, {why[kind]}, and has no sha256: give the one of "
             "an archive that you have looked at."
@@ -159,6 +162,10 @@ def _pip() -> list[str]:
     return [found]
 
 
+class MissingClient(RuntimeError):
+    """A command that is not installed."""
+
+
 def client(name: str, fix: str) -> str:
     """Path of a command.
 
@@ -167,11 +174,11 @@ def client(name: str, fix: str) -> str:
         fix: how to come by it, for the error.
 
     Raises:
-        RuntimeError: it is not installed.
+        MissingClient: it is not installed.
     """
     found = shutil.which(name)
     if not found:
-        raise RuntimeError(f"{name}, which this text needs, is not installed: {fix}.")
+        raise MissingClient(f"{name}, which this text needs, is not installed: {fix}.")
     return found
 
 

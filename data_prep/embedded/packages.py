@@ -65,9 +65,7 @@ def name_of(part: Mapping[str, Any]) -> tuple[str, str | None]:
             f"packages, one of {', '.join(('package', *KINDS))}."
         )
     if part.get("kind") and names[0] != "package":
-        raise ValueError(
-            f"kind of {part[names[0]]} is for a package of Python alone: leave it out."
-        )
+        raise ValueError(f"kind of {part[names[0]]} is for packages of PyPI alone: leave it out.")
     return part[names[0]], KINDS.get(names[0], part.get("kind"))
 
 
