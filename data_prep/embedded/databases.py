@@ -47,6 +47,10 @@ def read_sqlite(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
             database.row_factory = sqlite3.Row
             try:
                 database.execute("pragma trusted_schema = off")  # a view may call functions
+                table = database.execute(f"select * from {quoted(options['table'])} limit 0")
+                names = [column[0] for column in table.description]
+                for name in {*columns, *where} - {*names}:  # which SQLite takes for a string
+                    raise ValueError(f"no column {name}, but {', '.join(names)}")
                 values = list(itertools.chain.from_iterable(where.values()))
                 found = database.execute(f"{query} order by rowid", values)
                 yield from records(found, options)

@@ -35,6 +35,21 @@ def decoded(data: bytes, options: Mapping[str, Any]) -> str:
     return data.decode(last)
 
 
+_BETWEEN_CHARACTERS = re.compile(
+    r"(?<=[\u3000-\u9fff\uff00-\uffef])\n(?=[\u3000-\u9fff\uff00-\uffef])"
+)
+
+
+def flowing(lines: Iterable[str]) -> str:
+    """Lines as one, with a space between; between Chinese and Japanese characters without one.
+
+    Args:
+        lines: lines of a paragraph.
+    """
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    return " ".join(_BETWEEN_CHARACTERS.sub("", text).split())
+
+
 def paragraphs(text: str, options: Mapping[str, Any]) -> Passages:
     """Blocks of lines between blank lines; what the expressions of option `remove` find is cut.
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dept.data_prep.embedded.extract import Passages, decoded, read_translations
+from dept.data_prep.embedded.extract import Passages, decoded, flowing, read_translations
 
 # Elements that stand within a line; every other one ends a passage.
 _INLINE_TAGS = """
@@ -108,11 +108,11 @@ def read_descriptions(data: bytes, options: Mapping[str, Any]) -> Iterator[Passa
         A document for each package.
     """
     for stanza in data.decode("utf-8").split("\n\n"):
-        found = re.search(r"^Description-[\w@]+: (.*(?:\n .*)*)", stanza, re.MULTILINE)
+        found = re.search(r"^Description-(?!md5:)[\w@]+: (.*(?:\n .*)*)", stanza, re.MULTILINE)
         if not found or "Description-md5:" not in stanza:
             continue
         title, *lines = found[1].split("\n")
         # Lines that are indented more are lists, and stay lines.
         text = "\n".join("" if line == " ." else line[1:] for line in lines)
         blocks = re.split(r"\n\n+|\n(?= *[*-] )", text)
-        yield [title, *(" ".join(block.split()) for block in blocks if block.strip())]
+        yield [title, *(flowing(block.split("\n")) for block in blocks if block.strip())]

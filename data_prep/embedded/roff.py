@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dept.data_prep.embedded.extract import Passages, decoded
+from dept.data_prep.embedded.extract import Passages, decoded, flowing
 
 # What the escapes of roff stand for.
 _CHARACTERS = {
@@ -75,7 +75,7 @@ def read_man(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     until = ""  # the macro that ends what is skipped
 
     def finish() -> None:
-        text = " ".join(" ".join(lines).split())
+        text = flowing(lines)
         if text:
             passages.append(text)
         lines.clear()
