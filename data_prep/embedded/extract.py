@@ -65,7 +65,8 @@ def paragraphs(text: str, options: Mapping[str, Any]) -> Passages:
 
 
 def read_text(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
-    """Plain text; passages are paragraphs.  Options `encoding` (see decoded), `remove`.
+    """Plain text; passages are paragraphs.  Options `encoding` (see decoded), `remove`, and
+    `lines: true` where each line is a passage.
 
     Args:
         data: bytes of the file.
@@ -74,7 +75,8 @@ def read_text(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     Returns:
         One document.
     """
-    yield paragraphs(decoded(data, options), options)
+    found = paragraphs(decoded(data, options), options)
+    yield [line for p in found for line in p.split("\n")] if options.get("lines") else found
 
 
 def read_translations(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:

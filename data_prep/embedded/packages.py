@@ -39,7 +39,7 @@ _KEYS = (
     "documents "
     # options of readers
     "columns delimiter encoding group_by header records remove unescape drop keep table where keys "
-    "originals"
+    "originals lines"
 )
 SOURCE_KEYS = frozenset(_KEYS.split())
 

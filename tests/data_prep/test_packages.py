@@ -53,6 +53,7 @@ def read(form, content, **options):
 
 def test_text_is_cut_at_blank_lines():
     assert read("text", "One\ntwo\r\n\r\n \nThree") == [["One\ntwo", "Three"]]
+    assert read("text", "One\ntwo\n\nThree", lines=True) == [["One", "two", "Three"]]
     assert read("text", "Keep. CUT THIS. Keep.", remove=r" CUT \w+\.") == [["Keep. Keep."]]
 
 
