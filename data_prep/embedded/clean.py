@@ -31,7 +31,6 @@ _ENGLISH = (
 )
 ENGLISH = frozenset(_ENGLISH.split())
 
-_SPACE = re.compile(r"[^\S\n]+")
 # Control characters, surrogates, private use, and what has no width.  Written out: Unicode's
 # categories differ between versions of Python, and the text must not.  Joiners (U+200C, U+200D)
 # stay, Hindi is spelt with them.
@@ -55,6 +54,7 @@ _PLACEHOLDER = re.compile(
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff]|(?:[^\W\u3040-\u30ff\u3400-\u9fff]|[\u0900-\u0dff])+"
 )
+_LATIN_WORD = re.compile(r"[^\W\d_]+")
 _URL = re.compile(r"(?:https?|ftp)://|www\.|\S+@\S+\.\w")
 
 
@@ -123,11 +123,12 @@ def normalise(text: str, layout: str = "flow") -> str:
         layout: `flow`, or `keep`, which keeps indentation and single blank lines.
     """
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
-    text = _INVISIBLE.sub("", text)
+    if not text.isprintable() or "\ufffc" in text:  # else there is nothing invisible
+        text = _INVISIBLE.sub("", text)
     if layout == "keep":
         text = "\n".join(line.rstrip() for line in text.split("\n"))
         return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
-    lines = (_SPACE.sub(" ", line).strip() for line in text.split("\n"))
+    lines = (" ".join(line.split()) for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
 
 
@@ -181,21 +182,22 @@ def letters(text: str) -> str:
     return text.translate(_LETTERS)
 
 
-def of_script(text: str, scripts: Collection[str]) -> bool:
-    """True where half of the letters or more are of the scripts (first words of Unicode names).
+def of_script(found: str, scripts: Collection[str]) -> bool:
+    """True where half of the letters or more are of the scripts.
 
     Args:
-        text: the text to look at.
+        found: the letters of a text.
         scripts: first words of Unicode names, such as LATIN.
     """
-    found = letters(text)
+    if found.isascii() and "LATIN" in scripts:
+        return bool(found)
     return 2 * len(found.translate(_of_scripts(frozenset(scripts)))) >= max(len(found), 1)
 
 
 def english_share(text: str) -> float:
     """Share, 0 to 1, of the words of a text that are English function words."""
-    words = re.findall(r"[^\W\d_]+", text.lower())
-    return sum(word in ENGLISH for word in words) / max(len(words), 1)
+    words = _LATIN_WORD.findall(text.lower())
+    return sum(map(ENGLISH.__contains__, words)) / max(len(words), 1)
 
 
 def key(passage: str) -> str:
@@ -234,9 +236,10 @@ def clean(passage: str, rules: Rules) -> str:
     text = normalise(text, rules.layout)
     if len(text) < rules.min_chars:
         return ""
+    found = letters(text) if rules.min_letters or rules.script else ""
     is_dropped = (
-        len(letters(text)) < rules.min_letters * len("".join(text.split()))
-        or (rules.script and not of_script(text, rules.script.split()))
+        len(found) < rules.min_letters * len("".join(text.split()))
+        or (rules.script and not of_script(found, rules.script.split()))
         or (rules.english < 1 and english_share(text) > rules.english)
     )
     return "" if is_dropped else text
