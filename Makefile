@@ -37,7 +37,7 @@ lock:  ## compile requirements.txt from requirements.in
 	$(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 	    --custom-compile-command 'make lock' -c requirements.txt requirements-lm-eval.in -o requirements-lm-eval.txt
 
-data: $(READY)  ## tokenizers and MDS shards of CORPUS=multilingual or multidomain
+data: $(READY)  ## tokenizers and MDS shards of CORPUS=multilingual, multidomain, languages, domains ...
 	$(BIN)/python data_prep/prepare.py data_prep/corpora/$(CORPUS).yaml
 
 check-data: $(READY)  ## every shard, count and tokenizer of a prepared CORPUS against each other

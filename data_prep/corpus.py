@@ -34,6 +34,10 @@ from dept.errors import DataError
 FORMATS = (".txt", ".jsonl", ".parquet")  # .txt and .jsonl also with .gz or .zst after it
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 REMARKS = ("licence", "about", "text_bytes", "documents")  # for readers of the yaml; not used
+KEYS = (
+    *("corpus", "sequence_length", "split", "near_copies", "tokenizers", "sources", "held_out"),
+    "part_bytes",
+)
 CHOICES = {"document": ("paragraph", "line", "file"), "bad_documents": ("refuse", "skip")}
 CLUSTER_METHODS = ("tfidf", "unigram")
 PACKAGE_ONLY_OURS = ("split", "tokenizer", "bad_documents", "max_document_bytes")
@@ -69,6 +73,15 @@ class HubOptions:
     val_split: str | None = None  # where validation text comes from; null draws it from `split`
     revision: str | None = None  # commit or tag of the data set
     data_files: Any = None  # as in datasets.load_dataset
+
+
+@dataclass(frozen=True)
+class NearCopyOptions:
+    """`near_copies:` of the corpus: documents that resemble an earlier one of any source are left
+    out; see data_prep/near_copies.py."""
+
+    threshold: float = 0.8  # share of the runs of two documents that are equal (Jaccard index)
+    words: int = 5  # words of a run; characters in Chinese and Japanese
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,7 @@ class Corpus:
     split: SplitOptions = SplitOptions()
     global_tokenizer: TokenizerOptions = TokenizerOptions(vocab_size=8192)
     own_tokenizer: TokenizerOptions | None = None  # null makes no tokenizers of single sources
+    near_copies: NearCopyOptions | None = None  # null keeps near copies; {} takes the defaults
     sample_bytes: int = 50 * 10**6  # `tokenizers.sample_bytes`: text of a source to train them on
     part_bytes: int = 64 * 10**6  # text of a part: the unit of parallel work and of resumption
 
@@ -167,8 +181,7 @@ def load_corpus(path: Path) -> Corpus:
 
 
 def _corpus(content: Any) -> Corpus:
-    keys = ("corpus", "sequence_length", "split", "tokenizers", "sources", "held_out", "part_bytes")
-    content = _mapping(content, "a corpus yaml", keys)
+    content = _mapping(content, "a corpus yaml", KEYS)
     name = _name(content.get("corpus"), "corpus", reserved=("packages", "downstream"))
     split = _options(SplitOptions, content.get("split"), "split")
     tokenizers = _mapping(
@@ -192,13 +205,18 @@ def _corpus(content: Any) -> Corpus:
     twice = {s.name for s in sources} & {s.name for s in held_out}
     if twice:
         raise DataError(f"{twice.pop()} is both in sources and in held_out: rename one of them.")
-    own = tokenizers.get("own")
+    own, copies = tokenizers.get("own"), None
+    if content.get("near_copies") is not None:
+        copies = _options(NearCopyOptions, content["near_copies"], "near_copies")
+        if not copies.threshold:
+            raise DataError("near_copies.threshold is 0: write more, up to 1, or leave it out.")
     return Corpus(
         corpus=name,
         sources=sources,
         held_out=held_out,
         cluster=cluster,
         split=split,
+        near_copies=copies,
         global_tokenizer=_tokenizer(tokenizers.get("global"), "tokenizers.global"),
         own_tokenizer=None if own is None else _tokenizer(own, "tokenizers.own"),
         **sizes,
@@ -234,9 +252,9 @@ def _without_cluster(sources: Any) -> tuple[Any, ClusterOptions | None]:
 
 def _source(name: Any, content: Any, held_out: bool, split: SplitOptions) -> Source:
     name = _name(name, "the name of a source", reserved=(GLOBAL, "text", "clusters"))
-    if isinstance(content, Mapping) and {"package", "packages", "generate"} & set(content):
-        from dept.data_prep.embedded.packages import SOURCE_KEYS
+    from dept.data_prep.embedded.packages import SOURCE_KEYS, is_package
 
+    if isinstance(content, Mapping) and is_package(content):
         ours = PACKAGE_ONLY_OURS
         content = _mapping(content, f"source {name}", (*ours, *sorted(SOURCE_KEYS)))
         package = {k: v for k, v in content.items() if k not in ours + REMARKS}

@@ -8,6 +8,7 @@ from typing import Any
 
 from dept.data_prep.corpus import Source
 from dept.data_prep.local_files import FileReader, find_files
+from dept.data_prep.pool import Task
 from dept.data_prep.reader import Reader
 from dept.errors import DataError
 
@@ -69,7 +70,7 @@ class HubReader(Reader):
 
 
 class PackageReader(Reader):
-    """Documents of Python packages (data_prep/embedded/packages.py); position is their number.
+    """Documents of packages (data_prep/embedded/packages.py); position is their number.
 
     Args:
         source: the source, with its `package`.
@@ -102,6 +103,46 @@ class PackageReader(Reader):
             if isinstance(error, DataError):
                 raise
             raise DataError(f"Source {self.source.name}: {error}") from None
+
+
+def packages_of(source: Source) -> dict[Any, dict[str, Any]]:
+    """The packages that a source is read from, by their names; none if it is not from packages.
+
+    Args:
+        source: the source.
+
+    Raises:
+        DataError: a key of it is missing or unknown.
+    """
+    from dept.data_prep.embedded.packages import name_of, parts_of
+
+    if not source.package:
+        return {}
+    try:
+        parts, originals = parts_of(source.package)
+        return {(*name_of(part), part.get("sha256")): part for part in (*parts, *originals)}
+    except ValueError as error:
+        raise DataError(f"Source {source.name}: {error}") from None
+
+
+def fetch_package(task: Task, source: str, part: dict[str, Any], cache: Path) -> None:
+    """Downloads a package, unless the cache has it.
+
+    Args:
+        task: reports progress, in bytes of the archive.
+        source: name of the source that needs it, for the error.
+        part: a value that packages_of gives.
+        cache: directory of downloads.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    from dept.data_prep.embedded.packages import fetch_part
+
+    try:
+        task.report(fetch_part(part, cache).stat().st_size)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise DataError(f"Source {source}: {error}") from None
 
 
 def open_source(

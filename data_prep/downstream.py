@@ -23,7 +23,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from dept.checkpoint import durable
-from dept.data_prep.embedded.archives import fetch, read_members
+from dept.data_prep.embedded.archives import read_members
+from dept.data_prep.embedded.download import fetch
 from dept.log import log
 
 Row = Mapping[str, str | int]

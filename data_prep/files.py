@@ -17,6 +17,7 @@ from dept.checkpoint import durable
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes one for each call
 
+GATHERED = ".gathered"  # directory of text with near copies, until they are left out
 WORK = ".work"  # directory of unfinished files beside finished ones; emptied when a run starts
 
 

@@ -2,11 +2,11 @@
 
     python data_prep/prepare.py data_prep/corpora/multilingual.yaml [--workers N] [--root .]
 
-Three stages, each resumable, all parallel: documents are collected and split (collect.py),
-tokenizers trained (train_tokenizer.py), text tokenized (shards.py). Before them, documents of
-sources that are not given are divided into clusters (clusters/). Results depend on the yaml and
-the text alone, not on the number of workers or on interruptions. dept/data/corpus.py documents the
-output, data_prep/corpus.py the yaml.
+Three stages, each resumable, all parallel: documents are collected and split (collect.py), and
+near copies left out if the yaml wants it (near_copies.py); tokenizers trained (train_tokenizer.py);
+text tokenized (shards.py). Before them, documents of sources that are not given are divided into
+clusters (clusters/). Results depend on the yaml and the text alone, not on the number of workers or
+on interruptions. dept/data/corpus.py documents the output, data_prep/corpus.py the yaml.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from dept.data.tokenizer_files import tokenizer_hash
 from dept.data_prep.clusters.divide import divide, sources_of
 from dept.data_prep.collect import collect, part_path
 from dept.data_prep.corpus import Corpus, Source, TokenizerOptions, load_corpus
-from dept.data_prep.documents import open_source
-from dept.data_prep.files import WORK, read_json, write_json
+from dept.data_prep.documents import fetch_package, open_source, packages_of
+from dept.data_prep.files import GATHERED, WORK, read_json, write_json
+from dept.data_prep.near_copies import without_near_copies
 from dept.data_prep.pool import Workers
 from dept.data_prep.recipe import check_recipe
 from dept.data_prep.shards import finish, write_part
@@ -142,16 +143,25 @@ class Preparation:
 
     def _collect(self, pool: Workers) -> dict[str, dict[str, Any]]:
         """Stage 1; returns collected.json of each source."""
-        todo = [s for s in self.sources if not self._collected(s)]
+        options, names = self.corpus.near_copies, [s.name for s in self.sources]
+        if not all(_collected(self.data / name) for name in names):
+            self._gather(pool, self.data / GATHERED if options else self.data)
+            if options:
+                without_near_copies(pool, names, self.data / GATHERED, self.data, options)
+        shutil.rmtree(self.data / GATHERED, ignore_errors=True)
+        return {name: _collected(self.data / name) for name in names}
+
+    def _gather(self, pool: Workers, folder: Path) -> None:
+        """Writes the text of each source into the folder."""
+        todo = [s for s in self.sources if not _collected(folder / s.name)]
         cache = self.root / "data" / "packages"
         totals = [open_source(s, self.folders, cache).total() for s in todo]
         total = None if None in totals else sum(t or 0 for t in totals)
-        arguments = [(self.corpus, s, self.data / s.name, self.folders, cache) for s in todo]
+        found = [(key, s.name, part) for s in todo for key, part in packages_of(s).items()]
+        packages = {key: (name, part, cache) for key, name, part in found}
+        pool.run("1/3 fetch packages", fetch_package, list(packages.values()), None)
+        arguments = [(self.corpus, s, folder / s.name, self.folders, cache) for s in todo]
         pool.run("1/3 collect text", collect, arguments, total)
-        return {s.name: self._collected(s) for s in self.sources}
-
-    def _collected(self, source: Source) -> Any:
-        return read_json(self.data / source.name / "text" / "collected.json")
 
     def _train(self, pool: Workers, collected: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Stage 2; returns name -> path (relative to the root), hash, eos_id, special_ids,
@@ -246,6 +256,10 @@ class Preparation:
         pool.run("3/3 tokenize", write_part, [t for _, t in todo], sum(s for s, _ in todo))
         for pair in pairs:
             finish(*pair)
+
+
+def _collected(directory: Path) -> Any:
+    return read_json(directory / "text" / "collected.json")
 
 
 def _is_whole(read: Callable[..., PreparedSource], *arguments: Any) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dept.data_prep.corpus import Corpus
-from dept.data_prep.files import read_json, write_json
+from dept.data_prep.files import GATHERED, read_json, write_json
 from dept.data_prep.local_files import find_files
 from dept.errors import DataError
 
@@ -62,7 +62,8 @@ def check_recipe(
     for folder in (directory, tokenizers):
         if before is None and any(not p.name.startswith(".") for p in folder.glob("*")):
             raise DataError(f"{folder} holds files that no recipe.json in {directory} owns: {fix}")
-    if before and (finished or any(directory.glob("*/text/parts/*.json"))):
+    begun = any(any(d.glob("*/text/parts/*.json")) for d in (directory, directory / GATHERED))
+    if before and (finished or begun):
         if finished:
             now["inputs"] = {**before["inputs"], **now["inputs"]}
         change = difference(before, now)

@@ -1,13 +1,10 @@
-"""Archives of Python packages: downloaded once, from the configured index, and read packed."""
+"""Archives of packages, read packed: .whl, .zip, .tar (.gz, .bz2, .xz), .tgz and .deb."""
 
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-import importlib.util
 import io
-import re
-import shutil
+import os
 import subprocess
 import sys
 import tarfile
@@ -15,142 +12,44 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from dept.data_prep.embedded.download import MissingClient, client
 from dept.data_prep.embedded.unpack import (
     ARCHIVE_LIMIT,
     CHUNK,
     ENTRY_LIMIT,
     MEMBER_LIMIT,
     NAME_LIMIT,
+    XZ_MEMORY,
     Damaged,
     TooMuch,
     Unpacked,
     unpack,
 )
 
-# Wheels are taken for one fixed platform, whatever this machine is: they are read, not run, and so
-# have one hash. pip asks a source archive for its metadata, and so runs its build backend;
-# --require-hashes keeps an archive with another content from being run.
-SELECTION = {
-    "wheel": (
-        "--only-binary=:all:",
-        "--python-version=3.13.9",
-        "--implementation=cp",
-        "--platform=manylinux2014_x86_64",
-        "--platform=manylinux_2_28_x86_64",
-    ),
-    "sdist": ("--no-binary=:all:",),
-}
-QUIETLY = [
-    "--no-deps",
-    "--no-input",
-    "--disable-pip-version-check",
-    "--progress-bar=off",
-    "--quiet",
-]
+DEB = b"!<arch>\ndebian"  # the first bytes of a .deb
+DEB_MEMORY = 2 * XZ_MEMORY  # of dpkg-deb
 
 
-def _pip() -> list[str]:
-    if importlib.util.find_spec("pip"):
-        return [sys.executable, "-m", "pip"]
-    found = shutil.which("pip") or shutil.which("pip3")  # any pip will do: nothing is installed
-    if not found:
-        raise RuntimeError(
-            f"pip, which downloads the text, is not installed for {sys.executable}: "
-            "run `python -m ensurepip`, or `uv pip install pip`."
-        )
-    return [found]
+def patterns(value: Any) -> list[str]:
+    """A pattern, a list of them, or nothing, as a list."""
+    return [value] if isinstance(value, str) else list(value or [])
 
 
-def fetch(
-    requirement: str, cache: Path, *, kind: str | None = None, sha256: str | None = None
-) -> Path:
-    """Downloads one package archive from the configured index, unless the cache has it.
+def is_member(name: str, members: Any, exclude: Any = ()) -> bool:
+    """True where a name matches.
 
     Args:
-        requirement: `name==version`.
-        cache: folder for archives; each has its own folder, which appears at once or not
-            at all.
-        kind: `wheel`, `sdist`, or None for a wheel.
-        sha256: hash of the archive in hexadecimal; verified by pip before anything else, and again
-            on each later use.
-
-    Returns:
-        Path of the archive.
-
-    Raises:
-        ValueError: the requirement is not pinned, the kind is unknown, or the hash differs.
-        RuntimeError: pip is missing or could not download the archive.
+        name: name of a file in an archive.
+        members: pattern or list of patterns; `*` matches slashes too.
+        exclude: patterns of names that do not match.
     """
-    pinned = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+_-]+)", requirement)
-    if not pinned:
-        raise ValueError(
-            f"package {requirement!r} is not pinned: write name==version, so that everyone reads "
-            "one text."
-        )
-    kind = kind or "wheel"
-    if kind not in SELECTION:
-        raise ValueError(
-            f"kind {kind!r} of package {requirement} is unknown: write wheel or sdist."
-        )
-    if kind == "sdist" and not sha256:
-        raise ValueError(
-            f"package {requirement} is an sdist, which pip runs code of when it downloads it, and "
-            "has no sha256: give the one of an archive that you have looked at."
-        )
-    folder = Path(cache) / f"{pinned[1].lower()}-{pinned[2]}-{kind}"
-    if not folder.is_dir():
-        _download(requirement, folder, kind, sha256)
-    archives = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    if len(archives) != 1:
-        raise ValueError(
-            f"{folder} holds {len(archives)} files instead of one archive: delete the folder to "
-            "download it again."
-        )
-    found = hashlib.sha256(archives[0].read_bytes()).hexdigest() if sha256 else None
-    if found != sha256:
-        raise ValueError(
-            f"{archives[0]} has the sha256 {found}, and the corpus yaml wants {sha256}: delete the "
-            "folder it is in to download it again, or correct sha256 if the package was changed on "
-            "purpose."
-        )
-    return archives[0]
-
-
-def _download(requirement: str, folder: Path, kind: str, sha256: str | None) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
-        wanted, target = Path(temporary) / "requirements.txt", Path(temporary) / "archive"
-        wanted.write_text(requirement + (f" --hash=sha256:{sha256}" if sha256 else "") + "\n")
-        hashes = ("--require-hashes",) if sha256 else ()
-        paths = (f"--dest={target}", f"--requirement={wanted}")
-        command = [*_pip(), "download", "--quiet", *QUIETLY, *SELECTION[kind], *hashes, *paths]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if "DO NOT MATCH THE HASHES" in done.stderr:
-            got = re.findall(r"Got\s+([0-9a-f]{64})", done.stderr)
-            raise ValueError(
-                f"the {kind} of {requirement} has the sha256 "
-                f"{got[0] if got else 'of another file'}, and the corpus yaml wants "
-                f"{sha256}: correct sha256, or kind if it names the wrong archive."
-            )
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            raise RuntimeError(
-                f"pip could not download the {kind} of {requirement} "
-                f"({errors[-1][:200] if errors else 'no reason given'}): "
-                "check the network and the package index that `pip config list` shows."
-            )
-        try:
-            target.replace(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process has published the same file
-                raise
-
-
-def _patterns(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or [])
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns(members)) and not any(
+        fnmatch.fnmatchcase(name, pattern) for pattern in patterns(exclude)
+    )
 
 
 def _safe(name: str, archive: str) -> str:
@@ -176,10 +75,12 @@ def read_members(
     limit: int = MEMBER_LIMIT,
     total: int = ARCHIVE_LIMIT,
     content: bytes | None = None,
+    packed: bool = False,
 ) -> Iterator[tuple[str, bytes]]:
-    """The files of a .whl, .zip or .tar (.gz, .bz2, .xz) that match, in the order of their names.
+    """The files of an archive that match, in the order of their names.
 
-    Nothing is written to disk; links and devices are no files.
+    Nothing is written to disk; links and devices are no files. Names in a .deb have no `./` in
+    front.
 
     Args:
         archive: path of the archive; with `content`, only its name in messages.
@@ -188,6 +89,8 @@ def read_members(
         limit: bytes that one file may have, packed (.gz, .bz2, .xz files are unpacked) or not.
         total: bytes that all files that are read may have, or all of a tar.
         content: bytes of the archive where it is itself a file of another one.
+        packed: leave .gz, .bz2 and .xz files as they are (an archive in the archive, which is read
+            front to back later).
 
     Yields:
         (name, content) in the order of the names.
@@ -195,14 +98,12 @@ def read_members(
     Raises:
         ValueError: the archive cannot be read, nothing matches, a name points outside, or a file is
             too large.
+        MissingClient: dpkg-deb is not installed.
     """
-    wanted, unwanted = _patterns(members), _patterns(exclude)
     found = unpacked = 0
 
     def is_chosen(name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted) and not any(
-            fnmatch.fnmatchcase(name, pattern) for pattern in unwanted
-        )
+        return is_member(name, members, exclude)
 
     def content_of(name: str, size: int, stream: IO[bytes]) -> bytes:
         nonlocal found, unpacked
@@ -213,7 +114,7 @@ def read_members(
                 "exclude, or raise max_member_bytes."
             )
         try:
-            data = unpack(data, limit)
+            data = data if packed else unpack(data, limit)
         except ValueError as error:
             raise ValueError(
                 f"{name} in {archive.name} cannot be unpacked ({error}): leave it out with "
@@ -225,15 +126,18 @@ def read_members(
         return data
 
     try:
-        with archive.open("rb") if content is None else io.BytesIO(content) as opened:
-            if zipfile.is_zipfile(opened):
+        with _opened(archive, content) as opened:
+            if opened.seekable() and zipfile.is_zipfile(opened):
                 for entry in _of_zip(opened, archive.name, is_chosen):
                     yield entry[0], content_of(*entry)
             else:
+                if opened.seekable():
+                    opened.seek(0)
                 # A tar is read front to back, so the matching files wait here to be sorted.
-                opened.seek(0)
                 entries = _of_tar(Unpacked(opened, total, limit + CHUNK), archive.name, is_chosen)
                 yield from sorted({entry[0]: content_of(*entry) for entry in entries}.items())
+    except MissingClient:
+        raise
     except TooMuch as error:
         raise ValueError(
             f"{archive.name} is not unpacked, {error}: do not use it, or raise max_archive_bytes."
@@ -253,9 +157,63 @@ def read_members(
         ) from error
     if not found:
         raise ValueError(
-            f"no file in {archive.name} matches members {wanted}: compare with the names that "
-            "`python -m zipfile -l` or `tar tf` lists."
+            f"no file in {archive.name} matches members {patterns(members)}: compare with the "
+            "names that `python -m zipfile -l`, `tar tf` or `dpkg-deb --contents` lists."
         )
+
+
+@contextmanager
+def _opened(archive: Path, content: bytes | None) -> Iterator[io.BufferedReader]:
+    """The bytes of a zip or tar; those of a .deb are the tar in it."""
+    if content is not None:
+        yield io.BufferedReader(io.BytesIO(content))  # type: ignore[arg-type]
+        return
+    with archive.open("rb") as file:
+        if file.peek(8).startswith(DEB):
+            with _of_deb(archive) as tar:
+                yield tar
+        else:
+            yield file
+
+
+@contextmanager
+def _of_deb(archive: Path) -> Iterator[io.BufferedReader]:
+    """The files of a .deb as a tar, unpacked by dpkg-deb in bounded memory and in a pipe.
+
+    dpkg-deb runs none of the package's scripts, and no more of the archive is unpacked than is read
+    here.
+    """
+    program = client("dpkg-deb", "install the package dpkg")
+    shell = f'ulimit -v {DEB_MEMORY // 1024} && exec "$0" --fsys-tarfile "$1"'
+    environment = {**os.environ, "LC_ALL": "C", "DPKG_DEB_THREADS_MAX": "1"}
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            ["sh", "-c", shell, program, str(archive)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+        ) as process,
+    ):
+        assert process.stdout
+        try:
+            yield process.stdout  # type: ignore[misc]
+            if len(process.stdout.read(CHUNK)) == CHUNK:  # a tar is padded to 10 KiB
+                raise Damaged("its tar goes on after its end")
+            _refuse_failure(process, errors)
+        except tarfile.TarError:
+            process.stdout.close()  # or it waits to write the rest
+            _refuse_failure(process, errors)
+            raise
+        finally:
+            process.kill()
+
+
+def _refuse_failure(process: subprocess.Popen, errors: IO[bytes]) -> None:
+    if process.wait() > 0:  # not a signal, which our closing of the pipe may be
+        errors.seek(0)
+        lines = errors.read(1 << 16).decode(errors="replace").splitlines()
+        raise Damaged(lines[0] if lines else f"dpkg-deb ended with {process.returncode}")
 
 
 Entry = tuple[str, int, IO[bytes]]
@@ -309,6 +267,6 @@ def _of_tar(stream: Any, archive: str, is_chosen: Callable) -> Iterator[Entry]:
             file.members = []  # it would keep all of them
             if number >= ENTRY_LIMIT:
                 raise ValueError(f"{archive} holds more than {ENTRY_LIMIT:,} files: do not use it.")
-            name = _safe(info.name, archive)
+            name = _safe(info.name, archive).removeprefix("./")
             if info.isreg() and is_chosen(name):
                 yield name, info.size, file.extractfile(info) or io.BytesIO()

@@ -13,11 +13,41 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 Passages = list[str]
-Reader = Callable[[bytes, Mapping[str, Any]], Iterator[Passages]]
+
+
+def decoded(data: bytes, options: Mapping[str, Any]) -> str:
+    """The text of a file.
+
+    Args:
+        data: bytes of the file.
+        options: `encoding` (default utf-8), or a list of encodings of which the first that fits is
+            taken.
+    """
+    encodings = options.get("encoding", "utf-8")
+    *first, last = [encodings] if isinstance(encodings, str) else encodings
+    for encoding in first:
+        with contextlib.suppress(UnicodeDecodeError):
+            return data.decode(encoding)
+    return data.decode(last)
+
+
+_BETWEEN_CHARACTERS = re.compile(
+    r"(?<=[\u3000-\u9fff\uff00-\uffef])\n(?=[\u3000-\u9fff\uff00-\uffef])"
+)
+
+
+def flowing(lines: Iterable[str]) -> str:
+    """Lines as one, with a space between; between Chinese and Japanese characters without one.
+
+    Args:
+        lines: lines of a paragraph.
+    """
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    return " ".join(_BETWEEN_CHARACTERS.sub("", text).split())
 
 
 def paragraphs(text: str, options: Mapping[str, Any]) -> Passages:
@@ -35,7 +65,8 @@ def paragraphs(text: str, options: Mapping[str, Any]) -> Passages:
 
 
 def read_text(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
-    """Plain text; passages are paragraphs.  Options `encoding` (default utf-8), `remove`.
+    """Plain text; passages are paragraphs.  Options `encoding` (see decoded), `remove`, and
+    `lines: true` where each line is a passage.
 
     Args:
         data: bytes of the file.
@@ -44,31 +75,43 @@ def read_text(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     Returns:
         One document.
     """
-    yield paragraphs(data.decode(options.get("encoding", "utf-8")), options)
+    found = paragraphs(decoded(data, options), options)
+    yield [line for p in found for line in p.split("\n")] if options.get("lines") else found
 
 
 def read_translations(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
-    """JSON whose values, nested at will, are strings of a user interface.
+    """JSON whose values, nested at will, are strings of a user interface or of documentation.
+
+    Options: `keys`, of the strings that are read (default: all strings); `where` (key: value or
+    list of values): mappings that have the key with another value are left out, with all in them.
 
     Args:
         data: bytes of the file.
-        options: options of the format; there are none.
+        options: options of the format, see above.
 
     Returns:
         One document; passages are the strings.
     """
 
-    def strings(node: Any) -> Iterator[str]:
+    keys, where = options.get("keys"), options.get("where", {})
+
+    def strings(node: Any, is_read: bool) -> Iterator[str]:
         if isinstance(node, str):
-            yield node
+            if is_read:
+                yield node
         elif isinstance(node, Mapping):
-            for value in node.values():
-                yield from strings(value)
+            for key, wanted in where.items():
+                if key in node and node[key] not in (
+                    wanted if isinstance(wanted, list) else [wanted]
+                ):
+                    return
+            for key, value in node.items():
+                yield from strings(value, keys is None or key in keys)
         elif isinstance(node, list):
             for value in node:
-                yield from strings(value)
+                yield from strings(value, is_read)
 
-    yield list(strings(json.loads(data)))
+    yield list(strings(json.loads(data), keys is None))
 
 
 def read_po(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
@@ -111,9 +154,16 @@ def read_python(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     yield [block.strip("\n") for block in re.split(r"\n{2,}(?=[^\s)\]}])", text) if block.strip()]
 
 
-def _cells(rows: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Passages]:
-    """Passages of records: `columns` (names or numbers) of each. Consecutive records with equal
-    `group_by` columns are one document; without `group_by` each record is one."""
+def records(rows: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Passages]:
+    """Passages of records, which are rows of a table.
+
+    Args:
+        rows: the records, indexed by name or number.
+        options: `columns` has the names or numbers of those that are read. Consecutive records with
+            equal `group_by` columns are one document; without `group_by` each record is one.
+            `remove` as in paragraphs; `unescape: true` where line breaks are written as a backslash
+            and an n.
+    """
 
     def cell(text: str | None) -> Passages:
         text = text or ""
@@ -125,8 +175,8 @@ def _cells(rows: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Passages
         number, row = numbered
         return [row[key] for key in options["group_by"]] if "group_by" in options else number
 
-    for _, records in itertools.groupby(enumerate(rows), group):
-        passages = [p for _, row in records for key in options["columns"] for p in cell(row[key])]
+    for _, numbered in itertools.groupby(enumerate(rows), group):
+        passages = [p for _, row in numbered for key in options["columns"] for p in cell(row[key])]
         if passages:
             yield passages
 
@@ -134,7 +184,7 @@ def _cells(rows: Iterable[Any], options: Mapping[str, Any]) -> Iterator[Passages
 def read_csv(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     """Tables; passages are the paragraphs of the `columns`.
 
-    Options: `columns`, `group_by`, `remove` (see _cells; names need `header: true`), `delimiter`
+    Options: `columns`, `group_by`, `remove` (see records; names need `header: true`), `delimiter`
     (default a comma; with a tab quotes are ordinary characters), `encoding`, `unescape: true` where
     line breaks are written as a backslash and an n.
 
@@ -145,12 +195,12 @@ def read_csv(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     Returns:
         A document for each group of rows.
     """
-    text = io.StringIO(data.decode(options.get("encoding", "utf-8")), newline="")
+    text = io.StringIO(decoded(data, options), newline="")
     delimiter = options.get("delimiter", ",")
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     read = csv.DictReader if options.get("header") else csv.reader
     csv.field_size_limit(2**30)
-    yield from _cells(read(text, delimiter=delimiter, quoting=quoting), options)
+    yield from records(read(text, delimiter=delimiter, quoting=quoting), options)
 
 
 def read_json(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
@@ -165,7 +215,7 @@ def read_json(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
         A document for each group of records.
     """
     tree = json.loads(data)
-    yield from _cells(tree[options["records"]] if "records" in options else tree, options)
+    yield from records(tree[options["records"]] if "records" in options else tree, options)
 
 
 def read_jsonl(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
@@ -178,7 +228,7 @@ def read_jsonl(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages]:
     Returns:
         A document for each group of records.
     """
-    yield from _cells(
+    yield from records(
         (json.loads(line) for line in data.decode("utf-8").splitlines() if line.strip()), options
     )
 
@@ -274,17 +324,3 @@ def read_mediawiki(data: bytes, options: Mapping[str, Any]) -> Iterator[Passages
         ):
             yield [fields["title"], *wikitext(fields["text"])]
         element.clear()
-
-
-READERS: dict[str, Reader] = {
-    "text": read_text,
-    "translations": read_translations,
-    "po": read_po,
-    "python": read_python,
-    "csv": read_csv,
-    "json": read_json,
-    "jsonl": read_jsonl,
-    "obo": read_obo,
-    "mediawiki": read_mediawiki,
-}
-"""By the name that `format:` gives."""

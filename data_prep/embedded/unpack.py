@@ -9,7 +9,7 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import Any
 
 MEMBER_LIMIT = 128 * 2**20
 """Bytes that one file of an archive may have, unpacked; `max_member_bytes` of a source."""
@@ -49,15 +49,14 @@ class Unpacked(io.RawIOBase):
     """The unpacked content of a stream, up to a limit; its first bytes tell its compression.
 
     Args:
-        packed: the stream.
+        packed: the stream, at its start.
         limit: the most bytes of content.
         largest: the most bytes of one read: a larger request comes from a false header.
     """
 
-    def __init__(self, packed: IO[bytes], limit: int, largest: int) -> None:
+    def __init__(self, packed: io.BufferedReader, limit: int, largest: int) -> None:
         self._limit, self._largest, self._position = limit, largest, 0
-        head = packed.read(1 << 10)
-        packed.seek(0)
+        head = packed.peek(1 << 10)[: 1 << 10]
         opener = next((f for magic, f in _FORMATS.items() if head.startswith(magic)), None)
         if opener is lzma.open:  # which takes no limit, so its first header is tried before
             with _damage():
@@ -125,4 +124,5 @@ def unpack(data: bytes, limit: int) -> bytes:
     """
     if not data.startswith(tuple(_FORMATS)):
         return data
-    return Unpacked(io.BytesIO(data), limit, limit + 1).read()
+    stream = io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
+    return Unpacked(stream, limit, limit + 1).read()

@@ -27,6 +27,14 @@ def test_normalise(raw, wanted):
     assert normalise(raw) == wanted
 
 
+@pytest.mark.parametrize(
+    "code", [0x0, 0x1B, 0x7F, 0x9F, 0xAD, 0x200B, 0x2069, 0xE000, 0xFEFF, 0xFFFC]
+)
+def test_what_is_invisible_is_removed_from_any_line(code):
+    for text in ("ab{}c", "zwei\nzéi{}len", "中{}文"):
+        assert normalise(text.format(chr(code))) == text.format("")
+
+
 def test_normalise_keeps_the_layout_of_code():
     assert normalise("def f():\n    return 1  \n\n\n\n", "keep") == "def f():\n    return 1"
 

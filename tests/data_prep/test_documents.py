@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from dept.data_prep.corpus import load_corpus
-from dept.data_prep.documents import open_source
+from dept.data_prep.documents import open_source, packages_of
 from dept.errors import DataError
 
 TEXTS = ["One sentence.\nAnother.", "Zwei Sätze — 漢字 🎉", "  three </s> <0x41> ▁ "]
@@ -199,6 +199,41 @@ def test_the_corpora_of_this_repository_are_valid():
     folder = Path(__file__).parents[2] / "data_prep/corpora"
     shapes = {p.stem: load_corpus(p) for p in folder.glob("*.yaml")}
     counts = {name: (len(c.sources), len(c.held_out)) for name, c in shapes.items()}
-    assert counts["pile"] == (16, 1) and counts["mc4"] == (8, 3)
-    assert shapes["pile"].sequence_length == shapes["mc4"].sequence_length == 2048
-    assert shapes["mc4"].own_tokenizer.vocab_size == 50257
+    assert counts == {
+        "multilingual": (8, 3),
+        "multidomain": (8, 3),
+        "greek": (1, 0),
+        "languages": (8, 4),
+        "domains": (16, 2),
+        "domains_by_language": (47, 31),
+        "hub_languages": (8, 3),
+        "hub_domains": (16, 1),
+        "hub_domains_by_language": (14, 11),
+    }
+    paper = shapes["hub_languages"], shapes["hub_domains"]
+    assert [c.corpus for c in paper] == ["mc4", "pile"]  # the names in yamls/mc4 and yamls/pile
+    assert {c.sequence_length for c in paper} == {2048}
+    assert shapes["hub_languages"].own_tokenizer.vocab_size == 50257
+    for name, corpus in shapes.items():
+        for source in corpus.sources + corpus.held_out:
+            packages_of(source)  # every package is named, and every format known
+            assert bool(source.hub) == name.startswith("hub_")
+
+
+def test_cells_of_domain_and_language_are_held_out_three_ways():
+    folder = Path(__file__).parents[2] / "data_prep/corpora"
+    for name in ("domains_by_language", "hub_domains_by_language"):
+        corpus = load_corpus(folder / f"{name}.yaml")
+        trained, held = (
+            {tuple(s.name.split(".")) for s in sources}
+            for sources in (corpus.sources, corpus.held_out)
+        )
+        domains, languages = ({cell[i] for cell in trained} for i in (0, 1))
+        cells = {cell for cell in held if cell[0] in domains and cell[1] in languages}
+        assert len(cells) == len(domains) * len(languages) - len(trained) > 1
+        others = held - cells
+        assert {c for c in others if c[0] in domains} and {c for c in others if c[1] in languages}
+        for domain, language in cells:  # both are learnt in other cells
+            assert {c for c in trained if c[0] == domain} and {
+                c for c in trained if c[1] == language
+            }

@@ -14,7 +14,8 @@ import zstandard
 
 from dept.data_prep.corpus import load_corpus
 from dept.data_prep.documents import open_source
-from dept.data_prep.embedded.archives import fetch, read_members
+from dept.data_prep.embedded.archives import read_members
+from dept.data_prep.embedded.download import fetch
 from dept.data_prep.embedded.unpack import Damaged, TooMuch, unpack
 from dept.errors import DataError
 

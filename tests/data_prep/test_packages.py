@@ -11,11 +11,12 @@ import zipfile
 
 import pytest
 
-from dept.data_prep.embedded import archives
-from dept.data_prep.embedded.archives import fetch, read_members
-from dept.data_prep.embedded.extract import READERS
+from dept.data_prep.embedded import download
+from dept.data_prep.embedded.archives import read_members
+from dept.data_prep.embedded.download import fetch
 from dept.data_prep.embedded.mathematics import MODULES, mathematics
 from dept.data_prep.embedded.packages import package_documents
+from dept.data_prep.embedded.readers import READERS
 
 
 def make_wheel(path, files):
@@ -52,6 +53,7 @@ def read(form, content, **options):
 
 def test_text_is_cut_at_blank_lines():
     assert read("text", "One\ntwo\r\n\r\n \nThree") == [["One\ntwo", "Three"]]
+    assert read("text", "One\ntwo\n\nThree", lines=True) == [["One", "two", "Three"]]
     assert read("text", "Keep. CUT THIS. Keep.", remove=r" CUT \w+\.") == [["Keep. Keep."]]
 
 
@@ -218,7 +220,7 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch, stderr, 
         assert "--require-hashes" in command and "--no-deps" in command
         return subprocess.CompletedProcess(command, 1, "", stderr)
 
-    monkeypatch.setattr(archives, "_pip", lambda: ["pip"])
+    monkeypatch.setattr(download, "_pip", lambda: ["pip"])
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(error, match=message):
         fetch("p==1", tmp_path, sha256="b" * 64)
@@ -256,7 +258,7 @@ def test_documents_of_a_source(tmp_path):
     ("change", "message"),
     [
         ({"member": "x"}, r"member is not a key of a source from a package \(p==1\): write one of"),
-        ({"format": "docx"}, r"format 'docx' of package p==1 is unknown: write one of csv, json"),
+        ({"format": "docx"}, r"format 'docx' of package p==1 is unknown: write one of csv, desc"),
         ({"format": "json", "columns": [0]}, r"a\.txt in p-1.* cannot be read as json"),
         ({"format": "csv", "columns": [7]}, r"a\.txt in p-1.* cannot be read as csv"),
         ({"members": ""}, r"a source lacks the key members"),

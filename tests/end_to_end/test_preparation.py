@@ -108,6 +108,45 @@ def test_killed_runs_go_on_and_end_with_the_same_bytes(whole, tmp_path):
     assert tree(root / "data") == tree(whole / "data")
 
 
+def write_copies(root: Path) -> Path:
+    """The corpus above, with near copies of it in another source, and left out."""
+    write_corpus(root)
+    texts = [text.upper() for text in sentences(3000, 10)[:200]] + sentences(300, 13)
+    (root / "texts/fr.txt").write_text("\n\n".join(texts))
+    yaml = (root / "mine.yaml").read_text()
+    yaml = yaml.replace("sources:\n", "near_copies: {threshold: 0.7, words: 2}\nsources:\n", 1)
+    yaml = yaml.replace("held_out:\n", "held_out:\n  fr: {files: texts/fr.txt}\n")
+    (root / "mine.yaml").write_text(yaml)
+    return root
+
+
+def test_near_copies_are_left_out_whatever_happens_and_by_any_number_of_workers(tmp_path):
+    wholly = write_copies(tmp_path / "whole")
+    assert prepare(wholly, workers=1).returncode == 0
+    kept = [t for p in wholly.glob("data/mine/fr/text/*/*.zst") for t in read_texts(p)]
+    assert {*kept} <= {*sentences(300, 13)} and len(kept) > 280
+    assert not (wholly / "data/mine/.gathered").exists()
+
+    root = write_copies(tmp_path / "killed")
+    data = root / "data/mine"
+    for pattern in (".gathered/it/text/collected.json", "en/text/train/*.zst"):
+        process = subprocess.Popen(
+            command(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=root
+        )
+        while process.poll() is None and not list(data.glob(pattern)):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (data / "corpus.json").exists()
+    (root / "mine.yaml").write_text((root / "mine.yaml").read_text().replace("0.7", "0.8"))
+    assert "near_copies.threshold was 0.7 and is 0.8; delete" in prepare(root).stderr
+    (root / "mine.yaml").write_text((root / "mine.yaml").read_text().replace("0.8", "0.7"))
+    again = prepare(root)
+    assert again.returncode == 0, again.stderr
+    assert tree(root / "tokenizers") == tree(wholly / "tokenizers")
+    assert tree(root / "data") == tree(wholly / "data")
+
+
 def test_statistics_and_samples_against_an_independent_count(whole):
     from streaming import StreamingDataset
 

@@ -9,6 +9,7 @@ from dept.config import extends
 from dept.costs.parameters import mpt_parameters
 
 PAPER = [f"{corpus}/{size}" for corpus in ("pile", "mc4") for size in ("125m", "350m", "1b")]
+PREPARED_BY = {"pile": "hub_domains", "mc4": "hub_languages"}
 ROUNDS = {"pile/125m": "10ep", "pile/350m": "27ep", "mc4/125m": "10ep", "mc4/1b": "14ep"}
 METHODS = ("glob", "trim", "spec", "spec_opt", "std", "act")
 
@@ -16,7 +17,8 @@ METHODS = ("glob", "trim", "spec", "spec_opt", "std", "act")
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_experiments_are_there_and_fit_their_corpus(name, tmp_path):
     corpus = name.split("/")[0]
-    prepared_by = yaml.safe_load((REPOSITORY / f"data_prep/corpora/{corpus}.yaml").read_text())
+    path = REPOSITORY / f"data_prep/corpora/{PREPARED_BY[corpus]}.yaml"
+    prepared_by = yaml.safe_load(path.read_text())
     run_names = set()
     for method in METHODS:
         config = extends.resolve(resolved(f"{name}_{method}", tmp_path))
