@@ -129,12 +129,13 @@ class Pool:
         values: by which moment it is (1 or 2) and parameter; zero where nothing was averaged.
         since: int64[rows]: the round of the average in each row, from 1, or 0.
         steps: of the source with the most steps among those averaged.
+        sent: numbers that sources have sent to be averaged.
     """
 
     def __init__(self) -> None:
         self.values: dict[int, Parameters] = {1: {}, 2: {}}
         self.since: dict[int, Parameters] = {1: {}, 2: {}}
-        self.steps = 0
+        self.steps = self.sent = 0
 
     def take(self, which, name, like, locals_, by_row, kept, number) -> None:
         """Average one moment of a parameter over the sources of a round, rows by their holders."""
@@ -143,6 +144,7 @@ class Pool:
         holders: dict[int, list[Tensor]] = {}
         for source, _ in locals_:
             steps, *moments = kept[source.name][name]
+            self.sent += moments[which - 1].numel()
             self.steps = max(self.steps, steps)
             ids = source.vocabulary.tolist() if by_row else range(len(like))
             for row, moment in zip(ids, moments[which - 1], strict=True):
@@ -298,7 +300,7 @@ def sent_per_step(
     trained: Trained, variant: str, sources: Sequence[Source], local_steps: int
 ) -> float:
     """Parameters that a source sends after its steps, spread over them: the mean over all slots."""
-    sent, steps = 0, 0
+    sent, steps = trained.pool.sent if trained.pool else 0, 0
     for source in sources:
         taken = len(trained.losses.get(source.name, []))
         for name, value in trained.parameters.items():
