@@ -123,8 +123,8 @@ CASES = {
     "spec": Case("dept_spec", LEARNED, options={"per_round": 2}),
     "spec_opt": Case("dept_spec_opt", UNTIED, options={"outer": NESTEROV, "inner_state": "reset"}),
     "average_glob": Case("dept_glob", LEARNED, options=AVERAGE, rounds=6),
-    "average_trim": Case("dept_trim", options=AVERAGE | {"outer": NESTEROV}, rounds=6),
-    "average_spec": Case("dept_spec", LEARNED, options=AVERAGE, rounds=6),
+    "average_trim": Case("dept_trim", options=AVERAGE, rounds=6),
+    "average_spec": Case("dept_spec", LEARNED, options=AVERAGE | {"outer": NESTEROV}, rounds=6),
     "glob": Case("dept_glob"),  # last, since it is a process of its own: see Runs
 }
 
