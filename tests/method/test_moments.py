@@ -240,3 +240,15 @@ def test_an_average_that_is_not_finite_is_refused_and_changes_nothing():
     with pytest.raises(NumericalFault, match=r"exp_avg of layer.bias is not finite"):
         average(slots, {"name": "none"}, 2)
     assert torch.equal(slots.moments.values["exp_avg"]["layer.bias"], before)
+
+
+def test_a_source_that_is_left_out_is_in_no_average():
+    slots = two_sources({"a": 1.0, "b": 1.0})
+    for state in slots.inner["b"].values():
+        state["step"] += 5
+    reductions, shares = Reductions(None, ("a", "b")), [{"a": Share(weight=3.0)}]
+    averages, step = average_moments(slots, reductions, Workers(Place()), shares, 1, stage="a test")
+    assert step == 3
+    for name, state in slots.inner["a"].items():
+        for moment in averages:
+            assert torch.equal(averages[moment][name].value, state[moment])
