@@ -14,7 +14,7 @@ TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock data check-data downstream demo check test unit reproduce bench faults soak costs lm-eval \
+.PHONY: help setup lock data check-data downstream demo check test unit reproduce bench bench-link faults soak costs lm-eval \
     lint clean
 
 help:  ## this list
@@ -66,6 +66,9 @@ reproduce: $(READY)  ## the paper's comparison on both corpora, into results/; r
 
 bench: data  ## the time a slow worker costs another, and the bytes of an outer step
 	$(BIN)/python bench/workers.py
+
+bench-link: $(READY)  ## the exchange of two workers over a slow link, as root; ARGS="--rates 100 --repeats 5"
+	$(BIN)/python bench/slow_link.py $(ARGS)
 
 faults: data  ## killed runs compared with an uninterrupted one; detection of a damaged corpus
 	$(BIN)/python bench/faults.py kills --workers 1 $(ARGS)

@@ -31,6 +31,7 @@ from dept.config.schema import (
 )
 from dept.config.start_from_options import StartFromOptions
 from dept.errors import ConfigError, is_number, shown
+from dept.method.moment_schedule import INTERVAL
 from dept.method.sampling import RULES, UNIFORM
 from dept.method.variants import VARIANTS, Variant
 
@@ -51,6 +52,13 @@ SECONDS = Kind("seconds above 0", lambda v: is_number(v) and v > 0)
 OUTER = Kind(
     "{name: fedavg} or another name, with its options beside it",
     lambda v: isinstance(v, Mapping) and isinstance(v.get("name"), str),
+)
+INTERVALS = Kind(
+    f"rounds of 1 or more for some of {', '.join(INTERVAL)}",
+    lambda v: (
+        isinstance(v, Mapping)
+        and all(key in INTERVAL and integer(1).fits(rounds) for key, rounds in v.items())
+    ),
 )
 CODED = Kind(
     "{name: none} or another name, with its options beside it",
@@ -94,8 +102,13 @@ class DeptOptions:
     ``docs/compression.md``."""
 
     inner_state: str = "reset"
-    """Whether the inner optimizer's state of shared parameters is ``reset`` or ``keep`` (kept)
-    between the slots of a source. The state of private embeddings is always kept."""
+    """The inner optimizer's state of shared parameters between the slots of a source: ``reset``,
+    ``keep`` (kept by the source), or ``average`` (kept, and its moments averaged over the sources
+    every few rounds: ``docs/inner_state.md``). The state of private embeddings is always kept."""
+
+    inner_state_interval: Mapping[str, Any] | None = None
+    """With ``average``: after how many rounds the first and the second moment are averaged,
+    ``{exp_avg: 3, exp_avg_sq: 6}`` by default. One of the two may be left out."""
 
     weighting: str = "uniform"
     """Weight of a source in the average: ``uniform``, or ``tokens`` of its training split."""
@@ -139,13 +152,26 @@ class DeptOptions:
             "worker_timeout": SECONDS,
             "outer_optimizer": OUTER,
             "compression": CODED,
-            "inner_state": one_of("reset", "keep"),
+            "inner_state": one_of("reset", "keep", "average"),
+            "inner_state_interval": INTERVALS | NULL,
             "weighting": one_of("uniform", "tokens"),
             "faults": one_of("leave_out", "stop"),
             "outlier_multiple": number(1, above=True) | NULL,
         }
         for name, kind in checks.items():
             kind.check(f"{where}.{name}", getattr(self, name))
+        if self.inner_state_interval is not None and self.inner_state != "average":
+            raise ConfigError(
+                f"{where}.inner_state_interval is of inner_state: average, but inner_state is "
+                f"{self.inner_state}: remove it, or set inner_state to average"
+            )
+
+    @property
+    def moment_interval(self) -> dict[str, int]:
+        """Rounds between two averages of each moment; empty if moments are not averaged."""
+        if self.inner_state != "average":
+            return {}
+        return {**INTERVAL, **(self.inner_state_interval or {})}
 
     @property
     def sharing(self) -> Variant:

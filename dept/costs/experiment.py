@@ -11,6 +11,7 @@ from dept.costs.memory import WORD, Memory, dept_memory, training_memory
 from dept.costs.parameters import Parameters, mpt_parameters
 from dept.costs.vocabulary import VocabularySizes, vocabulary_sizes
 from dept.errors import ConfigError
+from dept.method.moment_schedule import exchanges
 from dept.method.variants import Role, Sharing, Vocabulary
 
 
@@ -23,7 +24,8 @@ class Costs:
         parameters: parameters of its model, for any vocabulary.
         vocabulary: tokens of the global tokenizer, and of a worker's model.
         local_steps: local steps between two exchanges; 1 if gradients are averaged at every step.
-        communicated: parameters that a worker communicates at each exchange.
+        communicated: parameters that a worker communicates at each exchange. A moment of the inner
+            optimizer counts as many; this is the mean over rounds with and without moments.
         message: bytes of those, coded if the yaml has compression.
         memory: memory of a worker.
     """
@@ -119,27 +121,32 @@ def costs_of(
         method = (config.get("variables") or {}).get("method", "std")
         memory = training_memory(local, config["optimizer"])
         return Costs(method, parameters, vocabulary, 1, local, WORD * local, memory)
-    communicated = parameters.body + _shared(parameters, dept, vocabulary.held)
-    message = _message(parameters, dept, vocabulary.held, config["model"])
+    shared = parameters.body + _shared(parameters, dept, vocabulary.held)
+    tensors = 1 + exchanges(dept.moment_interval, _rounds(config))
+    message = tensors * _message(parameters, dept, vocabulary.held, config["model"])
     memory = training_memory(
         local,
         config["optimizer"],
         **dept_memory(
             shared=parameters.body + _shared(parameters, dept, vocabulary.everyone),
-            private=local - communicated,
+            private=local - shared,
             local=local,
             slots=slots,
             optimizer=config["optimizer"],
             outer_optimizer=dept.outer_optimizer,
-            keep_inner_state=dept.inner_state == "keep",
+            inner_state=dept.inner_state,
         ),
     )
     if dept.compression["name"] != "none" and dept.compression.get("error_feedback", True):
-        memory = replace(
-            memory, kept_per_source=memory.kept_per_source + round(WORD * communicated)
-        )
+        memory = replace(memory, kept_per_source=memory.kept_per_source + round(WORD * shared))
     steps = dept.local_steps
-    return Costs(dept.variant, parameters, vocabulary, steps, communicated, message, memory)
+    return Costs(dept.variant, parameters, vocabulary, steps, tensors * shared, message, memory)
+
+
+def _rounds(config: Mapping[str, Any]) -> int | None:
+    """Rounds of the run, if its duration is in rounds."""
+    duration = str(config.get("max_duration", ""))
+    return int(duration[:-2]) if duration.endswith("ep") else None
 
 
 def _count(model: Mapping[str, Any], vocabulary: VocabularySizes, *, build: bool) -> Parameters:

@@ -43,9 +43,10 @@ class Memory:
         outer_state: state of the outer optimizer. Its state per token row in TRIM, such as a step
             count, is not counted, since it is small compared with a row of the embedding.
         kept_per_source: state of a source on the CPU between its slots: its private embedding, and
-            the inner state of that, or of the whole model with ``inner_state: keep``. Until the
+            the inner state of that, or of the whole model with ``keep`` or ``average``. Until the
             round ends, also its local model, for checkpoints in mid-round, and the private
             embedding from the start of the round.
+        averaged_state: averages of the inner state on the CPU, with ``inner_state: average``.
     """
 
     weights: int
@@ -55,6 +56,7 @@ class Memory:
     sums: int = 0
     outer_state: int = 0
     kept_per_source: int = 0
+    averaged_state: int = 0
 
     @property
     def training(self) -> int:
@@ -92,7 +94,7 @@ def dept_memory(
     slots: int,
     optimizer: Mapping[str, Any],
     outer_optimizer: Mapping[str, Any],
-    keep_inner_state: bool,
+    inner_state: str,
 ) -> dict[str, float]:
     """Additional bytes of DEPT, by the names of :class:`Memory`.
 
@@ -103,7 +105,7 @@ def dept_memory(
         slots: sources that it trains in a round, one after another.
         optimizer: the section ``optimizer`` of the yaml.
         outer_optimizer: the section ``algorithms.dept.outer_optimizer``.
-        keep_inner_state: whether the inner state of shared parameters is also kept.
+        inner_state: ``reset``, ``keep`` or ``average``, for that of shared parameters.
     """
     inner = state_numbers("optimizer", optimizer)
     outer = dict(outer_optimizer)
@@ -114,7 +116,8 @@ def dept_memory(
         "sums": 2 * WORD * shared if slots > 1 else 0,
         "outer_state": WORD * shared * state_numbers("algorithms.dept.outer_optimizer", outer),
         "kept_per_source": WORD
-        * (local + private + inner * (local if keep_inner_state else private)),
+        * (local + private + inner * (private if inner_state == "reset" else local)),
+        "averaged_state": WORD * inner * shared if inner_state == "average" else 0,
     }
 
 

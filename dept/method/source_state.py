@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from dept.method.live_model import LiveModel, random_embedding
+from dept.method.moments import MomentAverages, States
 from dept.method.streams import seed_of
 from dept.method.updates import norm
 from dept.method.variants import Role, Sharing, Variant
 from dept.method.vocabulary import VocabularyMap
-
-States = dict[str, dict[str, Any]]
 
 
 class Slots:
@@ -29,9 +28,11 @@ class Slots:
         live: the model and its inner optimizer.
         variant: how each parameter is shared.
         vocabularies: the rows of each source's token matrices, by source.
-        inner_state: ``reset`` or ``keep``, for the inner optimizer's state of the shared parameters
-            between the slots of a source. The state of private parameters is always kept.
+        inner_state: ``reset``, ``keep`` or ``average``, for the inner optimizer's state of the
+            shared parameters between the slots of a source. That of private parameters is always
+            kept.
         seed: seed of the run, for private embeddings.
+        moments: averages of the inner state, with ``average``.
 
     Attributes:
         start: the global parameters at the start of this round, by name; only shared ones.
@@ -40,6 +41,7 @@ class Slots:
             ``private`` with the outer step, so that all parts of a model that is read in mid-round
             are of the same round.
         inner: inner optimizer state kept between slots, by source and name, on the CPU.
+        inner_rounds: the round, from 1, that this state is of, by source.
         active: the source whose slot is running; ``None`` between slots.
         suspended: local models of interrupted slots, with their optimizer's state, by source.
         stream: purpose of the random stream of private embeddings.
@@ -55,12 +57,14 @@ class Slots:
         *,
         inner_state: str,
         seed: int,
+        moments: MomentAverages | None = None,
     ) -> None:
         self.live = live
         self.variant = variant
         self.vocabularies = dict(vocabularies)
         self.inner_state = inner_state
         self.seed = seed
+        self.moments = moments
         self.stream: tuple[str | int, ...] = ("private_embedding",)
         self.active: str | None = None
         self.parked = True
@@ -68,6 +72,7 @@ class Slots:
         self.private: dict[str, dict[str, Tensor]] = {}
         self.finished: dict[str, dict[str, Tensor]] = {}
         self.inner: dict[str, States] = {}
+        self.inner_rounds: dict[str, int] = {}
         self.suspended: dict[str, dict[str, Any]] = {}
         sharing = {name: variant.sharing(role) for name, role in live.roles.items()}
         self.shared_names = [n for n, s in sharing.items() if s is not Sharing.PRIVATE]
@@ -103,14 +108,19 @@ class Slots:
                 name: value[rows[name].to(value.device)] if name in rows else value
                 for name, value in self.start.items()
             }
-            values |= self.private_of(source)
             states = self.inner.get(source, {})
+            if self.moments is not None:
+                states = self.moments.begin(states, self.inner_rounds.get(source, 0), values, rows)
+            values |= self.private_of(source)
         # The state kept from earlier slots is copied, since `abandon` returns to it.
         self.live.load(values, states, copy_states=not resumes)
         self.active, self.parked, self._evaluating = source, False, False
 
-    def finish(self) -> dict[str, Tensor]:
+    def finish(self, round_number: int) -> dict[str, Tensor]:
         """End the slot, and keep the private state of the source.
+
+        Args:
+            round_number: number of the running round, from 1.
 
         Returns:
             The shared parameters of the local model, by name, not copied: valid until other values
@@ -121,8 +131,9 @@ class Slots:
         self.inner[source] = {
             name: _to_cpu(state)
             for name, state in states.items()
-            if self.inner_state == "keep" or name in self.private_names
+            if self.inner_state != "reset" or name in self.private_names
         }
+        self.inner_rounds[source] = round_number
         if self.private_names:
             self.finished[source] = {
                 name: values[name].to("cpu", copy=True) for name in self.private_names
@@ -139,6 +150,24 @@ class Slots:
         self.private |= self.finished
         self.finished = {}
         self._reload()
+
+    def moments_of(self, source: str, moment: str) -> dict[str, Tensor]:
+        """A moment of the inner state that a source keeps, on the device of ``start``.
+
+        Args:
+            source: name of the source, whose slot of the running round has ended.
+            moment: ``exp_avg`` or ``exp_avg_sq``.
+
+        Returns:
+            The moment of every shared parameter, by name; of its token rows, if it is averaged by
+            row. It is zero where a parameter got no gradient.
+        """
+        rows, found = self.rows(source), {}
+        for name, value in self.start.items():
+            shape = (len(rows[name]), *value.shape[1:]) if name in rows else value.shape
+            kept = self.inner[source].get(name)
+            found[name] = value.new_zeros(shape) if kept is None else kept[moment].to(value.device)
+        return found
 
     def abandon(self) -> None:
         """Discard the slot: the private state of the source is what it was before the slot."""
@@ -214,12 +243,7 @@ class Slots:
 
     def state_of(self, source: str) -> dict[str, Any]:
         """All state of one source except the global parameters; its slot must not be running."""
-        return {
-            "private": self.private.get(source),
-            "finished": self.finished.get(source),
-            "inner": self.inner.get(source),
-            "suspended": self.suspended.get(source),
-        }
+        return {name: kept.get(source) for name, kept in self._by_source().items()}
 
     def load_state_of(self, source: str, state: Mapping[str, Any]) -> None:
         """Restore what ``state_of`` returned.
@@ -227,24 +251,28 @@ class Slots:
         Args:
             source: name of the source.
             state: its private parameters ``phi_k`` and ``psi_k`` (SPEC, Algorithm 1, lines 2 to 7)
-                as ``private`` and ``finished``, its optimizer's state as ``inner``, and an
-                interrupted slot as ``suspended``. An entry of ``None`` removes what the source had.
-                Tensors are kept by reference.
+                as ``private`` and ``finished``, its optimizer's state as ``inner`` with its round
+                as ``inner_round``, and an interrupted slot as ``suspended``. An entry of ``None``
+                removes what the source had. Tensors are kept by reference.
         """
-        for name, kept in (
-            ("private", self.private),
-            ("finished", self.finished),
-            ("inner", self.inner),
-            ("suspended", self.suspended),
-        ):
+        for name, kept in self._by_source().items():
             kept.pop(source, None)
             if state[name] is not None:
                 kept[source] = state[name]
 
     def forget(self, source: str) -> None:
         """Drop all state of a source, which another worker holds from now on."""
-        for kept in (self.private, self.finished, self.inner, self.suspended):
+        for kept in self._by_source().values():
             kept.pop(source, None)
+
+    def _by_source(self) -> dict[str, dict[str, Any]]:
+        return {
+            "private": self.private,
+            "finished": self.finished,
+            "inner": self.inner,
+            "inner_round": self.inner_rounds,
+            "suspended": self.suspended,
+        }
 
     def _leave(self) -> str:
         if self.active is None:

@@ -55,6 +55,7 @@ class Dept(Algorithm):
         outer_optimizer: Mapping[str, Any] = MappingProxyType({"name": "fedavg"}),
         compression: Mapping[str, Any] = MappingProxyType({"name": "none"}),
         inner_state: str = "reset",
+        inner_state_interval: Mapping[str, Any] | None = None,
         weighting: str = "uniform",
         ranks_per_worker: int = 1,
         worker_timeout: float = 3600.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import CodeType
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from dept.config.registries import Thing, things, unknown
 from dept.config.schema import refuse_unknown
 from dept.errors import ConfigError
+from dept.method.moments import refuse_without_moments
 from dept.method.outer_optimizer import OUTER_OPTIMIZERS
 
 SHARED = (
@@ -46,6 +48,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: one sentence that names the key.
     """
+    dept = (config.get("algorithms") or {}).get("dept") or {}
     for thing in things(config):
         made_by = maker(thing)
         if made_by is None and thing.name not in thing.others:
@@ -54,6 +57,9 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
             )
         if made_by is not None:
             _check_options(thing, made_by)
+            if thing.key == "optimizer" and dept.get("inner_state") == "average":
+                options = {k: v for k, v in thing.options.items() if k not in TAKEN}
+                refuse_without_moments(thing.name, functools.partial(made_by, **options))
     return config
 
 

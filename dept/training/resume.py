@@ -38,6 +38,8 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
     device = next(state.model.parameters()).device
     run.outer_optimizer.load_state_dict(loaded["outer_optimizer"], device=device)
     run.reductions.returned_error |= loaded["coding_error"]
+    if slots.moments is not None:
+        slots.moments.load_state_dict(loaded["moments"])
     run.totals |= loaded["totals"]
     run.totals["wait_seconds"] = [0.0] * workers.count
     files = SourceFiles(Path(first["from"]).parent / FOLDER)
@@ -112,6 +114,7 @@ def identity(run: Run) -> dict[str, Any]:
         "groups": run.schedule.groups,
         "local_steps": run.options.local_steps,
         "inner_state": run.options.inner_state,
+        "inner_state_interval": run.options.moment_interval or None,
         "compression": dict(run.options.compression),
         "block_shards": run.loader.block_shards,
         "tokenizers": {n: p.tokenizer_hash for n, p in run.loader.prepared.items()},
@@ -133,6 +136,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "last_round": run.totals["last_round"],
         "outer_optimizer": run.outer_optimizer.state_dict(),
         "coding_error": run.reductions.returned_error,
+        "moments": None if run.slots.moments is None else run.slots.moments.state_dict(),
         "totals": run.totals,
         # Of a source of this worker without a slot, too: its file may be newer than this.
         "steps": dict.fromkeys(run.held.sources, 0) | run.steps,

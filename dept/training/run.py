@@ -15,12 +15,15 @@ from dept.method import faults, updates
 from dept.method.averaging import Share
 from dept.method.compression import Compression
 from dept.method.live_model import LiveModel
+from dept.method.moment_schedule import due
+from dept.method.moments import MomentAverages, limit_of
 from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.schedule import RoundSchedule
 from dept.method.slot_record import SlotRecord
 from dept.method.source_state import Slots
 from dept.training import round_metrics
 from dept.training.vocabularies import vocabularies
+from dept.transport.moment_exchange import average_moments
 from dept.transport.process_group import Workers
 from dept.transport.reductions import Reduction, Reductions
 
@@ -116,8 +119,12 @@ class Run:
 
         Raises:
             DataError: a shard is missing.
+            ConfigError: moments are averaged, and the inner optimizer is not one of Adam's kind.
             ValueError: sources, workers and sources per round do not fit together.
         """
+        moments = None
+        if options.inner_state == "average":
+            moments = MomentAverages(options.moment_interval, limit_of(live.optimizer))
         names = tuple(loader.prepared)
         schedule = RoundSchedule(
             sources=names,
@@ -129,7 +136,14 @@ class Run:
         )
         loader.bind(schedule)
         rows = vocabularies(loader.prepared, options.sharing, tokenizer)
-        slots = Slots(live, options.sharing, rows, inner_state=options.inner_state, seed=seed)
+        slots = Slots(
+            live,
+            options.sharing,
+            rows,
+            inner_state=options.inner_state,
+            seed=seed,
+            moments=moments,
+        )
         reductions = Reductions(Compression.of(options.compression), names)
         parts = {"options": options, "workers": workers, "loader": loader, "schedule": schedule}
         return cls(**parts, slots=slots, reductions=reductions, **others)
@@ -172,7 +186,8 @@ class Run:
     def outer_step(self, left_out: Collection[str], *, stage: str) -> dict[str, Tensor]:
         """theta[t] = OuterOpt(theta[t-1], theta[t-1] - mean of theta_k[t] over k in S_t).
 
-        Algorithm 1, lines 8 and 9; phi and psi likewise, as far as the variant shares them.
+        Algorithm 1, lines 8 and 9; phi and psi likewise, as far as the variant shares them. Moments
+        of the inner optimizer that are due are averaged too, without the outer optimizer.
 
         Args:
             left_out: sources of the round whose local models are left out of the mean.
@@ -185,15 +200,19 @@ class Run:
             NumericalFault: a value would not be finite.
             WorkerLost: another worker did not arrive.
         """
-        drawn = [
-            self.schedule.slots_of(w, self.totals["rounds"]) for w in range(self.workers.count)
-        ]
+        round_number = self.totals["rounds"] + 1
+        drawn = [self.schedule.slots_of(w, round_number - 1) for w in range(self.workers.count)]
         shares = [{s: self.share(s) for s in sources if s not in left_out} for sources in drawn]
         if not any(shares):
             return {}
         means = self.reduction.averages(self.workers, shares, stage=stage)
+        moments, step = average_moments(
+            self.slots, self.reductions, self.workers, shares, round_number, stage=stage
+        )
         stepped = self.outer_optimizer.step(self.slots.start, means)
         self.reductions.close(self.reduction)
+        if moments:
+            self.slots.moments.take(moments, step, round_number)
         return stepped
 
     def take_step(
@@ -217,7 +236,7 @@ class Run:
 
     def finish_slot(self, source: str) -> None:
         """End the active slot, and add its local model to the average."""
-        local, record = self.slots.finish(), self.records[source]
+        local, record = self.slots.finish(self.totals["rounds"] + 1), self.records[source]
         self.reduction.add(source, local, self.share(source))
         update = self.slots.update(local)
         record.norm, record.sketch = updates.norm(update), updates.sketch(update)
@@ -244,7 +263,8 @@ class Run:
         found = [given["slots"].items() for given in every]
         records = {source: SlotRecord.of(state) for of in found for source, state in of}
         sent, waits = [given["sent"] for given in every], [given["waited"] for given in every]
-        self.sent_bytes = round_metrics.add(self.totals, records, sent, waits)
+        moments = len(due(self.options.moment_interval, self.totals["rounds"] + 1))
+        self.sent_bytes = round_metrics.add(self.totals, records, sent, waits, moments)
         self.held.changed |= self.records.keys()  # they are between rounds now
         self.open_round()
         return records

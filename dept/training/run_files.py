@@ -142,7 +142,8 @@ def _communication(run: Run | None, state: State) -> dict[str, Any]:
 
     ``sent_bytes``: bytes that all workers together sent at outer steps; ``other_bytes``: at the
     start and for metrics. ``parameters_per_step``, as in the paper: parameters that a source
-    communicates, divided by its local steps, whichever worker trains it. ``reduction``: size of the
+    communicates, divided by its local steps, whichever worker trains it; an averaged moment counts
+    as many as the parameters that it is of. ``reduction``: size of the
     whole model, whose gradients would otherwise be communicated, divided by that.
     ``bytes_per_exchange`` and ``byte_reduction``: the same in bytes of coded updates.
     ``every_step_bytes``: bytes of gradients in the same steps, if every worker trained the model
@@ -163,10 +164,11 @@ def _communication(run: Run | None, state: State) -> dict[str, Any]:
         }
     sent, rounds = run.totals["sent_bytes"], max(state.timestamp.epoch.value, 1)
     trained = run.totals["rounds_trained"]
-    total = sum(count * run.slots.communicated(source) for source, count in trained.items())
     slots = max(sum(trained.values()), 1)
+    exchanged = {s: count + run.totals["moments"].get(s, 0) for s, count in trained.items()}
+    total = sum(count * run.slots.communicated(source) for source, count in exchanged.items())
     per_step = total / slots / run.options.local_steps
-    coded = sum(count * run.message_bytes(source) for source, count in trained.items()) / slots
+    coded = sum(count * run.message_bytes(source) for source, count in exchanged.items()) / slots
     built = run.slots.built_parameters
     return {
         "sent_bytes": sent,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -63,6 +63,20 @@ class Reductions:
         if self.compression is None:
             return ExactReduction(start)
         return CodedReduction(start, self.compression, self.errors, self.returned_error, self.order)
+
+    def open_for_moments(self, start: Mapping[str, Tensor]) -> Reduction:
+        """The reduction of one moment of the inner optimizer, which keeps no coding error.
+
+        An average replaces the one before it, so that errors do not add up over rounds, and an
+        earlier error is of moments that have changed since. Messages are relative to the last
+        average, as all workers decoded it.
+
+        Args:
+            start: the last average by name.
+        """
+        if self.compression is None:
+            return ExactReduction(start)
+        return CodedReduction(start, replace(self.compression, decay=0.0), {}, {}, self.order)
 
     def message_bytes(self, start: Mapping[str, Tensor], share: Share) -> int:
         """Bytes that a source contributes to the average.

@@ -14,6 +14,8 @@ from dept.config import complete as configs
 from dept.config import extends, provenance
 from dept.errors import ConfigError
 
+INTERVAL = "algorithms.dept.inner_state_interval"
+
 
 def write(folder, **files):
     for name, text in files.items():
@@ -93,6 +95,17 @@ def test_a_yaml_that_cannot_be_read_is_refused(tmp_path, start, overrides, messa
         ("dept_spec", "fsdp_config={state_dict_type: sharded}", "DEPT saves whole parameters"),
         ("dept_spec", "tp_config={strategy: ffn}", "tensor parallelism cannot replace embeddings"),
         ("dept_spec", "algorithms.dept.inner_state=drop", "inner_state is 'drop': .* reset, keep"),
+        (
+            "dept_spec",
+            "algorithms.dept.inner_state_interval={exp_avg: 2}",
+            "inner_state_interval is of inner_state: average, but inner_state is keep: remove it",
+        ),
+        (
+            "dept_spec",
+            f"{INTERVAL}={{exp_avg: 0}}",
+            "set it to rounds of 1 or more for some of exp",
+        ),
+        ("dept_spec", f"{INTERVAL}={{momentum: 2}}", "rounds of 1 or more .* exp_avg, exp_avg_sq"),
         ("dept_spec", "algorithms.dept.weighting=size", "weighting is 'size'"),
         ("dept_spec", "algorithms.dept.sampling=random", "'random': .* uniform, stratified"),
         (

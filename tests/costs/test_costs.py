@@ -20,12 +20,17 @@ from dept.costs.parameters import mpt_parameters
 from dept.errors import ConfigError
 from dept.method.averaging import Share
 from dept.method.live_model import LiveModel
+from dept.method.moments import MomentAverages, limit_of
 from dept.method.outer_optimizer import OUTER_OPTIMIZERS, OuterOptimizer
 from dept.method.row_steps import PREFIX
 from dept.method.source_state import Slots
 from dept.method.variants import VARIANTS
 from dept.method.vocabulary import VocabularyMap
 from dept.transport.exchange import ExactReduction
+from dept.transport.moment_exchange import average_moments
+from dept.transport.process_group import Workers
+from dept.transport.reductions import Reductions
+from dept.transport.topology import Place
 
 MPT = {"name": "mpt_causal_lm", "d_model": 8, "n_heads": 2, "n_layers": 3, "max_seq_len": 16}
 
@@ -75,6 +80,12 @@ def test_communication_by_hand():
     assert at["trim"].per_step == (whole - (everyone - held) * width) / steps
     assert at["spec"].per_step == (whole - (everyone + length) * width) / steps
     assert at["trim"].total == at["spec"].total == whole - (everyone - held) * width
+    averaged = [*learned, "algorithms.dept.inner_state=average", "max_duration=13ep"]
+    moments = costs(names["trim"], *averaged, measured=False)
+    assert moments.per_step == pytest.approx(at["trim"].per_step * (1 + 4 / 13 + 2 / 13))
+    assert moments.message == pytest.approx(at["trim"].message * (1 + 4 / 13 + 2 / 13))
+    shared, inner = at["glob"].communicated, costs(names["glob"], *averaged, measured=False).memory
+    assert inner.averaged_state == 4 * 2 * shared and at["glob"].memory.averaged_state == 0
 
 
 @pytest.mark.parametrize("name", STATE)
@@ -96,14 +107,22 @@ def test_optimizers_keep_what_the_table_says(name):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("outer", ["fedavg", "nesterov", "fedadam"])
-@pytest.mark.parametrize("inner_state", ["reset", "keep"])
+@pytest.mark.parametrize("inner_state", ["reset", "keep", "average"])
 def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner_state):
     model = TinyLM(30, tied=True, positions=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     held = torch.tensor([0, 3, 4, 7]) if variant in ("trim", "spec") else torch.arange(30)
     maps = {source: VocabularyMap.build(held, vocab_size=30, unknown_id=0) for source in ("a", "b")}
+    moments = None
+    if inner_state == "average":
+        moments = MomentAverages({"exp_avg": 1, "exp_avg_sq": 1}, limit_of(optimizer))
     slots = Slots(
-        LiveModel(model, optimizer), VARIANTS[variant], maps, inner_state=inner_state, seed=1
+        LiveModel(model, optimizer),
+        VARIANTS[variant],
+        maps,
+        inner_state=inner_state,
+        seed=1,
+        moments=moments,
     )
     reduction = ExactReduction(slots.start)
     local = 0
@@ -113,7 +132,7 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
         optimizer.zero_grad()
         model.loss(torch.randint(len(held), (2, 9))).backward()
         optimizer.step()
-        shared = slots.finish()
+        shared = slots.finish(1)
         reduction.add(source, shared, Share(1.0, slots.rows(source)))
     memory = dept_memory(
         shared=sum(value.numel() for value in slots.start.values()),
@@ -122,7 +141,7 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
         slots=2,
         optimizer={"name": "adamw"},
         outer_optimizer={"name": outer},
-        keep_inner_state=inner_state == "keep",
+        inner_state=inner_state,
     )
     assert memory["start"] == size_of(slots.start)
     assert memory["sums"] == size_of(reduction._sums)
@@ -130,6 +149,12 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
     kept += size_of(slots.finished.get("a", {}))
     kept += sum(size_of(state) for state in slots.inner["a"].values())
     assert memory["kept_per_source"] == kept
+    if moments is not None:
+        shares = [{source: Share(1.0, slots.rows(source)) for source in ("a", "b")}]
+        reductions, here = Reductions(None, ("a", "b")), Workers(Place())
+        moments.take(*average_moments(slots, reductions, here, shares, 1, stage=""), 1)
+    averaged = moments.values.values() if moments is not None else ()
+    assert memory["averaged_state"] == sum(map(size_of, averaged))
     stepper = OuterOptimizer(outer)
     stepper.step(slots.start, reduction.averages())
     by_element = [

@@ -11,9 +11,22 @@ from dept.costs.experiment import costs_of
 pytestmark = pytest.mark.end_to_end
 
 
-@pytest.mark.parametrize("experiment", ["std", "dept_glob", "dept_trim", "dept_spec_opt"])
-def test_a_run_hands_over_what_the_cost_model_says(prepared, experiment):
+@pytest.mark.parametrize(
+    ("experiment", "inner_state"),
+    [
+        ("std", None),
+        ("dept_glob", "keep"),
+        ("dept_trim", "keep"),
+        ("dept_trim", "average"),
+        ("dept_spec_opt", "keep"),
+    ],
+)
+def test_a_run_hands_over_what_the_cost_model_says(prepared, experiment, inner_state):
     more = [f"run_name=costs-{experiment}", "max_duration=1ep"]
+    if inner_state == "average":  # 3 + 1 + 1 exchanges in 3 rounds
+        more = [f"run_name=costs-{experiment}", "max_duration=3ep"]
+        more.append("algorithms.dept.inner_state=average")
+        more.append("algorithms.dept.inner_state_interval={exp_avg: 2, exp_avg_sq: 3}")
     more += ["train_loader.epoch_batches=3", "global_train_batch_size=8"] * (experiment == "std")
     if experiment in ("dept_trim", "dept_spec_opt"):
         more.append("algorithms.dept.compression={name: int4, block: 64}")

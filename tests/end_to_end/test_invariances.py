@@ -63,7 +63,7 @@ def left_by(folder):
     if dept is not None:
         totals = {key: value for key, value in dept["totals"].items() if key not in TOTALS}
         found |= {"round": dept["round"], "outer": dept["outer_optimizer"], "totals": totals}
-        found["coding error"] = dept["coding_error"]
+        found |= {"coding error": dept["coding_error"], "moments": dept["moments"]}
         for source in dept["identity"]["sources"]:
             files = (checkpoints / "sources" / source).glob("round*-step0.pt")
             newest = max(files, key=lambda path: int(path.name[5:].split("-")[0]), default=None)
@@ -157,6 +157,33 @@ def test_a_coded_run_does_not_depend_on_its_workers_or_a_kill(runs):
     found = set(differences(left_by(plain), left_by(runs.run("dept_trim", "dept_trim-plain"))))
     assert "/model/model.transformer.blocks.0.norm_1.weight" in found
     assert left_by(plain)["coding error"].keys() == {"", WTE}
+
+
+@pytest.mark.parametrize("compression", ["none", "int8"])
+def test_averaged_moments_do_not_depend_on_workers_or_a_kill(runs, compression):
+    name, dept = f"averaged-{compression}", "algorithms.dept"
+    averaged = [f"{dept}.inner_state=average", f"{dept}.compression.name={compression}"]
+    averaged.append(f"{dept}.inner_state_interval={{exp_avg: 1, exp_avg_sq: 2}}")
+    plain = runs.run("dept_trim", name, *averaged)
+    assert_same(runs.run("dept_trim", f"{name}-2", *averaged, processes=2), plain)
+    metrics = runs.root / "runs" / f"{name}-killed" / "metrics.jsonl"
+    arguments = runs.arguments("dept_trim", f"{name}-killed", *averaged, "save_interval=1ba")
+
+    def after_a_slot_of_the_last_round():
+        lines = metrics.read_text().splitlines() if metrics.is_file() else []
+        return sum("loss/train/total" in line for line in lines) >= 2 * BATCHES + STEPS + 1
+
+    killed = runs.commands.kill(
+        f"{name}-killed", TRAIN, arguments, signal.SIGKILL, after_a_slot_of_the_last_round
+    )
+    assert killed != 0
+    runs.commands.run(f"{name}-killed", TRAIN, arguments)
+    assert_same(runs.root / "runs" / f"{name}-killed", plain)
+    rounds = left_by(plain)["moments"]["rounds"]
+    assert {int(each.max()) for each in rounds["exp_avg"].values()} == {3}
+    assert {int(each.max()) for each in rounds["exp_avg_sq"].values()} == {2}
+    found = set(differences(left_by(plain), left_by(runs.run("dept_trim", "dept_trim-plain"))))
+    assert "/model/model.transformer.blocks.0.norm_1.weight" in found
 
 
 def test_a_run_does_depend_on_its_seed(runs):

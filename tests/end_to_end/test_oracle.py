@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import oracle
 import pytest
@@ -33,10 +34,13 @@ FORGET_EVERY = 5
 # In float64 the oracle differs from its own float32 by up to 3.4e-5 (an embedding row of SPEC-OPT).
 PARAMETERS, LOSSES = 1e-4, 1e-5
 MOVED, DIFFERENT = 2e-2, 1e-3
+MOMENTS = 1e-4, 1e-5  # of averages of the first and the second moment
 
 UNTIED = ("model.tie_word_embeddings=false",)
 LEARNED = ("model.attn_config.alibi=false",)
 NESTEROV = {"lr": 0.7, "momentum": 0.9}
+# Rounds with one average, with the other, with both, with none.
+AVERAGE = {"per_round": 2, "inner_state": "average", "interval": (2, 3)}
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Case:
         weight_decay: of the inner optimizer.
         options: of :func:`oracle.train_dept`.
         when: when it is evaluated and saved.
+        rounds: T.
     """
 
     yaml: str
@@ -60,6 +65,7 @@ class Case:
     weight_decay: float = 0.0
     options: Mapping = field(default_factory=dict)
     when: tuple[str, ...] = ()
+    rounds: int = ROUNDS
 
     @property
     def variant(self) -> str:
@@ -82,6 +88,7 @@ class Case:
         given = [
             *self.model,
             *self.when,
+            f"max_duration={self.rounds}ep",
             f"optimizer.lr={RATE}",
             f"optimizer.weight_decay={self.weight_decay}",
             f"algorithms.dept.local_steps={STEPS}",
@@ -94,6 +101,10 @@ class Case:
             given.append("algorithms.dept.outer_optimizer.name=nesterov")
         if "inner_state" in self.options:
             given.append(f"algorithms.dept.inner_state={self.options['inner_state']}")
+        if "interval" in self.options:
+            first, second = self.options["interval"]
+            intervals = f"{{exp_avg: {first}, exp_avg_sq: {second}}}"
+            given.append(f"algorithms.dept.inner_state_interval={intervals}")
         return given
 
 
@@ -111,6 +122,9 @@ CASES = {
     "trim_untied": Case("dept_trim", UNTIED, weight_decay=1e-3),
     "spec": Case("dept_spec", LEARNED, options={"per_round": 2}),
     "spec_opt": Case("dept_spec_opt", UNTIED, options={"outer": NESTEROV, "inner_state": "reset"}),
+    "average_glob": Case("dept_glob", LEARNED, options=AVERAGE, rounds=6),
+    "average_trim": Case("dept_trim", options=AVERAGE, rounds=6),
+    "average_spec": Case("dept_spec", LEARNED, options=AVERAGE | {"outer": NESTEROV}, rounds=6),
     "glob": Case("dept_glob"),  # last, since it is a process of its own: see Runs
 }
 
@@ -157,6 +171,12 @@ class Runs:
     def checkpoint(self, name: str, file: str = "latest-rank0.pt") -> Parameters:
         path = self.root / "runs" / name / "checkpoints" / file
         return torch.load(path, map_location="cpu", weights_only=False)["state"]["model"]
+
+    def moments(self, name: str) -> dict:
+        """The averages of moments in the newest checkpoint."""
+        path = self.root / "runs" / name / "checkpoints" / "latest-rank0.pt"
+        state = torch.load(path, map_location="cpu", weights_only=False)["state"]
+        return dict(state["algorithms"])["Dept"]["moments"]
 
     def private(self, name: str, sources=SOURCES) -> dict[str, Parameters]:
         """phi_k and psi_k in the newest file of each source."""
@@ -207,7 +227,7 @@ def trained_by_oracle(runs, case: Case, dtype=torch.float32) -> Trained:
         sources_of(runs, case),
         as_type(start, dtype),
         {source: as_type(own, dtype) for source, own in private.items()},
-        rounds=ROUNDS,
+        rounds=case.rounds,
         local_steps=STEPS,
         **case.options,
     )
@@ -260,6 +280,38 @@ def test_a_run_of_dept_is_that_of_the_paper(runs, name):
     assert_scores(summary, trained, case.variant, sources, runs.source("held"))
     seen = summary["communication"]["parameters_per_step"]
     assert seen == pytest.approx(oracle.sent_per_step(trained, case.variant, sources, STEPS))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("average")])
+def test_averages_of_moments_are_those_of_the_oracle(runs, name):
+    found, pool = runs.moments(runs.case(name)), trained_by_oracle(runs, CASES[name]).pool
+    assert found["step"] == pool.steps
+    for which, moment in enumerate(("exp_avg", "exp_avg_sq"), start=1):
+        assert apart(found["values"][moment], pool.values[which]) < MOMENTS[which - 1]
+        for parameter, since in pool.since[which].items():
+            rounds = found["rounds"][moment][parameter].expand(len(since))
+            assert torch.equal(rounds, since), parameter
+        largest = [float(value.abs().max()) for value in pool.values[which].values()]
+        assert max(largest) > 50 * MOMENTS[which - 1]
+
+
+def _without_a_limit():
+    return {"minimum": lambda one, other: one, "maximum": lambda one, other: one}
+
+
+@pytest.mark.parametrize("name", ["average_glob", "average_trim", "average_spec"])
+@pytest.mark.parametrize(
+    "change", [{"inner_state": "keep"}, {"inner_state": "reset"}, (3, 2), "no limit"], ids=str
+)
+def test_another_rule_for_moments_would_be_noticed(runs, monkeypatch, name, change):
+    case = CASES[name]
+    if change == "no limit":
+        monkeypatch.setattr(oracle, "torch", SimpleNamespace(**vars(torch) | _without_a_limit()))
+    else:
+        change = change if isinstance(change, dict) else {"interval": change}
+        case = replace(case, options={**case.options, **change})
+    found, trained = runs.checkpoint(runs.case(name)), trained_by_oracle(runs, case)
+    assert apart({n: found[n] for n in trained.parameters}, trained.parameters) > DIFFERENT
 
 
 def test_what_cases_must_have_to_say_anything(runs):

@@ -191,6 +191,26 @@ def test_a_wrong_name_or_option_is_a_sentence_before_anything_is_built(
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ("{name: decoupled_lionw, lr: 0.001}", "optimizer decoupled_lionw is not just exp_avg, "),
+        (
+            "{name: decoupled_adamw, lr: 0.001, amsgrad: true}",
+            "decoupled_adamw is not just exp_avg",
+        ),
+        ("{name: decoupled_adamw, lr: 0.001, betas: [0.99, 0.95]}", "betas are 0.99 and 0.95"),
+    ],
+)
+def test_moments_that_cannot_be_averaged_are_refused_before_anything_is_built(
+    prepared, optimizer, message
+):
+    average = "algorithms.dept.inner_state=average"
+    with refused(message):
+        train(prepared, "dept_spec", "run_name=no-moments", average, f"optimizer={optimizer}")
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(
     ("at", "sentence"),
     [
         ("built", "callbacks.fails cannot be built: nothing can be built (ZeroDivisionError)"),

@@ -27,6 +27,7 @@ UNTIED = ["model.tie_word_embeddings=false"]
 WTE = "model.transformer.wte.weight"
 NESTEROV = ["algorithms.dept.outer_optimizer.name=nesterov"]
 PER_ROUND = 4 * LOCAL_STEPS
+INTERVAL = "algorithms.dept.inner_state_interval={exp_avg: 2, exp_avg_sq: 3}"
 HALF = ["algorithms.dept.sources_per_round=2"]
 
 
@@ -45,6 +46,7 @@ def fleet():
         ("dept_trim", UNTIED + HALF, (1, 2)),
         ("dept_trim", [*LEARNED, "algorithms.dept.inner_state=reset"], (1, 4)),
         ("dept_glob", ["algorithms.dept.weighting=tokens"], (1, 2)),
+        ("dept_trim", [*HALF, "algorithms.dept.inner_state=average", INTERVAL], (1, 2)),
         ("dept_spec_llama", ["model.config_overrides.attention_dropout=0.1"], (1, 2)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -64,11 +66,12 @@ def test_any_number_of_workers_learns_the_same_bits(
         found = json.loads((prepared / "runs" / name / "summary.json").read_text())
         assert found["workers"] == count and len(found["timing"]["wait_seconds"]) == count
         sent = found["communication"]["sent_bytes"]
-        assert sent == cost(prepared, results[count], experiment, count)
+        exchanges = [1, 2, 2] if INTERVAL in options else [1, 1, 1]  # of each round
+        assert sent == cost(prepared, results[count], experiment, count, exchanges)
 
 
-def cost(root, results, experiment, count):
-    """Bytes of all outer steps, by the formula."""
+def cost(root, results, experiment, count, exchanges):
+    """Bytes of all outer steps, by the formula; ``exchanges`` counts parameters and moments."""
     corpus = read_corpus(root, "tiny")
     totals, slots = results[0]["totals"], results[0]["slots_per_worker"]
     schedule = RoundSchedule(SOURCES, count * slots, LOCAL_STEPS, 17, count)
@@ -85,7 +88,8 @@ def cost(root, results, experiment, count):
     }
     averaged = {name: shape for name, shape in shared.items() if name not in rows}
     return sum(
-        outer_step_bytes(
+        exchanges[t]
+        * outer_step_bytes(
             averaged,
             rows,
             [

@@ -35,12 +35,14 @@ class Trained:
         private: phi_k and psi_k by source.
         losses: of each step, by source in the order of their steps; of a mixture under "mixture".
         norms: of each step's gradient before it was clipped.
+        pool: the averages of moments, where they are averaged.
     """
 
     parameters: Parameters
     private: dict[str, Parameters] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
+    pool: "Pool | None" = None
 
 
 # --- Algorithm 1 ---------------------------------------------------------------------------------
@@ -58,6 +60,7 @@ def train_dept(
     per_round: int | None = None,
     outer: Mapping[str, float] | None = None,
     inner_state: str = "keep",
+    interval: tuple[int, int] = (3, 6),
 ) -> Trained:
     """Rounds of local steps from the same start, each followed by an outer step.
 
@@ -71,7 +74,9 @@ def train_dept(
         local_steps: N_local.
         per_round: |S_t|; all sources if not given.
         outer: ``lr`` and ``momentum`` of Nesterov's SGD; the average itself if not given.
-        inner_state: ``keep`` or ``reset``, of shared parameters between two slots of a source.
+        inner_state: ``keep``, ``reset`` or ``average``, of shared parameters between two slots of a
+            source.
+        interval: with ``average``, rounds between averages of the first and the second moment.
     """
     is_private = variant in ("spec", "spec_opt")
     shared = [n for n in start if not (is_private and n in EMBEDDINGS)]
@@ -79,6 +84,8 @@ def train_dept(
     readers = {source.name: Reader(source, recipe.seed, recipe.stage) for source in sources}
     kept: dict[str, Moments] = {source.name: {} for source in sources}
     momenta: Parameters = {}
+    pool, kept_in = Pool(), dict.fromkeys(kept, 0)
+    trained.pool = pool if inner_state == "average" else None
     for t in range(rounds):
         locals_: list[tuple[Source, Parameters]] = []
         for source in drawn_sources(recipe.seed, t, sources, per_round or len(sources)):
@@ -87,6 +94,10 @@ def train_dept(
                 held = source.vocabulary
                 parameters |= {n: parameters[n][held] for n in TOKENS if n in parameters}
             moments = kept[source.name]
+            if inner_state == "average":
+                own = {n: parameters[n] for n in shared}
+                pool.give(moments, kept_in[source.name], own, source, variant, recipe.betas)
+                kept_in[source.name] = t + 1
             for i in range(local_steps):
                 step = t * local_steps + i
                 rate = recipe.lr * factor(step, rounds * local_steps, recipe.warmup, recipe.floor)
@@ -105,7 +116,66 @@ def train_dept(
             trained.parameters[name] = outer_step(
                 name, trained.parameters[name], locals_, by_row, outer, momenta
             )
+            for which in (1, 2) if inner_state == "average" else ():
+                if (t + 1) % interval[which - 1] == 0:
+                    pool.take(which, name, trained.parameters[name], locals_, by_row, kept, t + 1)
     return trained
+
+
+class Pool:
+    """The averages of moments that no source owns, as docs/inner_state.md has them.
+
+    Attributes:
+        values: by which moment it is (1 or 2) and parameter; zero where nothing was averaged.
+        since: int64[rows]: the round of the average in each row, from 1, or 0.
+        steps: of the source with the most steps among those averaged.
+        sent: numbers that sources have sent to be averaged.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[int, Parameters] = {1: {}, 2: {}}
+        self.since: dict[int, Parameters] = {1: {}, 2: {}}
+        self.steps = self.sent = 0
+
+    def take(self, which, name, like, locals_, by_row, kept, number) -> None:
+        """Average one moment of a parameter over the sources of a round, rows by their holders."""
+        value = self.values[which].setdefault(name, torch.zeros_like(like))
+        since = self.since[which].setdefault(name, torch.zeros(len(like), dtype=torch.int64))
+        holders: dict[int, list[Tensor]] = {}
+        for source, _ in locals_:
+            steps, *moments = kept[source.name][name]
+            self.sent += moments[which - 1].numel()
+            self.steps = max(self.steps, steps)
+            ids = source.vocabulary.tolist() if by_row else range(len(like))
+            for row, moment in zip(ids, moments[which - 1], strict=True):
+                holders.setdefault(row, []).append(moment)
+        for row, moments in holders.items():
+            value[row] = sum(moments) / len(moments)
+            since[row] = number
+
+    def give(self, moments: Moments, kept_in, own, source, variant, betas) -> None:
+        """Replace, in what a source kept, the rows that were averaged since, or when, it did."""
+        if not all(self.values.values()) and kept_in == 0:
+            return
+        first_decay, second_decay = betas
+        most = (1 - first_decay) / math.sqrt(1 - second_decay)
+        most /= math.sqrt(1 - first_decay**2 / second_decay)
+        for name, parameter in own.items():
+            by_row = variant == "trim" and name in TOKENS
+            rows = source.vocabulary if by_row else torch.arange(len(parameter))
+            zero = torch.zeros_like(parameter)
+            steps, *both = moments.get(name, (self.steps, zero, zero))
+            both, changed = [moment.clone() for moment in both], torch.zeros(len(rows)).bool()
+            for which, moment in enumerate(both, start=1):
+                if name in self.values[which]:
+                    since = self.since[which][name][rows]
+                    newer = (since > 0) & (since >= kept_in)
+                    moment[newer] = self.values[which][name][rows][newer]
+                    changed |= newer
+            first, second = both
+            spread = most * second.sqrt()
+            first[changed] = torch.minimum(torch.maximum(first, -spread), spread)[changed]
+            moments[name] = (steps, first, second)
 
 
 def outer_step(
@@ -230,7 +300,7 @@ def sent_per_step(
     trained: Trained, variant: str, sources: Sequence[Source], local_steps: int
 ) -> float:
     """Parameters that a source sends after its steps, spread over them: the mean over all slots."""
-    sent, steps = 0, 0
+    sent, steps = trained.pool.sent if trained.pool else 0, 0
     for source in sources:
         taken = len(trained.losses.get(source.name, []))
         for name, value in trained.parameters.items():

@@ -77,7 +77,7 @@ def test_a_slot_left_out_is_as_if_its_source_had_not_been_drawn(name, inner_stat
     poisoned = {(1, "it"), (2, "en")}
     round_of, finish = [0], Slots.finish
 
-    def judged(slots):
+    def judged(slots, round_number):
         source = slots.active
         if (round_of[0], source) in poisoned:
             with torch.no_grad():
@@ -87,7 +87,7 @@ def test_a_slot_left_out_is_as_if_its_source_had_not_been_drawn(name, inner_stat
                     state["exp_avg"].fill_(math.nan)
             slots.abandon()
             return None
-        return finish(slots)
+        return finish(slots, round_number)
 
     slots = run_with_faults(VARIANTS[name], rounds, judged, round_of, monkeypatch, **options)
     for parameter, value in expected.start.items():
@@ -148,7 +148,7 @@ def test_training_a_slot_does_not_change_what_is_kept_of_earlier_ones():
             before, _ = kept
             for name, state in slots.state_of("en")["inner"].items():
                 assert_equal(state, before["inner"][name])
-        slots.finish()
+        slots.finish(1)
         kept = copy.deepcopy(slots.state_of("en")), None
 
 

@@ -70,7 +70,7 @@ def run_ours(variant, *, tied, positions, inner_state, rounds, outer="fedavg", i
                 live.optimizer.step()
                 if interrupt and i == 1:
                     slots.park()
-            reduction.add(source, slots.finish(), Share(1.0, slots.rows(source)))
+            reduction.add(source, slots.finish(t + 1), Share(1.0, slots.rows(source)))
             sent += slots.communicated(source)
         slots.park()
         slots.close_round(outer_optimizer.step(slots.start, reduction.averages()))
@@ -136,7 +136,7 @@ def test_rounds_are_algorithm_1(name, tied, positions, inner_state):
     fresh, _ = run_ours(VARIANTS[name], **options, rounds=[])
     for source in HOLDS:  # drawn at random, by the source's name, whenever asked first
         fresh.begin(source)
-        fresh.finish()
+        fresh.finish(1)
     start_private = copy.deepcopy(fresh.private)
     slots, _ = run_ours(VARIANTS[name], **options, rounds=ROUNDS_OF)
     theta, private = run_reference(name, start_private, **options, rounds=ROUNDS_OF)
