@@ -16,14 +16,17 @@ def none_yet(workers: int) -> dict[str, Any]:
 
     ``rounds`` counts outer steps. ``last_round`` is the last round (from 1) that a source was drawn
     for. ``last_round``, ``rounds_trained`` and ``tokens`` also count rounds in which the update of
-    the source was left out; ``left_out`` lists those. ``reaches`` are the values that updates are
-    compared with (:func:`dept.method.faults.reach`), by source.
+    the source was left out; ``left_out`` lists those. ``communicated`` are the parameters of all
+    slots that enter averages, and ``message_bytes`` the bytes of their messages. ``reaches`` are
+    the values that updates are compared with (:func:`dept.method.faults.reach`), by source.
     """
     return {
         "rounds": 0,
         "last_round": {},
         "rounds_trained": {},
         "tokens": {},
+        "communicated": 0,
+        "message_bytes": 0,
         "sent_bytes": 0,
         "other_bytes": 0,
         "swap_seconds": 0.0,

@@ -75,7 +75,7 @@ def left_out(run: Run, stage: str) -> dict[str, faults.Fault]:
     every = run.workers.gather(here, stage=stage)
     found = {source: fault for given in every for source, fault in given.items()}
     if run.workers.place.global_rank == 0:
-        whole = len(found) == run.schedule.sources_per_round
+        whole = len(found) == len(run.schedule.drawn(run.totals["rounds"]))
         for line in faults.messages(found.values(), whole):
             log.warning(line)
     return found
