@@ -186,12 +186,7 @@ class Krum:
             scores = krum_scores(squared_distances(updates, rows), faulty)
             best = sorted(range(len(names)), key=lambda i: (scores[i].item(), i))
             chosen = [names[i] for i in sorted(best[: min(count, len(names) - faulty)])]
-        equal = {s: (updates[s][0], Share(1.0, updates[s][1].rows)) for s in chosen}
-        mean = mean_update(equal.values(), start, rows)
-        for name, ids in rows.items():  # without a selected holder a row is 0 / 0
-            held = [share.rows[name].to(ids.device) for _, share in equal.values()]
-            mean[name][~torch.isin(ids, torch.cat(held))] = 0.0
-        return mean, tuple(chosen)
+        return mean_of(updates, chosen, start, rows), tuple(chosen)
 
 
 RULES: dict[str, Callable[..., Rule]] = {
@@ -217,7 +212,8 @@ def rule_of(name: str, **options: Any) -> Rule:
     if name not in RULES:
         raise ConfigError(f"{WHERE}.name is {shown(name)}: set it to one of {', '.join(RULES)}")
     for key, value in options.items():
-        if not (type(value) is int and 1 <= value < 1 << 16):
+        counts = ("trim", "faulty", "selected")
+        if key in counts and not (type(value) is int and 1 <= value < 1 << 16):
             raise ConfigError(f"{WHERE}.{key} is {shown(value)}: set it to a whole number above 0")
     try:
         return RULES[name](**options)
@@ -225,6 +221,31 @@ def rule_of(name: str, **options: Any) -> Rule:
         raise ConfigError(
             f"{WHERE} has an option that {name} does not take: {', '.join(options)}"
         ) from None
+
+
+@torch.no_grad()
+def mean_of(
+    updates: Updates, chosen: Sequence[str], start: Tensors, rows: Tensors
+) -> dict[str, Tensor]:
+    """The mean of some of the updates, with equal weights.
+
+    Args:
+        updates: by source.
+        chosen: the sources to average.
+        start: the global parameters by name.
+        rows: for each parameter averaged by token row, int64[n], ascending: the rows that some
+            source of ``updates`` holds.
+
+    Returns:
+        The mean by name, of a parameter averaged by token row with those n rows; a row that no
+        chosen source holds is 0.
+    """
+    equal = [(updates[source][0], Share(1.0, updates[source][1].rows)) for source in chosen]
+    mean = mean_update(equal, start, rows)
+    for name, ids in rows.items():
+        held = [share.rows[name].to(ids.device) for _, share in equal]
+        mean[name][~torch.isin(ids, torch.cat(held))] = 0.0  # 0 / 0 so far
+    return mean
 
 
 @torch.no_grad()

@@ -11,12 +11,16 @@ from dept.costs.experiment import costs_of
 pytestmark = pytest.mark.end_to_end
 
 
-@pytest.mark.parametrize("experiment", ["std", "dept_glob", "dept_trim", "dept_spec_opt"])
+@pytest.mark.parametrize(
+    "experiment", ["std", "dept_glob", "dept_trim", "dept_spec", "dept_spec_opt"]
+)
 def test_a_run_hands_over_what_the_cost_model_says(prepared, experiment):
     more = [f"run_name=costs-{experiment}", "max_duration=1ep"]
     more += ["train_loader.epoch_batches=3", "global_train_batch_size=8"] * (experiment == "std")
     if experiment in ("dept_trim", "dept_spec_opt"):
         more.append("algorithms.dept.compression={name: int4, block: 64}")
+    if experiment == "dept_spec":
+        more.append("algorithms.dept.average={name: median}")
     trainer = train(prepared, experiment, *more)
     path = prepared / "runs" / f"costs-{experiment}" / "summary.json"
     counted = json.loads(path.read_text())["communication"]
