@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dept.errors import ConfigError
 from dept.method.privacy import Privacy, noisy_mean
-from dept.method.robust import Mean, Rule, Updates, clipped, rule_of
+from dept.method.robust import Updates, clipped
+from dept.method.rules import Mean, Rule, rule_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Aggregation:
             noise_seed: seed of the noise of this round.
 
         Returns:
-            What :meth:`dept.method.robust.Rule.combine` returns.
+            What :meth:`dept.method.rules.Rule.combine` returns.
         """
         if self.clip is not None:
             limit = self.clip

@@ -56,7 +56,7 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
         files = held.files
     drawn = run.schedule.drawn(round_index)
     for source in held.sources:
-        # With other sources than before, a slot of this round may have been drawn no more.
+        # A slot may be of an earlier draw of this round, from other sources.
         step = loaded["steps"].get(source) if source in drawn else 0
         _restore(run, source, files, round_index, step)
     run.start_pass(round_index)
@@ -168,6 +168,11 @@ def refuse_another(run: Run, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a setting that both must have in common differs.
     """
+    if "periods" not in state:
+        raise ValueError(
+            "the checkpoint is of an earlier version of this repository, which had no periods of "
+            "sources: choose another run_name"
+        )
     before = state["identity"]
     source_changes.refuse(run, before)
     now = identity(run)

@@ -17,7 +17,7 @@ CHANGEABLE = ("sources", "sources_per_round", "groups")
 
 
 def refuse(run: Run, before: Mapping[str, Any]) -> None:
-    """Refuse a change of the sources that is not allowed, or of which the tokens do not fit.
+    """Refuse a change of sources that is not allowed, and sources of another tokenizer.
 
     Args:
         run: this run, with the sources of the yaml.
@@ -35,13 +35,12 @@ def refuse(run: Run, before: Mapping[str, Any]) -> None:
                 f"it to the same, choose another run_name, or set "
                 f"algorithms.dept.allow_source_changes to true, so that sources join and leave"
             )
-    hashes = before["tokenizers"]
-    if run.options.sharing.vocabulary.is_global:  # one tokenizer for all, new sources as well
-        hashes = dict.fromkeys(schedule.sources, next(iter(hashes.values()))) | hashes
+    known = before["tokenizers"]
+    # One tokenizer for all, of which a new source must be as well; or one for each.
+    of_all = next(iter(known.values())) if run.options.sharing.vocabulary.is_global else None
     for source in schedule.sources:
-        if hashes.get(source, run.loader.prepared[source].tokenizer_hash) != (
-            run.loader.prepared[source].tokenizer_hash
-        ):
+        expected = known.get(source, of_all)
+        if expected not in (None, run.loader.prepared[source].tokenizer_hash):
             raise ValueError(
                 f"the shards of {source} are of another tokenizer than the checkpoint: prepare the "
                 f"corpus with the tokenizer as it was, or choose another run_name"

@@ -12,7 +12,7 @@ from dept.method.aggregation import Aggregation
 from dept.method.averaging import Share
 from dept.method.codecs import CODECS
 from dept.method.compression import Compression
-from dept.method.robust import RULES
+from dept.method.rules import RULES
 from dept.method.variants import VARIANTS
 from dept.transport.process_group import Workers
 from dept.transport.reductions import Reductions

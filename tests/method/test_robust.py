@@ -10,7 +10,8 @@ from scipy.stats import trim_mean
 from dept.errors import ConfigError
 from dept.method.aggregation import Aggregation
 from dept.method.averaging import Share, mean_update
-from dept.method.robust import clipped, krum_scores, rule_of, squared_distances, trimmed_mean
+from dept.method.robust import clipped, krum_scores, squared_distances, trimmed_mean
+from dept.method.rules import rule_of
 
 SHAPES = {"body": (6, 5), "bias": (4,)}
 ROWS = 12
