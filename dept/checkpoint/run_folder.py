@@ -42,7 +42,11 @@ _NOT_SHAPING = (
     "algorithms.dept.upload_sources",
     "algorithms.dept.faults",
     "algorithms.dept.outlier_multiple",
+    "algorithms.dept.allow_source_changes",
 )
+
+# What `algorithms.dept.allow_source_changes` allows to change.
+_OF_SOURCES = ("train_loader.sources", "algorithms.dept.sources_per_round")
 
 # Batch counts depend on the number of workers, so names have -w<workers> if there are several.
 CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)(?:-w(\d+))?-rank\d+\.pt")
@@ -186,13 +190,18 @@ def refuse_other_settings(
         return
     before = OmegaConf.to_container(OmegaConf.load(stored))
     assert isinstance(before, dict)
+    dept = _at(config, "algorithms.dept")
+    free = (*_NOT_SHAPING, *(_OF_SOURCES if dept and dept.get("allow_source_changes") else ()))
     for section in shaping:
-        difference = _first_difference(section, _at(before, section), _at(config, section))
+        difference = _first_difference(section, _at(before, section), _at(config, section), free)
         if difference is not None:
             key, old, new = difference
+            joins = "algorithms.dept.allow_source_changes: true, so that sources join and leave"
             raise ConfigError(
                 f"{stored.parent} holds a run with {key} = {old}, the yaml says {new}: set it "
-                f"back, choose another run_name, or remove that folder"
+                f"back, "
+                + (f"set {joins}, " if dept and key in _OF_SOURCES else "")
+                + "choose another run_name, or remove that folder"
             )
 
 
@@ -202,12 +211,14 @@ def _at(config: Mapping[str, Any], section: str) -> Any:
     return config
 
 
-def _first_difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:
-    if key in _NOT_SHAPING:
+def _first_difference(
+    key: str, before: Any, now: Any, free: Sequence[str]
+) -> tuple[str, Any, Any] | None:
+    if key in free:
         return None
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for name in sorted({*before, *now}):
-            found = _first_difference(f"{key}.{name}", before.get(name), now.get(name))
+            found = _first_difference(f"{key}.{name}", before.get(name), now.get(name), free)
             if found is not None:
                 return found
         return None

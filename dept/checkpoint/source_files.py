@@ -75,7 +75,10 @@ def outdated(states: Sequence[State], oldest_round: int, steps_to_keep: int) -> 
         oldest_round: round of the oldest checkpoint that is kept.
         steps_to_keep: how many of the newest files of one round to keep, in addition to its first.
     """
-    before = [state for state in states if state <= (oldest_round, 0)][:-1]
+    before = [state for state in states if state <= (oldest_round, 0)]
+    between = [state for state in before if state[1] == 0]
+    if before:
+        before.remove((between or before)[-1])
     newest_round = states[-1][0] if states else 0
     in_round = [state for state in states if state[0] == newest_round and state[1] > 0]
     return [*before, *in_round[:-steps_to_keep]]
@@ -117,8 +120,9 @@ class SourceFiles:
 
         Args:
             source: its name.
-            round_index: round of the checkpoint; states of earlier rounds fit as well, if the
-                source was not drawn since.
+            round_index: round of the checkpoint. A state between earlier rounds fits as well, if
+                the source was not drawn since. A state within one does not: it is of a job that
+                did not end that round, and whose sources may have been others.
             step: the latest step of this round that may be read; any by default.
 
         Returns:
@@ -130,7 +134,7 @@ class SourceFiles:
         states = [
             (r, s)
             for r, s in self.states(source)
-            if r < round_index or (r == round_index and (step is None or s <= step))
+            if (r < round_index and s == 0) or (r == round_index and (step is None or s <= step))
         ]
         if not states:
             return None

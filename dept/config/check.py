@@ -204,6 +204,7 @@ def _check_dept(
         raise nowhere(place.workers)
     _check_outer_optimizer(dept.outer_optimizer, by_row=dept.sharing.averages_by_row)
     Compression.of(dept.compression)
+    dept.aggregation().rule.check(schedule.sources_per_round)
     duration = config["max_duration"]
     if not _rounds(duration):
         raise ConfigError(

@@ -10,7 +10,7 @@ import functools
 import operator
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dept.config.loader_options import (
     CorpusOptions,
@@ -20,6 +20,7 @@ from dept.config.loader_options import (
 )
 from dept.config.schema import (
     FLAG,
+    MAPPING,
     NULL,
     TEXT,
     Kind,
@@ -34,6 +35,9 @@ from dept.errors import ConfigError, is_number, shown
 from dept.method.moment_schedule import INTERVAL
 from dept.method.sampling import RULES, UNIFORM
 from dept.method.variants import VARIANTS, Variant
+
+if TYPE_CHECKING:
+    from dept.method.aggregation import Aggregation
 
 __all__ = [
     "CorpusOptions",
@@ -62,6 +66,10 @@ INTERVALS = Kind(
 )
 CODED = Kind(
     "{name: none} or another name, with its options beside it",
+    lambda v: isinstance(v, Mapping) and isinstance(v.get("name"), str),
+)
+RULE = Kind(
+    "{name: mean} or another name, with its options beside it",
     lambda v: isinstance(v, Mapping) and isinstance(v.get("name"), str),
 )
 
@@ -100,6 +108,22 @@ class DeptOptions:
     each ``block`` that is kept, 1/64 of 4096, in ``bits``, 2). With ``error_feedback`` (true) the
     coding error of earlier updates, times ``decay`` (1, topk 0.95), is added to the next one. See
     ``docs/compression.md``."""
+
+    average: Mapping[str, Any] = field(default_factory=lambda: {"name": "mean"})
+    """How the updates of a round are combined: ``{name: mean}``; ``trimmed_mean`` (``trim``: values
+    dropped at each end of a coordinate, 1); ``median``; ``krum`` (``faulty``: sources that may be
+    faulty, 1) or ``multi_krum`` (``faulty``, and ``selected``: updates to average, by default all
+    but as many). All rules but the mean need every update on the first worker. See
+    ``docs/robust.md``."""
+
+    clip_update_norm: float | None = None
+    """The largest L2 norm of a source's update of shared parameters, of which larger ones are
+    scaled down. ``null``: none is."""
+
+    privacy: Mapping[str, Any] | None = None
+    """Central differential privacy of the mean: ``{noise_multiplier: z, delta: 1.0e-5}`` adds noise
+    of standard deviation ``z * clip_update_norm`` to the sum of a round. ``null``: none. See
+    ``docs/robust.md``."""
 
     inner_state: str = "reset"
     """The inner optimizer's state of shared parameters between the slots of a source: ``reset``,
@@ -141,6 +165,11 @@ class DeptOptions:
     median of the source's last ten rounds by more than this factor. In ordinary runs of this
     repository the factor is at most 2.1. ``null``: no update is an outlier."""
 
+    allow_source_changes: bool = False
+    """Whether a resumed run may have other ``train_loader.sources``, or another
+    ``sources_per_round``, than before. Sources then join and leave with the next round that begins
+    (docs/data.md)."""
+
     def __post_init__(self) -> None:
         where, count = "algorithms.dept", integer(1)
         checks = {
@@ -152,6 +181,9 @@ class DeptOptions:
             "worker_timeout": SECONDS,
             "outer_optimizer": OUTER,
             "compression": CODED,
+            "average": RULE,
+            "clip_update_norm": number(0, above=True) | NULL,
+            "privacy": MAPPING | NULL,
             "inner_state": one_of("reset", "keep", "average"),
             "inner_state_interval": INTERVALS | NULL,
             "weighting": one_of("uniform", "tokens"),
@@ -166,6 +198,12 @@ class DeptOptions:
                 f"{self.inner_state}: remove it, or set inner_state to average"
             )
 
+        if self.inner_state == "average" and self.gathers:
+            raise ConfigError(
+                f"{where}.inner_state is average, and moments are averaged without the rule, limit "
+                f"or noise of updates (average, clip_update_norm, privacy): set it to keep or reset"
+            )
+
     @property
     def moment_interval(self) -> dict[str, int]:
         """Rounds between two averages of each moment; empty if moments are not averaged."""
@@ -177,6 +215,28 @@ class DeptOptions:
     def sharing(self) -> Variant:
         """The row of the table of variants."""
         return VARIANTS[self.variant]
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the first worker needs the update of each source, compressed or not."""
+        named = self.average["name"] != "mean"
+        return named or self.clip_update_norm is not None or self.privacy is not None
+
+    def aggregation(self) -> Aggregation:
+        """How the updates of a round are combined.
+
+        Raises:
+            ConfigError: a value is not allowed, or some do not fit together.
+        """
+        from dept.method.aggregation import Aggregation  # torch is slow to import
+
+        return Aggregation.of(
+            self.average,
+            self.clip_update_norm,
+            self.privacy,
+            weighted=self.weighting != "uniform",
+            by_row=self.sharing.averages_by_row,
+        )
 
 
 # The values that each annotation of an option allows in a yaml.

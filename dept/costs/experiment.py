@@ -139,6 +139,8 @@ def costs_of(
     )
     if dept.compression["name"] != "none" and dept.compression.get("error_feedback", True):
         memory = replace(memory, kept_per_source=memory.kept_per_source + round(WORD * shared))
+    if dept.gathers:  # as messages, and decoded
+        memory = replace(memory, sums=round(2 * slots * message))
     steps = dept.local_steps
     return Costs(dept.variant, parameters, vocabulary, steps, tensors * shared, message, memory)
 
@@ -162,12 +164,11 @@ def _message(
 ) -> float:
     """Bytes that a source communicates at each exchange."""
     shared = parameters.body + _shared(parameters, dept, rows)
-    if dept.compression["name"] == "none":
+    if dept.compression["name"] == "none" and not dept.gathers:
         return WORD * shared
-    from dept.method.compression import Compression  # torch is slow to import
+    from dept.method.compression import LOSSLESS, Compression  # torch is slow to import
 
-    compression = Compression.of(dept.compression)
-    assert compression is not None
+    compression = Compression.of(dept.compression) or LOSSLESS
     by_row = rows if dept.sharing.phi is Sharing.BY_TOKEN_ROW else 0.0
     matrices = 1 if model.get("tie_word_embeddings", True) else 2
     return compression.bytes_of(

@@ -39,7 +39,8 @@ class Memory:
         start: the global parameters at the start of the round.
         sums: sums of the local models of the round, in float64, if it trains several sources. (If
             it trains one, the local model is copied after the slot, when the optimizer's state has
-            been moved.)
+            been moved.) If updates are gathered, these as messages and decoded; the first worker
+            has those of all sources of a round.
         outer_state: state of the outer optimizer. Its state per token row in TRIM, such as a step
             count, is not counted, since it is small compared with a row of the embedding.
         kept_per_source: state of a source on the CPU between its slots: its private embedding, and

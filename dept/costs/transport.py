@@ -68,13 +68,13 @@ def coded_step_bytes(
     start: Mapping[str, Tensor],
     of_workers: Sequence[Mapping[str, Share]],
 ) -> int:
-    """Bytes of model state that all workers send in one outer step of coded updates.
+    """Bytes of model state that all workers send in one outer step, if updates are gathered.
 
     Each other worker sends the message of each of its sources to the first one, which sends the
-    coded mean to every other worker.
+    coded result to every other worker.
 
     Args:
-        compression: compression of updates.
+        compression: compression of updates; :data:`dept.method.compression.LOSSLESS` for none.
         start: the global parameters; only their shapes are read, so meta tensors are fine.
         of_workers: for each worker, the shares of its sources by name.
     """

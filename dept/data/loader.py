@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from dept.data.order import PRETRAINING, SampleOrder
 from dept.data.shard import Shard
 from dept.data.shard_cache import ShardCache
 from dept.data.shards import TokenReader
+from dept.errors import DataError
 from dept.method.schedule import RoundSchedule
 from dept.transport.topology import Place
 
@@ -103,6 +104,7 @@ class SourceLoader:
         block_shards: how many shards are mixed by the shuffle.
         remote: folder or address of ``data/`` that missing shards are fetched from in advance.
         cache_limit: the most bytes of remote shards to keep on disk; all by default.
+        find: finds another source of the corpus by name, for :meth:`add`.
 
     Attributes:
         block_shards: how many shards are mixed by the shuffle.
@@ -122,8 +124,10 @@ class SourceLoader:
         block_shards: int = 16,
         remote: str | None = None,
         cache_limit: int | None = None,
+        find: Callable[[str], PreparedSource] | None = None,
     ) -> None:
         self.prepared = dict(prepared)
+        self._find = find
         self.batch_size = batch_size
         self.place = place or Place()
         self.plan: list[tuple[str, int]] = []
@@ -137,6 +141,20 @@ class SourceLoader:
         self._schedule: RoundSchedule | None = None
         self._open: dict[str, OpenSource] = {}
 
+    def add(self, source: str) -> PreparedSource:
+        """Add a source of the corpus, to finish a round of earlier sources.
+
+        Args:
+            source: its name.
+
+        Raises:
+            DataError: the corpus does not have it any more.
+        """
+        if self._find is None:
+            raise DataError(f"the round cannot end without {source}: name it in sources again")
+        self.prepared[source] = self._find(source)
+        return self.prepared[source]
+
     def bind(self, schedule: RoundSchedule) -> None:
         """Follow ``schedule``, and open all sources that this worker may train in any round.
 
@@ -144,7 +162,9 @@ class SourceLoader:
             DataError: a shard is missing.
         """
         self._schedule = schedule
-        for name in schedule.sources_of(self.place.worker):
+        here = schedule.sources_of(self.place.worker)
+        added = [name for name in self.prepared if name not in schedule.sources]
+        for name in (*here, *added):
             self._open[name] = OpenSource(
                 self.prepared[name],
                 seed=self._seed,
@@ -197,7 +217,7 @@ class SourceLoader:
     def __len__(self) -> int:
         if self._schedule is None:
             raise NotImplementedError("the loader over sources has no length before its schedule")
-        return self._schedule.batches_per_round
+        return self._schedule.batches_of(self.round_index)
 
     def __iter__(self) -> Iterator[Batch]:
         return ahead(self._batches())
@@ -214,7 +234,8 @@ class SourceLoader:
     def _next_round_source(self, otherwise: str) -> str:
         """The source that this worker trains first in the next round, if it holds its position."""
         source = self.schedule.slots_of(self.place.worker, self.round_index + 1)[0]
-        is_held = self.schedule.holders(self.round_index)[source] == self.place.worker
+        holder = self.schedule.holders(self.round_index).get(source)  # None: it joins then
+        is_held = holder == self.place.worker
         return source if is_held else otherwise
 
     def _look_ahead(self, source: str, batches: int, next_source: str) -> None:

@@ -42,6 +42,23 @@ class Codec(Protocol):
 
 
 @dataclass(frozen=True)
+class Float32:
+    """Each number as it is, for updates that are gathered and not compressed."""
+
+    block: int = 1
+
+    @property
+    def width(self) -> int:
+        return 4 * self.block
+
+    def encode(self, blocks: Tensor) -> Tensor:
+        return blocks.contiguous().view(torch.uint8)
+
+    def decode(self, coded: Tensor) -> Tensor:
+        return coded.clone().view(torch.float32)  # the copy is aligned
+
+
+@dataclass(frozen=True)
 class BFloat16:
     """The upper half of a float32, rounded to nearest."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dept.errors import ConfigError, NumericalFault, is_number, shown
-from dept.method.codecs import WHERE, Codec, codec_of, of_rows
+from dept.method.codecs import WHERE, Codec, Float32, codec_of, of_rows
 
 WHOLE = ""
 """Key of the error of all parameters averaged as a whole; other keys are parameter names."""
@@ -180,6 +180,10 @@ class Compression:
                     (name, codec, torch.nn.functional.pad(rows, (0, block - rows.shape[1])))
                 )
         return found
+
+
+LOSSLESS = Compression(Float32(), 0.0)
+"""For updates that are gathered and not compressed: float32, with a checksum."""
 
 
 def _checksum(payload: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from dept.method.sampling import UNIFORM, chances, draw, grouped, groups_of
+from dept.method.periods import Period
+from dept.method.sampling import UNIFORM, chances, grouped, groups_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class RoundSchedule:
     from the draws: see :meth:`holders`. With ``stratified`` a source always stays on the same
     worker.
 
+    Sources may join and leave between rounds (docs/data.md). The run then has several periods, and
+    these are the sources of the last one.
+
     Args:
         sources: names of the sources, in the order of the corpus.
         sources_per_round: ``|S_t|``, how many sources are drawn each round.
@@ -31,6 +35,9 @@ class RoundSchedule:
         seed: seed of the run.
         workers: how many workers share the slots.
         sampling: how sources are drawn, one of :data:`dept.method.sampling.RULES`.
+        since: the first round with these sources, from 0.
+        earlier: the periods before that round, which had other sources. Their rounds are drawn as
+            they were; the number of batches in them is counted for the present workers.
 
     Raises:
         ValueError: a number is out of range, workers do not divide the slots, or names repeat.
@@ -42,6 +49,8 @@ class RoundSchedule:
     seed: int
     workers: int = 1
     sampling: str = UNIFORM
+    since: int = 0
+    earlier: tuple[Period, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))
@@ -91,18 +100,51 @@ class RoundSchedule:
         return self.slots_per_worker * self.local_steps
 
     @property
+    def periods(self) -> tuple[Period, ...]:
+        """All periods of the run, the last one of these sources."""
+        now = Period(self.since, self.sources, self.sources_per_round, self.groups)
+        return (*self.earlier, now)
+
+    def period_of(self, round_index: int) -> Period:
+        """The period of round ``round_index`` (from 0)."""
+        return next(p for p in reversed(self.periods) if p.first <= round_index)
+
+    def after(self, periods: Sequence[Period], first: int) -> RoundSchedule:
+        """This schedule, after the rounds that an earlier job had.
+
+        Args:
+            periods: periods of the earlier job. Of those, rounds from ``first`` on are dropped.
+            first: the first round of these sources, if they are not those of the period before.
+        """
+        earlier = tuple(period for period in periods if period.first < first)
+        if not earlier:
+            return replace(self, since=0, earlier=())
+        if earlier[-1].draws_like(self.periods[-1]):
+            return replace(self, since=earlier[-1].first, earlier=earlier[:-1])
+        return replace(self, since=first, earlier=earlier)
+
+    def batches_of(self, round_index: int) -> int:
+        """Batches of round ``round_index`` (from 0) on one worker, all its slots together."""
+        return self.period_of(round_index).sources_per_round // self.workers * self.local_steps
+
+    def batches_before(self, round_index: int) -> int:
+        """Batches of all rounds before ``round_index`` (from 0) on one worker."""
+        slots = 0
+        for period, ends in zip(
+            self.periods, [*(p.first for p in self.periods[1:]), round_index], strict=True
+        ):
+            rounds = max(0, min(ends, round_index) - period.first)
+            slots += rounds * period.sources_per_round
+        return slots * self.local_steps // self.workers
+
+    @property
     def chances(self) -> dict[str, Fraction]:
         """The probability of each source to be drawn in a round."""
         return chances(grouped(self.sources, self.groups), self.sources_per_round // self.groups)
 
     def drawn(self, round_index: int) -> tuple[str, ...]:
         """The sources of round ``round_index`` (from 0), in slot order: that of ``sources``."""
-        return draw(
-            grouped(self.sources, self.groups),
-            self.sources_per_round // self.groups,
-            seed=self.seed,
-            round_index=round_index,
-        )
+        return self.period_of(round_index).drawn(self.seed, round_index)
 
     def slots_of(self, worker: int, round_index: int) -> tuple[str, ...]:
         """The sources that ``worker`` trains in round ``round_index``, in slot order.
@@ -115,11 +157,12 @@ class RoundSchedule:
         Returns:
             The worker's equal part of ``S_t``.
         """
-        first = worker * self.slots_per_worker
-        return self.drawn(round_index)[first : first + self.slots_per_worker]
+        drawn = self.drawn(round_index)
+        each = len(drawn) // self.workers
+        return drawn[worker * each : (worker + 1) * each]
 
     def sources_of(self, worker: int) -> tuple[str, ...]:
-        """All sources that ``worker`` may train in any round."""
+        """All sources that ``worker`` may train in any round of its present sources."""
         if self.moves:
             return self.sources
         return tuple(source for source, home in self._homes().items() if home == worker)
@@ -128,10 +171,13 @@ class RoundSchedule:
         """Which worker holds each source in a round, in the order of ``sources``.
 
         It is the worker that trained the source in the latest round up to this one. A source that
-        was never trained has a fixed holder.
+        was never trained since :attr:`since` has a fixed holder. A worker that is alone also holds,
+        in a round before that, the sources of that round.
         """
+        if self.workers == 1:
+            return dict.fromkeys((*self.sources, *self.drawn(round_index)), 0)
         trained: dict[str, int] = {}
-        for earlier in range(round_index, -1, -1) if self.moves else ():
+        for earlier in range(round_index, self.since - 1, -1) if self.moves else ():
             trained = self._trainers(earlier) | trained
             if len(trained) == len(self.sources):
                 break

@@ -11,6 +11,7 @@ on what else a run does, on the number of workers, or on where the run was resum
 | `private_embedding` | source | phi_k and psi_k of a source that is trained for the first time |
 | `start_from` | draw, and source of a private embedding | the embedding given to a trained body |
 | `forgetting` | cycle | the embedding of active forgetting (ACT) after a reset |
+| `privacy` | round | the noise of differential privacy |
 | `dropout` | source, round, step, rank | the dropout masks of a local step |
 
 llm-foundry draws the initial model itself, after it seeds torch with ``seed``.

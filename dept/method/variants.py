@@ -26,6 +26,11 @@ class Vocabulary(str, Enum):
     TRIMMED = "the tokens of the global tokenizer that occur in source k"
     OWN = "all tokens of the tokenizer trained on source k alone"
 
+    @property
+    def is_global(self) -> bool:
+        """Whether its tokens are those of the global tokenizer."""
+        return self is not Vocabulary.OWN
+
 
 class Role(str, Enum):
     """The role of a parameter: body theta, token embedding phi or positional embedding psi."""

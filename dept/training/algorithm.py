@@ -54,6 +54,9 @@ class Dept(Algorithm):
         sampling: str = "uniform",
         outer_optimizer: Mapping[str, Any] = MappingProxyType({"name": "fedavg"}),
         compression: Mapping[str, Any] = MappingProxyType({"name": "none"}),
+        average: Mapping[str, Any] = MappingProxyType({"name": "mean"}),
+        clip_update_norm: float | None = None,
+        privacy: Mapping[str, Any] | None = None,
         inner_state: str = "reset",
         inner_state_interval: Mapping[str, Any] | None = None,
         weighting: str = "uniform",
@@ -63,6 +66,7 @@ class Dept(Algorithm):
         upload_sources: bool = True,
         faults: str = "leave_out",
         outlier_multiple: float | None = 10.0,
+        allow_source_changes: bool = False,
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         self.options = parse(DeptOptions, "algorithms.dept", given)
@@ -122,17 +126,16 @@ class Dept(Algorithm):
     def _agree(self, state: State, logger: Logger) -> None:
         """Let all workers start from the checkpoint that the first worker may have loaded."""
         self.run.slots.take_start()
-        if self.run.schedule.moves:
-            moves.check_folder(self.run)
-        self.run.open_round()
         resume.agree(self.run, state, self._loaded)
         self._loaded = None
 
     # --- a round --------------------------------------------------------------------------------
 
     def _start_round(self, state: State, logger: Logger) -> None:
-        moves.follow(self.run, state.timestamp.epoch.value)
-        self.run.start_pass(state.timestamp.epoch.value)
+        round_index = state.timestamp.epoch.value
+        moves.follow(self.run, round_index)
+        self.run.start_pass(round_index)
+        state.dataloader_len = self.run.schedule.batches_of(round_index)
 
     def _enter_slot(self, state: State, logger: Logger) -> None:
         """Before a batch: load its source into the model, and translate its ids to rows."""
@@ -188,6 +191,8 @@ class Dept(Algorithm):
         every = run.exchange_records(stage=stage)
         self.losses = {source: record.losses for source, record in every.items()}
         of_round = {"sent_bytes": run.sent_bytes, "update_norm": moved, "left_out": len(left_out)}
+        if run.epsilon is not None:
+            of_round["privacy/epsilon"] = run.epsilon
         return round_metrics.metrics(every, of_round) | run.passes(every)
 
     def _set_synchronised(self, state: State, on: bool) -> None:

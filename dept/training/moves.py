@@ -78,6 +78,7 @@ def follow(run: Run, round_index: int) -> None:
     """
     here, moving = run.workers.place.worker, run.schedule.moving(run.held.round_index, round_index)
     if not moving:
+        _part(run, round_index)
         run.held.round_index = round_index
         return
     leaving = [source for source, (holder, _) in moving.items() if holder == here]
@@ -98,6 +99,24 @@ def follow(run: Run, round_index: int) -> None:
                 run.held.files.remove(source, (round_index, 0))
             del run.held.in_file[source]
             run.held.changed.add(source)
+
+
+def _part(run: Run, round_index: int) -> None:
+    """Write and drop the sources that have left after the round before."""
+    held = run.schedule.held_by(run.workers.place.worker, round_index)
+    for source in (source for source in run.held.sources if source not in held):
+        if run.held.files is not None and source in run.held.changed and run.workers.leads:
+            try:
+                found = {"round": round_index, **run.state_of(source)}
+                run.held.files.write(source, round_index, 0, found)
+            except (OSError, RuntimeError) as error:  # torch raises its own for a failed write
+                raise NotSaved(
+                    f"{run.held.files.folder / source}, which leaves the run, could not be written "
+                    f"({str(error).splitlines()[0]}): make room on that disk; the same command "
+                    f"resumes from the last checkpoint"
+                ) from error
+        run.forget(source)
+    run.held.sources = held
 
 
 def _offer(run: Run, leaving: Sequence[str], round_index: int) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 
 
 def passes(tokens: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Passes over the training split of each source.
+    """Passes over the training split of each source; not of one that has left the run.
 
     Args:
         tokens: tokens (or sequences) trained on, by source.
         sizes: tokens (or sequences) of its training split, by source.
     """
-    return {name: tokens[name] / sizes[name] for name in tokens}
+    return {name: tokens[name] / sizes[name] for name in tokens if name in sizes}
 
 
 def line(sources: Mapping[str, Mapping[str, Any]]) -> str | None:

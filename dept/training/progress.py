@@ -101,7 +101,9 @@ class RunProgress(Callback):
 
 
 def _batches(state: State) -> int:
-    duration = state.max_duration
+    duration, dept = state.max_duration, dept_of(state)
+    if dept is not None and duration.unit == TimeUnit.EPOCH:
+        return dept.run.schedule.batches_before(duration.value)
     if duration.unit == TimeUnit.EPOCH:
         return duration.value * int(state.dataloader_len or 0)
     return duration.value if duration.unit == TimeUnit.BATCH else 0

@@ -7,6 +7,7 @@ override a callback of the same name that a user registers.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def build_sources(
         block_shards=chosen.block_shards,
         remote=chosen.remote,
         cache_limit=chosen.cache_bytes,
+        find=partial(_find, chosen, own_tokenizers=own_tokenizers),
     )
     # A batch also has its source and step, from which Composer cannot count samples.
     return DataSpec(
@@ -167,6 +169,11 @@ def _prepared(options: CorpusOptions, *, own_tokenizers: bool) -> dict[str, Prep
     corpus = read_corpus(Path(options.root), options.corpus)
     names = corpus.sources if options.sources is None else options.sources
     return {name: corpus.source(name, name if own_tokenizers else GLOBAL) for name in names}
+
+
+def _find(options: CorpusOptions, source: str, *, own_tokenizers: bool) -> PreparedSource:
+    corpus = read_corpus(Path(options.root), options.corpus)
+    return corpus.source(source, source if own_tokenizers else GLOBAL)
 
 
 def register() -> None:

@@ -10,7 +10,7 @@ from composer.core import State, Timestamp
 
 from dept.checkpoint.source_files import FOLDER, SourceFiles
 from dept.errors import ConfigError
-from dept.training import moves
+from dept.training import moves, source_changes
 from dept.training.run import Run
 
 
@@ -27,14 +27,24 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
         WorkerLost: a worker did not arrive.
     """
     workers, slots, held = run.workers, run.slots, run.held
-    here = {"round": state.timestamp.epoch.value, "from": state.load_path, "loaded": loaded}
+    here = {
+        "round": state.timestamp.epoch.value,
+        "in_round": state.timestamp.batch_in_epoch.value > 0,
+        "from": state.load_path,
+        "loaded": loaded,
+    }
     first = workers.value_of_first(here, stage="the start")
+    loaded, round_index = first["loaded"], first["round"]
+    if loaded is not None:
+        source_changes.adopt(run, loaded["periods"], round_index, first["in_round"])
+    if run.schedule.moves:
+        moves.check_folder(run)
     start = [slots.start[name] for name in sorted(slots.start)]
     workers.from_first(start, kind="start", stage="the start")
-    moves.settle(run, first["round"])
-    if first["loaded"] is None:
+    moves.settle(run, round_index)
+    if loaded is None:
+        run.open_round()
         return
-    loaded, round_index = first["loaded"], first["round"]
     device = next(state.model.parameters()).device
     run.outer_optimizer.load_state_dict(loaded["outer_optimizer"], device=device)
     run.reductions.returned_error |= loaded["coding_error"]
@@ -42,12 +52,17 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
         slots.moments.load_state_dict(loaded["moments"])
     run.totals |= loaded["totals"]
     run.totals["wait_seconds"] = [0.0] * workers.count
+    run.open_round()
     files = SourceFiles(Path(first["from"]).parent / FOLDER)
     if "://" in first["from"] and held.files is not None:
         files = held.files
+    drawn = run.schedule.drawn(round_index)
     for source in held.sources:
-        _restore(run, source, files, round_index, loaded["steps"].get(source))
+        # A slot may be of an earlier draw of this round, from other sources.
+        step = loaded["steps"].get(source) if source in drawn else 0
+        _restore(run, source, files, round_index, step)
     run.start_pass(round_index)
+    state.dataloader_len = run.schedule.batches_of(round_index)
     state.timestamp = _timestamp(run, state, round_index, sum(run.steps.values()))
     for optimizer, scheduler in zip(state.optimizers, state.schedulers, strict=True):
         # The checkpoint lacks the optimizer's state, and so also the learning rate.
@@ -89,7 +104,7 @@ def _restore(run: Run, source: str, files: SourceFiles, round_index: int, step: 
 
 def _timestamp(run: Run, state: State, round_index: int, batch_in_round: int) -> Timestamp:
     """Composer's clock of this worker, which may not have existed at the checkpoint."""
-    batch = round_index * run.schedule.batches_per_round + batch_in_round
+    batch = run.schedule.batches_before(round_index) + batch_in_round
     samples = run.loader.batch_size * run.workers.place.ranks
     tokens = samples * next(iter(run.loader.prepared.values())).sequence_length
     return state.timestamp.copy(
@@ -116,8 +131,11 @@ def identity(run: Run) -> dict[str, Any]:
         "inner_state": run.options.inner_state,
         "inner_state_interval": run.options.moment_interval or None,
         "compression": dict(run.options.compression),
+        "average": dict(run.options.average),
+        "clip_update_norm": run.options.clip_update_norm,
+        "privacy": run.options.privacy and dict(run.options.privacy),
         "block_shards": run.loader.block_shards,
-        "tokenizers": {n: p.tokenizer_hash for n, p in run.loader.prepared.items()},
+        "tokenizers": {n: run.loader.prepared[n].tokenizer_hash for n in run.schedule.sources},
     }
 
 
@@ -131,6 +149,7 @@ def state_of(run: Run) -> dict[str, Any]:
         raise RuntimeError("a checkpoint in mid-round must be taken through save_interval")
     return {
         "identity": identity(run),
+        "periods": [period.state_dict() for period in run.schedule.periods],
         # Of the global parameters, and of the file of each source that belongs to them.
         "round": run.totals["rounds"],
         "last_round": run.totals["last_round"],
@@ -153,8 +172,18 @@ def refuse_another(run: Run, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a setting that both must have in common differs.
     """
+    if "periods" not in state:
+        raise ValueError(
+            "the checkpoint is of an earlier version of this repository, which had no periods of "
+            "sources: choose another run_name"
+        )
     before = state["identity"]
-    for key, value in identity(run).items():
+    source_changes.refuse(run, before)
+    now = identity(run)
+    is_changed = any(before[key] != now[key] for key in ("sources", "sources_per_round"))
+    for key, value in now.items():
+        if key == "tokenizers" or (is_changed and key in source_changes.CHANGEABLE):
+            continue
         if before.get(key) != value and key == "groups":
             raise ValueError(
                 f"the checkpoint's sources were drawn from {before[key]} groups of neighbours, and "

@@ -16,16 +16,17 @@ def none_yet(workers: int) -> dict[str, Any]:
 
     ``rounds`` counts outer steps. ``last_round`` is the last round (from 1) that a source was drawn
     for. ``last_round``, ``rounds_trained`` and ``tokens`` also count rounds in which the update of
-    the source was left out; ``left_out`` lists those. ``moments`` counts the moments of its inner
-    state that a source communicated. ``reaches`` are the values that updates are
-    compared with (:func:`dept.method.faults.reach`), by source.
+    the source was left out; ``left_out`` lists those. ``communicated`` are the parameters of all
+    slots that enter averages, and ``message_bytes`` the bytes of their messages. ``reaches`` are
+    the values that updates are compared with (:func:`dept.method.faults.reach`), by source.
     """
     return {
         "rounds": 0,
         "last_round": {},
         "rounds_trained": {},
         "tokens": {},
-        "moments": {},
+        "communicated": 0,
+        "message_bytes": 0,
         "sent_bytes": 0,
         "other_bytes": 0,
         "swap_seconds": 0.0,
@@ -54,7 +55,6 @@ def add(
     records: Mapping[str, SlotRecord],
     sent: Sequence[Mapping[str, int]],
     waited: Sequence[float],
-    moments: int = 0,
 ) -> int:
     """Add a round to the totals.
 
@@ -63,7 +63,6 @@ def add(
         records: records of the slots of all workers, by source.
         sent: bytes that each worker sent, by purpose.
         waited: seconds that each worker waited for the others.
-        moments: how many moments of inner optimizers were averaged.
 
     Returns:
         Bytes of models that all workers sent.
@@ -76,7 +75,6 @@ def add(
         if record.fault is not None:
             totals["left_out"].append(record.fault)
         else:
-            totals["moments"][source] = totals["moments"].get(source, 0) + moments
             history = totals["reaches"].get(source, [])
             totals["reaches"][source] = faults.remember(history, record.reach)
     of_models = sum(kinds.get("model", 0) for kinds in sent)

@@ -21,6 +21,7 @@ from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.schedule import RoundSchedule
 from dept.method.slot_record import SlotRecord
 from dept.method.source_state import Slots
+from dept.method.streams import seed_of
 from dept.training import round_metrics
 from dept.training.vocabularies import vocabularies
 from dept.transport.moment_exchange import average_moments
@@ -63,6 +64,7 @@ class Run:
         slots: the state of all sources around the one model in memory.
         outer_optimizer: takes the outer step.
         reductions: averages local models.
+        tokenizer: the global tokenizer.
         totals: totals over rounds (:func:`dept.training.round_metrics.none_yet`).
         positions: number of samples of each source that were trained on.
         held: the sources of this worker.
@@ -81,6 +83,7 @@ class Run:
     slots: Slots
     outer_optimizer: OuterOptimizer
     reductions: Reductions
+    tokenizer: Any
     totals: dict[str, Any]
     held: Held
     positions: dict[str, int] = field(init=False)
@@ -144,16 +147,22 @@ class Run:
             seed=seed,
             moments=moments,
         )
-        reductions = Reductions(Compression.of(options.compression), names)
+        reductions = Reductions(Compression.of(options.compression), options.aggregation())
+        reductions.aggregation.rule.check(schedule.sources_per_round)
         parts = {"options": options, "workers": workers, "loader": loader, "schedule": schedule}
-        return cls(**parts, slots=slots, reductions=reductions, **others)
+        return cls(**parts, slots=slots, reductions=reductions, tokenizer=tokenizer, **others)
 
     def open_round(self) -> None:
         """Begin a round from the global model, with no slot yet.
 
         In TRIM, a row without a holder keeps its value from the start of the round.
         """
-        self.reduction = self.reductions.open(self.slots.start)
+        round_index = self.totals["rounds"]
+        self.reduction = self.reductions.open(
+            self.slots.start,
+            self.schedule.drawn(round_index),
+            seed_of(self.slots.seed, "privacy", round_index),
+        )
         self.records, self.local_models = {}, {}
 
     def start_pass(self, round_index: int) -> None:
@@ -194,7 +203,8 @@ class Run:
             stage: name of this point in errors.
 
         Returns:
-            The new global parameters by name; empty if all sources are left out.
+            The new global parameters by name; empty if all sources are left out. (With
+            differential privacy they have the noise of the round.)
 
         Raises:
             NumericalFault: a value would not be finite.
@@ -203,7 +213,7 @@ class Run:
         round_number = self.totals["rounds"] + 1
         drawn = [self.schedule.slots_of(w, round_number - 1) for w in range(self.workers.count)]
         shares = [{s: self.share(s) for s in sources if s not in left_out} for sources in drawn]
-        if not any(shares):
+        if not any(shares) and self.reductions.aggregation.privacy is None:
             return {}
         means = self.reduction.averages(self.workers, shares, stage=stage)
         moments, step = average_moments(
@@ -264,10 +274,21 @@ class Run:
         records = {source: SlotRecord.of(state) for of in found for source, state in of}
         sent, waits = [given["sent"] for given in every], [given["waited"] for given in every]
         moments = len(due(self.options.moment_interval, self.totals["rounds"] + 1))
-        self.sent_bytes = round_metrics.add(self.totals, records, sent, waits, moments)
+        self.sent_bytes = round_metrics.add(self.totals, records, sent, waits)
+        for source, record in records.items():
+            exchanges = 1 if record.fault is not None else 1 + moments
+            self.totals["communicated"] += exchanges * self.slots.communicated(source)
+            self.totals["message_bytes"] += exchanges * self.message_bytes(source)
         self.held.changed |= self.records.keys()  # they are between rounds now
         self.open_round()
         return records
+
+    @property
+    def epsilon(self) -> float | None:
+        """The epsilon of the source that was drawn most often; ``None`` without privacy."""
+        privacy = self.reductions.aggregation.privacy
+        most = max(self.totals["rounds_trained"].values(), default=0)
+        return None if privacy is None else privacy.epsilon(most)
 
     def passes(self, sources: Iterable[str]) -> dict[str, float]:
         """How often the text of each source was read, as metrics."""

@@ -109,8 +109,10 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
         "ranks_per_worker": run.workers.place.ranks if run else 1,
         "sources_per_round": run.schedule.sources_per_round if run else len(entries["sources"]),
         "tokens": tokens,
-        "steps": state.timestamp.batch.value * (run.workers.count if run else 1),
+        "steps": _steps(run) if run else state.timestamp.batch.value,
         "left_out": run.totals["left_out"] if run else [],
+        "source_changes": _source_changes(run) if run else [],
+        "privacy": _privacy(run) if run else None,
         **entries,
         "average": asdict(average(trained)) if trained else None,
         "communication": _communication(run, state),
@@ -123,6 +125,32 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
         },
         "peak_memory_bytes": memory,
     }
+
+
+def _steps(run: Run) -> int:
+    """Local steps of all slots of all workers."""
+    return sum(run.totals["rounds_trained"].values()) * run.options.local_steps
+
+
+def _privacy(run: Run) -> dict[str, Any] | None:
+    """The guarantee of the global model, for the source that was drawn most often."""
+    privacy = run.reductions.aggregation.privacy
+    if privacy is None:
+        return None
+    clip = run.options.clip_update_norm
+    return {**vars(privacy), "clip_update_norm": clip, "epsilon": run.epsilon}
+
+
+def _source_changes(run: Run) -> list[dict[str, Any]]:
+    """The periods that began with other sources: their first round, from 1, and those sources."""
+    return [
+        {
+            "round": period.first + 1,
+            "sources": list(period.sources),
+            "sources_per_round": period.sources_per_round,
+        }
+        for period in run.schedule.periods[1:]
+    ]
 
 
 def _passes(state: State, run: Run | None) -> dict[str, float]:
@@ -165,10 +193,8 @@ def _communication(run: Run | None, state: State) -> dict[str, Any]:
     sent, rounds = run.totals["sent_bytes"], max(state.timestamp.epoch.value, 1)
     trained = run.totals["rounds_trained"]
     slots = max(sum(trained.values()), 1)
-    exchanged = {s: count + run.totals["moments"].get(s, 0) for s, count in trained.items()}
-    total = sum(count * run.slots.communicated(source) for source, count in exchanged.items())
-    per_step = total / slots / run.options.local_steps
-    coded = sum(count * run.message_bytes(source) for source, count in exchanged.items()) / slots
+    per_step = run.totals["communicated"] / slots / run.options.local_steps
+    coded = run.totals["message_bytes"] / slots
     built = run.slots.built_parameters
     return {
         "sent_bytes": sent,
@@ -176,7 +202,7 @@ def _communication(run: Run | None, state: State) -> dict[str, Any]:
         "sent_bytes_per_round": sent / rounds,
         "parameters_per_step": per_step,
         "every_step_bytes": every_step_bytes(
-            built, run.workers.count, rounds * run.schedule.batches_per_round
+            built, run.workers.count, run.schedule.batches_before(rounds)
         ),
         "reduction": built / per_step if per_step else None,
         "bytes_per_exchange": coded,

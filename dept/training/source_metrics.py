@@ -11,6 +11,7 @@ from composer.core import Callback, Event, State
 from composer.loggers import Logger
 
 from dept.data.corpus import PreparedSplit
+from dept.training.algorithm import dept_of
 from dept.transport import process_group
 
 Interval = Callable[[State, Event], bool]
@@ -101,6 +102,12 @@ class SourceMetrics(Callback):
         self._new: dict[str, dict[str, float]] = {}
 
     def fit_start(self, state: State, logger: Logger) -> None:
+        dept = dept_of(state)
+        if dept is not None:
+            now, before = {*dept.run.schedule.sources}, dept.run.schedule.earlier
+            self.held_out -= now
+            for name in {source for period in before for source in period.sources} - now:
+                self.latest.pop(name, None)  # it has left
         for evaluator in state.evaluators:
             held_out = getattr(evaluator.dataloader.dataloader, "held_out", False)
             if held_out and self.held_out_interval is not None:
@@ -117,6 +124,8 @@ class SourceMetrics(Callback):
         result = evaluation(loss, prepared.splits["val"], prepared.unigram_ce)
         if loader.held_out:
             self.held_out.add(prepared.name)
+        else:
+            self.held_out.discard(prepared.name)  # it may have been, before it joined the run
         self.vocab_sizes[prepared.name] = prepared.vocab_size
         self._take(prepared.name, result, logger)
         self._new[prepared.name] = asdict(result)

@@ -72,6 +72,11 @@ def show(summary: Mapping[str, Any], folder: Path) -> None:
             f"{summary['workers']} workers sent {sent['sent_bytes_per_round'] / 1e6:,.1f} MB a "
             f"round, {sent['every_step_bytes'] / sent['sent_bytes']:.0f} times less than that."
         )
+    if private := summary.get("privacy"):
+        terminal.say(
+            f"Each source: differential privacy of the global model, epsilon "
+            f"{private['epsilon']:.3g} at delta {private['delta']:.0e}, if the seed is secret."
+        )
     if said := line(summary["sources"]):
         terminal.say(said)
     terminal.say(f"{folder}: summary.json, metrics.jsonl, config.yaml, checkpoints", style="dim")

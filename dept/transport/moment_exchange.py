@@ -42,9 +42,10 @@ def average_moments(
     averages: dict[str, dict[str, Average]] = {}
     if slots.moments is None:
         return averages, 0.0
-    own = shares[workers.place.worker]
+    own, every = shares[workers.place.worker], {source for of in shares for source in of}
+    order = [source for source in slots.vocabularies if source in every]
     for moment in due(slots.moments.interval, round_number):
-        reduction = reductions.open_for_moments(slots.moments.start(moment, slots.start))
+        reduction = reductions.open_for_moments(slots.moments.start(moment, slots.start), order)
         for source, share in own.items():
             reduction.add(source, slots.moments_of(source, moment), share)
         averages[moment] = reduction.averages(workers, shares, stage=stage)

@@ -1,4 +1,4 @@
-"""The reduction of each round: local models are averaged exactly, or from coded updates."""
+"""The reduction of each round: local models are averaged exactly, or their updates are gathered."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from dept.method.aggregation import Aggregation
 from dept.method.averaging import Average, Share, shapes
-from dept.method.compression import Compression
+from dept.method.compression import LOSSLESS, Compression
 from dept.transport.coded_exchange import CodedReduction
 from dept.transport.exchange import ExactReduction
 from dept.transport.process_group import Workers
@@ -47,24 +48,48 @@ class Reductions:
     """Makes the reduction of each round, and keeps coding errors for the next one.
 
     Attributes:
-        compression: compression of updates; ``None`` averages local models exactly.
-        order: all sources, in the order of the corpus.
+        compression: compression of updates; ``None`` for none.
+        aggregation: how updates are combined. A plain mean without compression averages local
+            models exactly, and gathers nothing.
         errors: coding error of the messages of each source, by source; private state of the source.
         returned_error: coding error of the means, on the first worker.
     """
 
     compression: Compression | None
-    order: Sequence[str]
+    aggregation: Aggregation = field(default_factory=Aggregation)
     errors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     returned_error: dict[str, Tensor] = field(default_factory=dict)
 
-    def open(self, start: Mapping[str, Tensor]) -> Reduction:
-        """The reduction of a round that starts from ``start``."""
-        if self.compression is None:
-            return ExactReduction(start)
-        return CodedReduction(start, self.compression, self.errors, self.returned_error, self.order)
+    @property
+    def coding(self) -> Compression | None:
+        """How updates are coded; ``None`` if local models are averaged exactly."""
+        if self.compression is None and not self.aggregation.is_plain:
+            return LOSSLESS
+        return self.compression
 
-    def open_for_moments(self, start: Mapping[str, Tensor]) -> Reduction:
+    def open(
+        self, start: Mapping[str, Tensor], drawn: Sequence[str], noise_seed: int = 0
+    ) -> Reduction:
+        """The reduction of a round.
+
+        Args:
+            start: the global parameters that the round starts from, by name.
+            drawn: the sources of the round, in the order of the corpus.
+            noise_seed: seed of the noise of the round, for differential privacy.
+        """
+        if self.coding is None:
+            return ExactReduction(start)
+        return CodedReduction(
+            start,
+            self.coding,
+            self.errors,
+            self.returned_error,
+            drawn,
+            self.aggregation,
+            noise_seed,
+        )
+
+    def open_for_moments(self, start: Mapping[str, Tensor], drawn: Sequence[str]) -> Reduction:
         """The reduction of one moment of the inner optimizer, which keeps no coding error.
 
         An average replaces the one before it, so that errors do not add up over rounds, and an
@@ -73,10 +98,11 @@ class Reductions:
 
         Args:
             start: the last average by name.
+            drawn: the sources in the average, in the order of the corpus.
         """
         if self.compression is None:
             return ExactReduction(start)
-        return CodedReduction(start, replace(self.compression, decay=0.0), {}, {}, self.order)
+        return CodedReduction(start, replace(self.compression, decay=0.0), {}, {}, drawn)
 
     def message_bytes(self, start: Mapping[str, Tensor], share: Share) -> int:
         """Bytes that a source contributes to the average.
@@ -86,12 +112,12 @@ class Reductions:
             share: the share of the source.
         """
         like = shapes(start, share.rows)
-        if self.compression is None:
+        if self.coding is None:
             return sum(value.numel() * value.element_size() for value in like.values())
-        return self.compression.size(like, share.rows)
+        return self.coding.size(like, share.rows)
 
     def close(self, reduction: Reduction) -> None:
         """Keep the coding errors of a round for the next one, after the outer step."""
-        if isinstance(reduction, CodedReduction):
+        if self.compression is not None and isinstance(reduction, CodedReduction):
             self.errors |= reduction.pending
             self.returned_error |= reduction.returned_pending

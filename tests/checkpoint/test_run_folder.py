@@ -105,6 +105,28 @@ def test_where_data_is_cached_may_change_and_how_it_is_shuffled_may_not(tmp_path
         refuse_other_settings({"train_loader": {**loader, "block_shards": 8}}, stored)
 
 
+def test_sources_may_change_only_where_that_is_allowed(tmp_path):
+    stored = tmp_path / "config.yaml"
+
+    def config(sources, drawn, allowed=None, seed=17):
+        dept = {"sources_per_round": drawn, "variant": "spec"}
+        dept |= {} if allowed is None else {"allow_source_changes": allowed}
+        return {"train_loader": {"sources": sources, "seed": seed}, "algorithms": {"dept": dept}}
+
+    OmegaConf.save(OmegaConf.create(config(["en", "it"], 2)), stored)
+    for other in (config(["en", "it", "el"], 2), config(["en", "it"], 1, False)):
+        with pytest.raises(ConfigError, match=r"set algorithms.dept.allow_source_changes: true"):
+            refuse_other_settings(other, stored)
+    refuse_other_settings(config(["en", "el"], 1, True), stored)
+    refuse_other_settings(config(["en", "it"], 2, True), stored)
+    with pytest.raises(ConfigError, match="seed = 17, the yaml says 18: set it back, c"):
+        refuse_other_settings(config(["en"], 1, True, seed=18), stored)
+    mixture = {"train_loader": {"sources": ["en"]}}
+    OmegaConf.save(OmegaConf.create(mixture), stored)
+    with pytest.raises(ConfigError, match="set it back, choose another run_name, or remove"):
+        refuse_other_settings({"train_loader": {"sources": ["it"]}}, stored)
+
+
 def test_a_run_is_held_by_one_job_at_a_time(tmp_path):
     with (
         hold(tmp_path / "run"),

@@ -41,7 +41,13 @@ def test_states_that_a_kept_checkpoint_may_need_stay(files):
     files.prune("en", oldest_round=4, steps_to_keep=2)
     assert files.states("en") == [(4, 0), (4, 6), (4, 8)]
     files.prune("en", oldest_round=9, steps_to_keep=1)
-    assert files.states("en") == [(4, 8)]
+    assert files.states("en") == [(4, 0)]  # what a later checkpoint reads, see below
+
+
+def test_a_state_within_a_round_is_of_no_use_to_a_checkpoint_of_a_later_one(files):
+    """A job that was to train other sources has left it: its round was never ended like that."""
+    write(files, (1, 0), (2, 3))
+    assert [files.read("en", r)["at"] for r in (1, 2, 3)] == [(1, 0), (2, 3), (1, 0)]
 
 
 def gone():

@@ -151,7 +151,7 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
     assert memory["kept_per_source"] == kept
     if moments is not None:
         shares = [{source: Share(1.0, slots.rows(source)) for source in ("a", "b")}]
-        reductions, here = Reductions(None, ("a", "b")), Workers(Place())
+        reductions, here = Reductions(None), Workers(Place())
         moments.take(*average_moments(slots, reductions, here, shares, 1, stage=""), 1)
     averaged = moments.values.values() if moments is not None else ()
     assert memory["averaged_state"] == sum(map(size_of, averaged))

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.end_to_end
         ("dept_glob", "keep"),
         ("dept_trim", "keep"),
         ("dept_trim", "average"),
+        ("dept_spec", "keep"),
         ("dept_spec_opt", "keep"),
     ],
 )
@@ -30,6 +31,8 @@ def test_a_run_hands_over_what_the_cost_model_says(prepared, experiment, inner_s
     more += ["train_loader.epoch_batches=3", "global_train_batch_size=8"] * (experiment == "std")
     if experiment in ("dept_trim", "dept_spec_opt"):
         more.append("algorithms.dept.compression={name: int4, block: 64}")
+    if experiment == "dept_spec":
+        more.append("algorithms.dept.average={name: median}")
     trainer = train(prepared, experiment, *more)
     path = prepared / "runs" / f"costs-{experiment}" / "summary.json"
     counted = json.loads(path.read_text())["communication"]

@@ -8,10 +8,15 @@ import torch
 from commands import TRAIN, Commands
 from training import BATCH, MPT, REPOSITORY, overrides
 
+from dept.method.aggregation import Aggregation
 from dept.method.averaging import Share
 from dept.method.codecs import CODECS
 from dept.method.compression import Compression
+from dept.method.rules import RULES
 from dept.method.variants import VARIANTS
+from dept.transport.process_group import Workers
+from dept.transport.reductions import Reductions
+from dept.transport.topology import Place
 
 TEXT = (REPOSITORY / "docs/extending.md").read_text()
 SECTIONS = {part.split("\n")[0]: part for part in TEXT.split("\n## ")[1:]}
@@ -51,6 +56,22 @@ def test_a_transport_of_a_readers_own_comes_to_the_mean(tmp_path):
     shares = [{"a": Share(), "b": Share()}, {"c": Share(2.0)}]
     (average,) = reduction.averages(None, shares, stage="here").values()
     assert torch.equal(average.value, torch.full((3, 2), 1.25))
+
+
+def test_a_rule_of_a_readers_own_chooses_whose_rows_change(monkeypatch):
+    monkeypatch.setitem(RULES, "of_the_first", None)  # taken out again after the test
+    exec(example("A rule for the average", "python"), {"__name__": "example"})
+    reductions = Reductions(None, Aggregation.of({"name": "of_the_first"}, None, None))
+    start = {"w": torch.zeros(2), "phi": torch.zeros(5, 2)}
+    reduction = reductions.open(start, "abc")
+    shares = {s: Share(1.0, {"phi": torch.tensor([0, i + 1])}) for i, s in enumerate("abc")}
+    for i, source in enumerate("abc"):
+        local = {"w": torch.full((2,), float(i)), "phi": torch.full((2, 2), float(i))}
+        reduction.add(source, local, shares[source])
+    averages = reduction.averages(Workers(Place()), [shares], stage="here")
+    assert averages["w"].value.tolist() == [0.5, 0.5]
+    assert averages["phi"].value[:, 0].tolist() == [0.5, 0.0, 1.0, 0.0, 0.0]
+    assert averages["phi"].held.tolist() == [True, True, True, False, False]
 
 
 @pytest.fixture(scope="module")

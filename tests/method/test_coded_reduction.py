@@ -78,10 +78,12 @@ def by_hand(rounds, decay):
 def test_three_rounds_of_int8_with_rows_and_errors_both_ways(decay):
     feedback = {"decay": decay} if decay else {"error_feedback": False}
     compression = Compression.of({"name": "int8", "block": BLOCK, **feedback})
-    reductions = Reductions(compression, list(HOLDERS))
+    reductions = Reductions(compression)
     rounds = [local_models(index) for index in range(3)]
     for (start, local), (expected, held) in zip(rounds, by_hand(rounds, decay), strict=True):
-        reduction = reductions.open({n: torch.from_numpy(v) for n, v in start.items()})
+        reduction = reductions.open(
+            {n: torch.from_numpy(v) for n, v in start.items()}, list(HOLDERS)
+        )
         shares = {}
         for source, ids in HOLDERS.items():
             shares[source] = Share(WEIGHTS[source], {"phi": torch.tensor(ids)})

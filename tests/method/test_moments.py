@@ -182,7 +182,7 @@ def two_sources(values):
 
 
 def average(slots, compression, number):
-    reductions = Reductions(Compression.of(compression), list(slots.inner))
+    reductions = Reductions(Compression.of(compression))
     shares = [{source: Share() for source in slots.inner}]
     averages, step = average_moments(
         slots, reductions, Workers(Place()), shares, number, stage="a test"
@@ -246,7 +246,7 @@ def test_a_source_that_is_left_out_is_in_no_average():
     slots = two_sources({"a": 1.0, "b": 1.0})
     for state in slots.inner["b"].values():
         state["step"] += 5
-    reductions, shares = Reductions(None, ("a", "b")), [{"a": Share(weight=3.0)}]
+    reductions, shares = Reductions(None), [{"a": Share(weight=3.0)}]
     averages, step = average_moments(slots, reductions, Workers(Place()), shares, 1, stage="a test")
     assert step == 3
     for name, state in slots.inner["a"].items():

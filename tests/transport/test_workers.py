@@ -15,8 +15,9 @@ from forks import forks
 
 from dept.costs.transport import coded_step_bytes, every_step_bytes, outer_step_bytes
 from dept.errors import WorkerLost
+from dept.method.aggregation import Aggregation
 from dept.method.averaging import Share
-from dept.method.compression import Compression
+from dept.method.compression import LOSSLESS, Compression
 from dept.transport.exchange import ExactReduction
 from dept.transport.process_group import Workers, join
 from dept.transport.reductions import Reductions
@@ -130,10 +131,10 @@ def reduce_coded(workers):
     for options, by_row in itertools.product(CODED, (False, True)):
         start, given = local_models(by_row)
         shares = shares_of(given, workers.count)
-        reductions = Reductions(Compression.of(options), [str(s) for s in range(SOURCES)])
+        reductions = Reductions(Compression.of(options))
         workers.sent.clear()
         for _ in range(3):
-            reduction = reductions.open(start)
+            reduction = reductions.open(start, [str(source) for source in range(SOURCES)])
             for source, share in shares[workers.place.worker].items():
                 reduction.add(source, given[int(source)][0], share)
             averages = reduction.averages(workers, shares, stage="here")
@@ -158,6 +159,87 @@ def test_coded_updates_give_the_same_bits_for_any_number_of_workers_at_the_state
         start, given = local_models(by_row)
         cost = coded_step_bytes(Compression.of(options), start, shares_of(given, count))
         assert counted == 3 * cost, (options, by_row)
+
+
+GATHERED = [
+    ({"name": "mean"}, 0.5, None, False),
+    ({"name": "mean"}, 0.5, {"noise_multiplier": 1.0}, False),
+    ({"name": "median"}, None, None, True),
+    ({"name": "trimmed_mean"}, None, None, False),
+    ({"name": "krum"}, 2.0, None, True),
+    ({"name": "multi_krum", "selected": 2}, None, None, True),
+]
+
+
+def reduce_gathered(workers):
+    """Averages of each rule, uncompressed and as int8 for two rounds; and the bytes sent."""
+    results = []
+    for average, clip, privacy, by_row in GATHERED:
+        aggregation = Aggregation.of(average, clip, privacy)
+        start, given = local_models(by_row)
+        given = [(local, Share(1.0, share.rows)) for local, share in given]
+        shares = shares_of(given, workers.count)
+        for compression in (None, Compression.of({"name": "int8", "block": 32})):
+            reductions = Reductions(compression, aggregation)
+            workers.sent.clear()
+            for round_index in range(2):
+                drawn = [str(source) for source in range(SOURCES)]
+                reduction = reductions.open(start, drawn, noise_seed=round_index)
+                for source, share in shares[workers.place.worker].items():
+                    reduction.add(source, given[int(source)][0], share)
+                averages = reduction.averages(workers, shares, stage="here")
+                reductions.close(reduction)
+                found = {name: average.value.numpy() for name, average in averages.items()}
+                held = averages["phi"].held
+                results.append(found | ({} if held is None else {"held": held.numpy()}))
+            results.append(workers.sent["model"])
+    return results
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_every_rule_gives_the_same_bits_for_any_number_of_workers_at_the_stated_cost(count):
+    alone = reduce_gathered(Workers(Place()))
+    everyone = in_workers(reduce_gathered, count)
+    for index, expected in enumerate(alone):
+        for results in everyone:
+            if isinstance(expected, dict):
+                assert results[index].keys() == expected.keys()
+                assert all(np.array_equal(results[index][n], expected[n]) for n in expected)
+    sent = [sum(results[i] for results in everyone) for i in range(2, len(alone), 3)]
+    for index, (_, _, _, by_row) in enumerate(GATHERED):
+        start, given = local_models(by_row)
+        shares = shares_of(given, count)
+        plain, coded = sent[2 * index : 2 * index + 2]
+        assert plain == 2 * coded_step_bytes(LOSSLESS, start, shares)
+        int8 = Compression.of({"name": "int8", "block": 32})
+        assert coded == 2 * coded_step_bytes(int8, start, shares)
+
+
+def test_gathered_bytes_by_hand():
+    """Two workers of one source: 38 numbers, rows 0 1 2 and 2 3 of width 4, and a checksum."""
+    start = {"w": torch.empty(38), "phi": torch.empty(9, 4)}
+    rows = [torch.tensor([0, 1, 2]), torch.tensor([2, 3])]
+    shares = [{str(i): Share(1.0, {"phi": ids})} for i, ids in enumerate(rows)]
+    up, down = 4 * (38 + 2 * 4) + 4, 4 * (38 + 4 * 4) + 4
+    assert coded_step_bytes(LOSSLESS, start, shares) == up + down
+
+
+def test_rows_that_krum_left_out_keep_their_value_and_are_not_held():
+    start, given = local_models(by_row=True)
+    far = {name: value + 1000 for name, value in given[3][0].items()}
+    given = [(local, Share(1.0, share.rows)) for local, share in [*given[:3], (far, given[3][1])]]
+    for compression in (None, Compression.of({"name": "topk", "density": 0.1, "block": 64})):
+        reductions = Reductions(compression, Aggregation.of({"name": "multi_krum"}, None, None))
+        for _ in range(3):  # errors of rows that wait are not sent with those of others
+            reduction = reductions.open(start, list("0123"))
+            for source, (local, share) in enumerate(given):
+                reduction.add(str(source), local, share)
+            shares = [{str(source): share for source, (_, share) in enumerate(given)}]
+            phi = reduction.averages(Workers(Place()), shares, stage="here")["phi"]
+            reductions.close(reduction)
+            kept = np.unique(np.concatenate([share.rows["phi"] for _, share in given[:3]]))
+            assert np.array_equal(phi.held.nonzero().flatten().numpy(), kept)
+            assert torch.equal(phi.value[~phi.held], start["phi"][~phi.held])
 
 
 def test_costs_by_hand():
