@@ -34,7 +34,16 @@ from dept.errors import DataError
 FORMATS = (".txt", ".jsonl", ".parquet")  # .txt and .jsonl also with .gz or .zst after it
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 REMARKS = ("licence", "about", "text_bytes", "documents")  # for readers of the yaml; not used
-KEYS = "corpus sequence_length split near_copies tokenizers sources held_out part_bytes".split()
+KEYS = [
+    "corpus",
+    "sequence_length",
+    "split",
+    "near_copies",
+    "tokenizers",
+    "sources",
+    "held_out",
+    "part_bytes",
+]
 CHOICES = {"document": ("paragraph", "line", "file"), "bad_documents": ("refuse", "skip")}
 CLUSTER_METHODS = ("tfidf", "unigram")
 PACKAGE_ONLY_OURS = ("split", "tokenizer", "bad_documents", "max_document_bytes")
