@@ -140,14 +140,15 @@ class LiveModel:
             parameter = self.parameter(name)
             self.optimizer.state.pop(parameter, None)
             if parameter.shape == value.shape:
-                parameter.data.copy_(value)
+                parameter.data.copy_(value, non_blocking=True)
             else:
                 parameter = self._replace(name, parameter, value)
             if name in states:
+                counts = parameter.device if self._counts_on_device(parameter) else None
                 self.optimizer.state[parameter] = {
                     key: entry.to(
-                        # step counts stay on the device where the optimizer put them
-                        parameter.device if entry.dim() else entry.device,
+                        parameter.device if entry.dim() else counts or entry.device,
+                        non_blocking=True,
                         copy=copy_states,
                     )
                     if isinstance(entry, Tensor)
@@ -155,6 +156,14 @@ class LiveModel:
                     for key, entry in states[name].items()
                 }
         self._update_vocabulary_size()
+
+    def _counts_on_device(self, parameter: nn.Parameter) -> bool:
+        """Whether the optimizer needs step counts on the device of the parameter, as torch's do
+        that are fused or capturable; others also count on the CPU, where that costs no wait."""
+        for group in self.optimizer.param_groups:
+            if any(each is parameter for each in group["params"]):
+                return bool(group.get("fused") or group.get("capturable"))
+        return False
 
     def states(self) -> dict[str, dict[str, Any]]:
         """The optimizer's state by parameter name, not copied."""
@@ -173,7 +182,7 @@ class LiveModel:
     def _replace(self, name: str, old: nn.Parameter, value: Tensor) -> nn.Parameter:
         # It must be a new Parameter, since autograd keeps the shape of the old one. It takes the
         # same place in its group, since sums over parameters (gradient norms) depend on the order.
-        new = nn.Parameter(value.detach().to(old.device, old.dtype, copy=True))
+        new = nn.Parameter(value.detach().to(old.device, old.dtype, non_blocking=True, copy=True))
         new.requires_grad_(old.requires_grad)
         for module, attribute in self._holders[name]:
             setattr(module, attribute, new)
