@@ -80,7 +80,7 @@ def steps_of(size: Size, out: Path) -> list[Step]:
         size: how much is done.
         out: folder of the records.
     """
-    small = [*body_of_smoke(size), "variables.local_steps=2", "variables.worker_batch=2"]
+    small = ["variables.local_steps=2", "variables.worker_batch=2"]
     small += ["device_eval_batch_size=2", "eval_subset_num_batches=1"]
     big = [*size.body, f"variables.worker_batch={size.batch}", "scheduler.t_warmup=0ba"]
     big += [f"device_eval_batch_size={min(8, size.batch)}", "eval_subset_num_batches=1"]
@@ -127,6 +127,7 @@ def steps_of(size: Size, out: Path) -> list[Step]:
                     "pile_round",
                     "pile/125m_spec",
                     *big,
+                    f"variables.worker_batch={size.batch // 2}",
                     f"variables.local_steps={size.steps}",
                     "max_duration=1ep",
                 ),
@@ -135,11 +136,6 @@ def steps_of(size: Size, out: Path) -> list[Step]:
         throughput("std_compiled", "125m_std", size.compiler, seconds=90),
         throughput("glob_compiled", "125m_glob", size.compiler, seconds=90),
     ]
-
-
-def body_of_smoke(size: Size) -> list[str]:
-    """Nothing on a GPU: the small yamls as they are."""
-    return ["optimizer.lr=1e-3"] if size is TINY else []
 
 
 def common(size: Size) -> list[str]:
