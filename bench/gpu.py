@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ import gpu_record
 
 REPOSITORY = Path(__file__).parent.parent
 WORK = REPOSITORY / "build" / "gpu-bench"
+FACTS, KERNELS = WORK / "facts.json", WORK / "attention.json"
 SECONDS = 585  # of all steps; what has no time left is recorded as left out
 CORPUS = "gpu"
 SMOKE = ("std_steps", "dept_glob", "dept_trim", "dept_spec", "dept_spec_opt", "dept_spec_llama")
@@ -73,13 +75,8 @@ class Step:
     jobs: tuple[Job, ...] = field(default_factory=tuple)
 
 
-def steps_of(size: Size, out: Path) -> list[Step]:
-    """All steps, the most useful ones first.
-
-    Args:
-        size: how much is done.
-        out: folder of the records.
-    """
+def steps_of(size: Size) -> list[Step]:
+    """All steps, the most useful ones first."""
     small = ["variables.local_steps=2", "variables.worker_batch=2"]
     small += ["device_eval_batch_size=2", "eval_subset_num_batches=1"]
     big = [*size.body, f"variables.worker_batch={size.batch}", "scheduler.t_warmup=0ba"]
@@ -97,13 +94,13 @@ def steps_of(size: Size, out: Path) -> list[Step]:
         rounds = [f"variables.local_steps={size.slots * every}", "max_duration=2ep"]
         return Step(name, seconds, (train(name, f"pile/{yaml}", *timed, *rounds, *more),))
 
-    attention = ("bench/gpu_attention.py", (f"{out}/attention.json", f"--length={size.length}"))
+    attention = ("bench/gpu_attention.py", (str(KERNELS), f"--length={size.length}"))
     return [
         Step(
             "machine",
             80,
             (
-                Job("facts", "bench/gpu_record.py", (f"{out}/facts.json",)),
+                Job("facts", "bench/gpu_record.py", (str(FACTS),)),
                 Job("attention", *attention),
             ),
         ),
@@ -157,11 +154,11 @@ class Bench:
     Args:
         out: folder of the record.
         device: ``gpu``, or ``cpu`` to fork commands from this process after its imports.
+        began: when the script began, in seconds of ``time.monotonic``.
     """
 
-    def __init__(self, out: Path, device: str) -> None:
-        self.out, self.device = out, device
-        self.began = time.monotonic()
+    def __init__(self, out: Path, device: str, began: float) -> None:
+        self.out, self.device, self.began = out, device, began
         self.ended: dict[str, dict] = {}
         self.runs: dict[str, dict] = {}
         self.logs = WORK / "logs"
@@ -213,7 +210,7 @@ class Bench:
 
     def write(self) -> None:
         """Write the record, and the ends of all logs."""
-        facts, attention = (read(self.out / f"{n}.json") for n in ("facts", "attention"))
+        facts = read(FACTS)
         card = (facts or {}).get("card") or "unknown"
         record = {
             "card": card,
@@ -221,7 +218,7 @@ class Bench:
             "facts": facts,
             "seconds": round(time.monotonic() - self.began, 1),
             "commands": self.ended,
-            "attention": attention,
+            "attention": read(KERNELS),
             "runs": gpu_record.with_utilisation(self.runs, card),
             "two_workers_differ_by": gpu_record.difference(
                 WORK / "runs" / "dept_glob", WORK / "runs" / "two_workers"
@@ -311,11 +308,12 @@ def main() -> int:
     size = Size() if chosen.device == "gpu" else TINY
     out = chosen.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(out, chosen.device)
+    began = time.monotonic()
     make_corpus(size)
+    bench = Bench(out, chosen.device, began)
     if chosen.device == "cpu":
         import_all()
-    for step in steps_of(size, out):
+    for step in steps_of(size):
         if not chosen.steps or step.name in chosen.steps:
             bench.step(step)
     return int(any(each["status"] != 0 for each in bench.ended.values()))
@@ -323,11 +321,12 @@ def main() -> int:
 
 def make_corpus(size: Size) -> None:
     """Make the corpus, unless an earlier call did, and forget earlier runs."""
-    import shutil
-
     import gpu_corpus
 
-    shutil.rmtree(WORK / "runs", ignore_errors=True)
+    for folder in ("runs", "logs"):
+        shutil.rmtree(WORK / folder, ignore_errors=True)
+    for file in (FACTS, KERNELS):
+        file.unlink(missing_ok=True)
     made = read(WORK / "data" / CORPUS / "corpus.json")
     if not made or made["sequence_length"] != size.length:
         sizes = {"length": size.length, "vocabulary": size.vocabulary}

@@ -25,9 +25,9 @@ def test_a_command_over_its_limit_is_stopped_and_others_keep_their_status(tmp_pa
 
 
 def test_what_has_no_time_left_is_recorded(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
-    bench = gpu.Bench(tmp_path, "gpu")
-    bench.began -= gpu.SECONDS - 10
+    for name in ("WORK", "FACTS", "KERNELS"):
+        monkeypatch.setattr(gpu, name, tmp_path / name)
+    bench = gpu.Bench(tmp_path, "gpu", began=time.monotonic() - gpu.SECONDS + 10)
     bench.step(gpu.Step("late", 60, (gpu.Job("a", "train.py"), gpu.Job("b", "train.py"))))
     record = json.loads((tmp_path / "gpu-unknown.json").read_text())
     assert {name: end["status"] for name, end in record["commands"].items()} == dict.fromkeys(
@@ -35,8 +35,8 @@ def test_what_has_no_time_left_is_recorded(tmp_path, monkeypatch):
     )
 
 
-def test_every_command_names_a_file_of_this_repository(tmp_path):
-    steps = gpu.steps_of(gpu.Size(), tmp_path)
+def test_every_command_names_a_file_of_this_repository():
+    steps = gpu.steps_of(gpu.Size())
     jobs = [job for step in steps for job in step.jobs]
     assert len({job.name for job in jobs}) == len(jobs) == 16
     for job in jobs:

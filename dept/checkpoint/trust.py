@@ -128,8 +128,8 @@ class _Metadata(pickle.Unpickler):
                 return found
         # torch 2.11 replaces any error here by one that does not name the reason.
         log.error(
-            f"the sharded checkpoint to load names {module}.{name}, which loading it would run, and "
-            f"is not loaded: choose another one; {_FIX}"
+            f"the sharded checkpoint to load names {module}.{name}, which loading it would run, "
+            f"and is not loaded: choose another one; {_FIX}"
         )
         raise CodeRefused(f"{module}.{name}")
 
