@@ -12,13 +12,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 tests
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
+UV_NEXT = $(if $(shell command -v uv),uv,.venv-torch2.11/bin/python -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock data check-data downstream demo check test unit reproduce bench bench-link faults soak costs lm-eval \
-    lint clean
+.PHONY: help setup lock lock-torch2.11 setup-torch2.11 unit-torch2.11 wheels data check-data downstream demo check \
+    test unit reproduce bench bench-link gpu faults soak costs lm-eval lint clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9.-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
 
 setup: $(READY)  ## the environment, in .venv
 
@@ -36,6 +37,31 @@ lock:  ## compile requirements.txt from requirements.in
 	    --custom-compile-command 'make lock' requirements.in -o requirements.txt
 	$(UV) pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 	    --custom-compile-command 'make lock' -c requirements.txt requirements-lm-eval.in -o requirements-lm-eval.txt
+
+lock-torch2.11:  ## compile requirements-torch2.11.txt, the second environment (docs/gpu.md)
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --custom-compile-command 'make lock-torch2.11' --override requirements-torch2.11-overrides.txt \
+	    requirements.in -o requirements-torch2.11.txt
+
+setup-torch2.11: .venv-torch2.11/.ready  ## the second environment, in .venv-torch2.11: Python 3.11 or 3.12
+
+.venv-torch2.11/.ready: requirements-torch2.11.txt pyproject.toml
+	test -x .venv-torch2.11/bin/python || $(PYTHON) -m venv .venv-torch2.11
+	command -v uv >/dev/null || .venv-torch2.11/bin/python -m pip install --quiet uv
+	$(UV_NEXT) pip install --quiet --python .venv-torch2.11/bin/python --no-deps --require-hashes \
+	    -r requirements-torch2.11.txt
+	$(UV_NEXT) pip install --quiet --python .venv-torch2.11/bin/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+unit-torch2.11: .venv-torch2.11/.ready  ## the tests that launch no runs, in the second environment
+	.venv-torch2.11/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not end_to_end' tests
+
+wheels: $(READY)  ## into wheels/: what a GPU machine with Python 3.12, torch 2.11 and no index lacks
+	mkdir -p build
+	grep -E "^($$(paste -sd'|' bench/gpu-wheels.txt))==" requirements-torch2.11.txt | sed 's/ *\\$$//' > build/wheels.txt
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	    $(foreach glibc,39 35 34 31 28 27 24 17 14 12 5,--platform manylinux_2_$(glibc)_x86_64) \
+	    --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d wheels -r build/wheels.txt
 
 data: $(READY)  ## tokenizers and MDS shards of CORPUS=multilingual, multidomain, languages, domains ...
 	$(BIN)/python data_prep/prepare.py data_prep/corpora/$(CORPUS).yaml
@@ -70,6 +96,9 @@ bench: data  ## the time a slow worker costs another, and the bytes of an outer 
 bench-link: $(READY)  ## the exchange of two workers over a slow link, as root; ARGS="--rates 100 --repeats 5"
 	$(BIN)/python bench/slow_link.py $(ARGS)
 
+gpu:  ## whether, how fast and with how much memory DEPT runs on one GPU, in ten minutes (docs/gpu.md)
+	bash bench/gpu.sh $(ARGS)
+
 faults: data  ## killed runs compared with an uninterrupted one; detection of a damaged corpus
 	$(BIN)/python bench/faults.py kills --workers 1 $(ARGS)
 	$(BIN)/python bench/faults.py kills --workers 2 $(ARGS)
@@ -96,4 +125,4 @@ lint: $(READY)  ## ruff, which rooms import which, and known vulnerabilities of 
 	$(BIN)/python .ci/audit.py
 
 clean:  ## remove all generated files, including data and runs
-	rm -rf .venv .venv-lm-eval .lm_eval build *.egg-info data tokenizers runs
+	rm -rf .venv .venv-lm-eval .venv-torch2.11 wheels .lm_eval build *.egg-info data tokenizers runs

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib.machinery
+import importlib.util
 import os
 import pickle
 import platform
 import shutil
+import sys
 import tarfile
 import tempfile
 import types
@@ -119,3 +122,32 @@ def run_exit_functions() -> None:
     https://github.com/python/cpython/issues/83856, solved in Python 3.13.
     """
     atexit._run_exitfuncs()
+
+
+class _StandIn(types.ModuleType):
+    """A package without content: every name in it is ``None``."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        self.__path__: list[str] = []
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def stand_in_for_missing() -> None:
+    """Let Composer and llm-foundry be imported where mlflow or mosaicml-cli is not installed.
+
+    composer 0.32.1 and llm-foundry 0.22.0 import both at their start, and use them only for the
+    logger ``mlflow`` and on Mosaic's platform. With what they need they are larger than all else
+    that a machine with torch lacks (docs/gpu.md).
+    """
+    for package, modules in (
+        ("mlflow", ("mlflow.data", "mlflow.transformers")),
+        ("mcli", ()),
+    ):
+        if importlib.util.find_spec(package) is None:
+            for name in (package, *modules):
+                sys.modules[name] = _StandIn(name)

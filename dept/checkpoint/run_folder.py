@@ -31,14 +31,18 @@ SHAPING = (
     "callbacks.active_forgetting",
 )
 
-# Where data comes from, how much of it is kept and how long to wait depend on the machine. What is
-# evaluated does not change training. A run that stopped at a fault may continue with `leave_out`.
+# Where data comes from, how much of it is kept, how long to wait, and which kernel computes
+# attention and loss depend on the machine. What is evaluated does not change training. A run that
+# stopped at a fault may continue with `leave_out`.
 _NOT_SHAPING = (
     "train_loader.remote",
     "train_loader.cache_limit",
     "algorithms.dept.worker_timeout",
     "algorithms.dept.icl_source",
     "model.trust_remote_code",
+    "model.attn_config.attn_impl",
+    "model.attn_implementation",
+    "model.loss_fn",
     "algorithms.dept.upload_sources",
     "algorithms.dept.faults",
     "algorithms.dept.outlier_multiple",

@@ -28,6 +28,7 @@ from torch.torch_version import TorchVersion
 from dept.checkpoint import library_patches
 from dept.data.tokenizer_files import names_code
 from dept.errors import ConfigError
+from dept.log import log
 
 # What an array of numpy is rebuilt by; numpy 1 had it under another name.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
@@ -125,6 +126,11 @@ class _Metadata(pickle.Unpickler):
             is_plain = dataclasses.is_dataclass(found) or isinstance(found, enum.EnumMeta)
             if is_plain and found.__module__ == module:
                 return found
+        # torch 2.11 replaces any error here by one that does not name the reason.
+        log.error(
+            f"the sharded checkpoint to load names {module}.{name}, which loading it would run, "
+            f"and is not loaded: choose another one; {_FIX}"
+        )
         raise CodeRefused(f"{module}.{name}")
 
 

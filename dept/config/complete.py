@@ -6,12 +6,12 @@ import os
 from typing import Any
 
 from dept.checkpoint.run_folder import checkpoint_name, checkpoints_of, remote_of
-from dept.config import icl
+from dept.config import icl, machine_choices
 from dept.config.check import check, corpus_and_sources, evaluates_held_out
 from dept.config.options import options_of
 from dept.data.corpus import GLOBAL
 from dept.method.variants import Vocabulary
-from dept.transport import process_group
+from dept.transport import devices, process_group
 
 __all__ = ["check", "complete", "options_of"]
 
@@ -21,6 +21,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
 
     * Schedulers run on sequential steps (``dept/training/learning_rate.py``).
     * A model of transformers runs no code of its repository, unless the yaml allows it.
+    * What it leaves to the machine is chosen (``dept/config/machine_choices.py``).
     * A yaml without a seed gets llm-foundry's default, for its summary.
     * A model without a vocabulary size gets that of the global tokenizer.
     * A body that is trained further reads its text in another order.
@@ -37,6 +38,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
         model.setdefault("trust_remote_code", False)  # llm-foundry's default is true
     if loader is None:
         return config
+    machine_choices.put(config, machine_choices.choices(config, devices.device()))
     config.setdefault("seed", 17)
     remote = remote_of(config)
     if remote is not None:

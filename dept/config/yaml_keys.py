@@ -67,7 +67,7 @@ KEYS = REQUIRED | {
     "eval_loaders": list_of(MAPPING) | NULL,
     "icl_subset_num_batches": BATCHES | NULL,
     "icl_tasks": TEXT | list_of(MAPPING) | NULL,
-    "precision": schema.one_of("fp32", "amp_fp16", "amp_bf16", "amp_fp8"),
+    "precision": schema.one_of("auto", "fp32", "amp_fp16", "amp_bf16", "amp_fp8"),
     "python_log_level": NULL | schema.one_of("debug", "info", "warning", "error", "critical"),
     "save_folder": PATH | NULL,
     "save_num_checkpoints_to_keep": BATCHES,

@@ -49,7 +49,10 @@ class Estimate:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Refuse a yaml that needs more than this machine has; the yaml is already checked.
+    """Refuse a yaml that needs more than this machine has.
+
+    Args:
+        config: a resolved yaml that was checked, with what was chosen for the machine.
 
     Raises:
         ConfigError: one sentence that names the key and the fix.
@@ -57,29 +60,26 @@ def check(config: Mapping[str, Any]) -> None:
     if "model" not in config:
         return
     has_gpu = torch.cuda.is_available()
-    precision = config.get("precision", "amp_bf16")  # llm-foundry's default
+    precision = config["precision"]
     if not has_gpu and precision != "fp32":
-        raise ConfigError(f"precision is {precision} and there is no GPU: set it to fp32")
-    if not has_gpu and config.get("device_train_microbatch_size", "auto") == "auto":
         raise ConfigError(
-            "device_train_microbatch_size is auto, which needs a GPU for trials, and there is "
-            "none: set it to a number"
+            f"precision is {precision} and there is no GPU: set it to fp32, or to auto"
+        )
+    if has_gpu and config.get("fsdp_config") and config["device_train_microbatch_size"] == "auto":
+        raise ConfigError(
+            "device_train_microbatch_size is auto with fsdp_config, for which Composer 0.32.1 "
+            "lacks a part with torch 2.7.1 and later: set it to a number"
         )
     model = config["model"]
     if model.get("name") == "mpt_causal_lm" and importlib.util.find_spec("flash_attn") is None:
-        attention = model.get("attn_config") or {}
-        wanted = {
-            "model.attn_config.attn_impl": (attention.get("attn_impl", "flash"), "flash", "torch"),
-            "model.loss_fn": (
-                model.get("loss_fn", "fused_crossentropy"),
-                "fused_crossentropy",
-                "torch_crossentropy",
-            ),
-        }
-        for key, (value, needs, instead) in wanted.items():
+        for key, value, needs, instead in (
+            ("attn_config.attn_impl", model["attn_config"]["attn_impl"], "flash", "fused"),
+            ("loss_fn", model["loss_fn"], "fused_crossentropy", "torch_crossentropy"),
+        ):
             if value == needs:
                 raise ConfigError(
-                    f"{key} is {value}, and flash_attn is not installed: set {instead}"
+                    f"model.{key} is {value}, and flash_attn is not installed: set it to {instead} "
+                    f"or auto"
                 )
     try:
         costs = costs_of(config)
@@ -125,7 +125,7 @@ def estimate(config: Mapping[str, Any], *, slots: int, sources: int, workers_her
 def activations(config: Mapping[str, Any], costs: Costs) -> int:
     """Bytes that the backward pass of a microbatch needs, without recomputation.
 
-    For each token, a block keeps 17 vectors of its width and, without flash attention, 2.5 scores
+    For each token, a block keeps 17 vectors of its width and, without fused attention, 2.5 scores
     per head and token (Korthikanti et al. 2022, in numbers of one word). The loss keeps three
     float32 for each token of the vocabulary. Memory of libraries is not counted.
 
@@ -139,7 +139,7 @@ def activations(config: Mapping[str, Any], costs: Costs) -> int:
     tokens = length * (batch if size == "auto" else min(size, batch))
     word = 4 if config.get("precision") == "fp32" else 2
     width, layers = model.get("d_model", 2048), model.get("n_layers", 24)
-    flash = (model.get("attn_config") or {}).get("attn_impl", "flash") == "flash"
-    scores = 0.0 if flash else 2.5 * model.get("n_heads", 16) * length
+    fused = (model.get("attn_config") or {}).get("attn_impl") in ("flash", "fused")
+    scores = 0.0 if fused else 2.5 * model.get("n_heads", 16) * length
     blocks = layers * (17 * width + scores) * word
     return round(tokens * (blocks + (3 * 4 + word) * costs.vocabulary.held))

@@ -5,7 +5,6 @@ Importing this module imports llm-foundry, which takes half a minute.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +35,7 @@ def built_parameters(model: Mapping[str, Any], rows: int) -> Parameters:
 def build(model: Mapping[str, Any], rows: int) -> ComposerModel:
     """Build the model of a yaml with llm-foundry's registry, on the meta device.
 
-    If flash-attn is not installed, attention and loss are torch's, with the same parameters.
+    Attention and loss are torch's, with the same parameters.
 
     Args:
         model: the section ``model``.
@@ -44,16 +43,13 @@ def build(model: Mapping[str, Any], rows: int) -> ComposerModel:
     """
     options = {**model, "init_device": "meta"}
     name = options.pop("name")
-    has_flash = importlib.util.find_spec("flash_attn") is not None
     if name.startswith("hf_"):
         options["config_overrides"] = {"vocab_size": rows} | (model.get("config_overrides") or {})
-        if not has_flash:
-            options |= {"use_flash_attention_2": False, "attn_implementation": None}
+        options |= {"use_flash_attention_2": False, "attn_implementation": None}
     else:
         options.setdefault("vocab_size", rows)
-        if not has_flash:
-            options["attn_config"] = {**(model.get("attn_config") or {}), "attn_impl": "torch"}
-            options["loss_fn"] = "torch_crossentropy"
+        options["attn_config"] = {**(model.get("attn_config") or {}), "attn_impl": "torch"}
+        options["loss_fn"] = "torch_crossentropy"
     built = build_composer_model(name, options, tokenizer=None, init_context=init_empty_weights())
     # The context gives every module that shares a tied matrix a separate copy.
     transformer_of(built).tie_weights()

@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 
-from dept.data.ahead import ahead
 from dept.data.corpus import PreparedSource
 from dept.data.fetch import address_of
 from dept.data.order import PRETRAINING, SampleOrder
 from dept.data.shard import Shard
 from dept.data.shard_cache import ShardCache
 from dept.data.shards import TokenReader
+from dept.data.upload import Batch, batches_ahead
 from dept.errors import DataError
 from dept.method.schedule import RoundSchedule
 from dept.transport.topology import Place
 
-Batch = dict[str, Any]
-"""``input_ids`` and ``labels``, int64[batch, length]; in training also ``source`` and ``step``."""
-
 
 def collate(samples: list[np.ndarray]) -> Batch:
-    """Stack token samples to a batch for a causal language model: int64[batch, length] each."""
+    """Stack token samples to a batch for a causal language model: int64[batch, length] each.
+
+    In training a batch also has its ``source`` and ``step``.
+    """
     input_ids = torch.from_numpy(np.stack(samples).astype(np.int64))
     return {"input_ids": input_ids, "labels": input_ids.clone()}
-
-
-def pinned(batch: Batch) -> Batch:
-    """The batch in page-locked memory, from which a GPU copies without waiting; as is on a CPU.
-
-    Args:
-        batch: int64[batch, length] by name, on the CPU.
-    """
-    if not torch.cuda.is_available():
-        return batch
-    return {name: value.pin_memory() for name, value in batch.items()}
 
 
 class OpenSource:
@@ -220,7 +208,7 @@ class SourceLoader:
         return self._schedule.batches_of(self.round_index)
 
     def __iter__(self) -> Iterator[Batch]:
-        return ahead(self._batches())
+        return batches_ahead(self._batches())
 
     def _batches(self) -> Iterator[Batch]:
         sources = [source for source, _ in self.plan]
@@ -264,7 +252,7 @@ class SourceLoader:
         first = self.positions[source] + self.place.rank * self.batch_size
         self.positions[source] += self.place.ranks * self.batch_size
         samples = [self._open[source].sample_at(first + i) for i in range(self.batch_size)]
-        return pinned(collate(samples))
+        return collate(samples)
 
 
 class ValidationLoader:
@@ -299,6 +287,10 @@ class ValidationLoader:
         return -(-len(self._reader) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        batches = self._batches()
+        return batches_ahead(batches) if torch.cuda.is_available() else batches
+
+    def _batches(self) -> Iterator[Batch]:
         self._reader.prefetch(range(len(self._reader.shard_samples)))
         for first in range(0, len(self._reader), self.batch_size):
             last = min(first + self.batch_size, len(self._reader))

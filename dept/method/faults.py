@@ -28,18 +28,20 @@ Fault = dict[str, Any]
 
 def not_finite(tensors: Mapping[str, Any]) -> str | None:
     """Name of the first tensor that holds a NaN or an infinity; other values are skipped."""
-    for name, value in tensors.items():
-        if isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
-            return name
-    return None
+    flags = {n: torch.isfinite(v).all() for n, v in tensors.items() if isinstance(v, Tensor)}
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for flag in flags.values():
+        by_device.setdefault(flag.device, []).append(flag)
+    if all(bool(torch.stack(of_one).all()) for of_one in by_device.values()):  # one wait for a GPU
+        return None
+    return next(name for name, flag in flags.items() if not bool(flag))
 
 
 def not_finite_state(states: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Name of the first entry of an optimizer's state, by parameter name, that is not finite."""
-    for name, state in states.items():
-        if (key := not_finite(state)) is not None:
-            return f"{key} of {name}"
-    return None
+    return not_finite(
+        {f"{key} of {name}": v for name, state in states.items() for key, v in state.items()}
+    )
 
 
 def reach(norm: float, rates: Sequence[float]) -> float | None:

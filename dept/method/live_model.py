@@ -154,8 +154,9 @@ class LiveModel:
             else:
                 parameter = self._replace(name, parameter, value)
             if name in states:
+                counts = parameter.device if self._counts_on_device(parameter) else None
                 self.optimizer.state[parameter] = {
-                    key: self._state_like(parameter, entry, copy_states)
+                    key: self._state_like(parameter, entry, counts, copy=copy_states)
                     if isinstance(entry, Tensor)
                     else entry
                     for key, entry in states[name].items()
@@ -163,11 +164,21 @@ class LiveModel:
         self._update_vocabulary_size()
 
     def _copy(self, parameter: nn.Parameter, value: Tensor) -> None:
-        parameter.data.copy_(value)
+        parameter.data.copy_(value, non_blocking=True)
 
-    def _state_like(self, parameter: nn.Parameter, entry: Tensor, copy: bool) -> Tensor:
-        # Step counts stay on the device where the optimizer put them.
-        return entry.to(parameter.device if entry.dim() else entry.device, copy=copy)
+    def _state_like(
+        self, parameter: nn.Parameter, entry: Tensor, counts: torch.device | None, *, copy: bool
+    ) -> Tensor:
+        device = parameter.device if entry.dim() else counts or entry.device
+        return entry.to(device, non_blocking=True, copy=copy)
+
+    def _counts_on_device(self, parameter: nn.Parameter) -> bool:
+        """Whether the optimizer needs step counts on the device of the parameter, as torch's do
+        that are fused or capturable; others also count on the CPU, where that costs no wait."""
+        for group in self.optimizer.param_groups:
+            if any(each is parameter for each in group["params"]):
+                return bool(group.get("fused") or group.get("capturable"))
+        return False
 
     def states(self) -> dict[str, dict[str, Any]]:
         """The optimizer's state by parameter name, not copied."""
@@ -186,7 +197,7 @@ class LiveModel:
     def _replace(self, name: str, old: nn.Parameter, value: Tensor) -> nn.Parameter:
         # It must be a new Parameter, since autograd keeps the shape of the old one. It takes the
         # same place in its group, since sums over parameters (gradient norms) depend on the order.
-        new = nn.Parameter(value.detach().to(old.device, old.dtype, copy=True))
+        new = nn.Parameter(value.detach().to(old.device, old.dtype, non_blocking=True, copy=True))
         new.requires_grad_(old.requires_grad)
         for module, attribute in self._holders[name]:
             setattr(module, attribute, new)

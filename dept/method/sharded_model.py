@@ -95,9 +95,11 @@ class ShardedModel(LiveModel):
     def _copy(self, parameter: nn.Parameter, value: Tensor) -> None:
         parameter.data.copy_(_sharded_like(parameter, value))
 
-    def _state_like(self, parameter: nn.Parameter, entry: Tensor, copy: bool) -> Tensor:
+    def _state_like(
+        self, parameter: nn.Parameter, entry: Tensor, counts: torch.device | None, *, copy: bool
+    ) -> Tensor:
         if entry.shape != parameter.shape:  # a step count
-            return super()._state_like(parameter, entry, copy)
+            return super()._state_like(parameter, entry, counts, copy=copy)
         return _sharded_like(parameter, entry)
 
     def _replace(self, name: str, old: nn.Parameter, value: Tensor) -> nn.Parameter:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dept.method.host_memory import states_to_host, to_host
 from dept.method.live_model import LiveModel, random_embedding
 from dept.method.moments import MomentAverages, States
 from dept.method.streams import seed_of
-from dept.method.updates import norm
+from dept.method.updates import norm_of
 from dept.method.variants import Role, Sharing, Variant
 from dept.method.vocabulary import VocabularyMap
 
@@ -128,16 +129,15 @@ class Slots:
         """
         source = self._leave()
         values, states = self.live.values(), self.live.take_states()
-        self.inner[source] = {
-            name: _to_cpu(state)
+        kept = {
+            name: state
             for name, state in states.items()
             if self.inner_state != "reset" or name in self.private_names
         }
+        self.inner[source] = states_to_host(kept)
         self.inner_rounds[source] = round_number
         if self.private_names:
-            self.finished[source] = {
-                name: values[name].to("cpu", copy=True) for name in self.private_names
-            }
+            self.finished[source] = to_host({name: values[name] for name in self.private_names})
         return {name: values[name] for name in self.shared_names}
 
     def close_round(self, stepped: Mapping[str, Tensor]) -> None:
@@ -238,8 +238,8 @@ class Slots:
         for name, value in local.items():
             start = self.start[name]
             start = start[rows[name].to(start.device)] if name in rows else start
-            norms.append(norm({name: value - start}))
-        return math.hypot(*norms)
+            norms.append(norm_of({name: value - start}))
+        return math.hypot(*torch.stack(norms).tolist())  # one wait for a GPU
 
     def state_of(self, source: str) -> dict[str, Any]:
         """All state of one source except the global parameters; its slot must not be running."""
@@ -279,9 +279,3 @@ class Slots:
             raise RuntimeError("no slot is running")
         source, self.active = self.active, None
         return source
-
-
-def _to_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value.cpu() if isinstance(value, Tensor) else value for key, value in state.items()
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -28,17 +29,37 @@ def sketch(update: Mapping[str, Tensor], seed: int = 0, size: int = SKETCH_SIZE)
     Returns:
         float32[size].
     """
-    flat = torch.cat([update[name].detach().flatten().float().cpu() for name in sorted(update)])
+    flat = torch.cat([update[name].detach().flatten().float() for name in sorted(update)])
+    flat *= _signs(flat.numel(), seed, flat.device)
+    padded = torch.nn.functional.pad(flat, (0, -flat.numel() % size))
+    return padded.reshape(-1, size).sum(dim=0).cpu()
+
+
+def _signs(count: int, seed: int, device: torch.device) -> Tensor:
+    """int8[count] of -1 and 1, the same on every device."""
+    return _drawn_signs(count, seed) if device.type == "cpu" else _kept_signs(count, seed, device)
+
+
+def _drawn_signs(count: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, flat.shape, generator=generator, dtype=torch.int8) * 2 - 1
-    padded = torch.nn.functional.pad(flat * signs, (0, -flat.numel() % size))
-    return padded.reshape(-1, size).sum(dim=0)
+    return torch.randint(0, 2, (count,), generator=generator, dtype=torch.int8) * 2 - 1
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_signs(count: int, seed: int, device: torch.device) -> Tensor:
+    """Kept on a GPU, a byte for each parameter: it would wait for the CPU to draw them."""
+    return _drawn_signs(count, seed).to(device)
 
 
 def norm(update: Mapping[str, Tensor]) -> float:
     """L2 norm of an update, over all its tensors."""
+    return float(norm_of(update))
+
+
+def norm_of(update: Mapping[str, Tensor]) -> Tensor:
+    """The same as float32[], on the device of the update."""
     norms = [torch.linalg.vector_norm(tensor.detach().float()) for tensor in update.values()]
-    return float(torch.linalg.vector_norm(torch.stack(norms)))
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def cosines(sketches: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:

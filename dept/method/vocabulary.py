@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class VocabularyMap:
     token_ids: Tensor
     row_of_id: Tensor
     unknown_row: int
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def build(cls, token_ids: Tensor, *, vocab_size: int, unknown_id: int) -> VocabularyMap:
@@ -63,9 +64,15 @@ class VocabularyMap:
         """Whether rows equal ids, so that nothing is translated."""
         return self.rows == self.vocab_size
 
-    def holds(self) -> Tensor:
-        """bool[vocab_size]: which ids have a row."""
-        return self.row_of_id >= 0
+    def holds(self, device: torch.device | str = "cpu") -> Tensor:
+        """bool[vocab_size], on ``device``: which ids have a row."""
+        return self._rows_on(torch.device(device)) >= 0
+
+    def _rows_on(self, device: torch.device) -> Tensor:
+        """``row_of_id`` on a device; copied there once."""
+        if device not in self._copies:
+            self._copies[device] = self.row_of_id.to(device)
+        return self._copies[device]
 
     def translate_batch(self, batch: dict[str, Tensor]) -> Tensor | None:
         """Replace ``input_ids`` and ``labels`` of a batch by rows, as :meth:`translate` does.
@@ -92,7 +99,7 @@ class VocabularyMap:
             unknown row, and ``unseen`` (bool, same shape) marks such labels. The training split of
             a source has none, since ``V_k`` is made from it; other text may have some.
         """
-        row_of_id = self.row_of_id.to(input_ids.device)
+        row_of_id = self._rows_on(input_ids.device)
         input_rows = row_of_id[input_ids]
         input_rows = torch.where(input_rows < 0, self.unknown_row, input_rows)
         predicted = labels != IGNORED

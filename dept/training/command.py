@@ -27,8 +27,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # One thread per process, as with torchrun: sums in torch depend on the number of threads, and
 # results must not depend on the number of workers or cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# GPUs are counted without starting CUDA, which must not happen before a worker knows its own.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+# transformers imports what it finds of these, and nothing here uses them.
+os.environ.setdefault("USE_TF", "0")
+os.environ.setdefault("USE_FLAX", "0")
+os.environ.setdefault("USE_JAX", "0")
 
-from dept.checkpoint import run_folder, trust
+from omegaconf import OmegaConf
+
+from dept.checkpoint import library_patches, run_folder, trust
 from dept.config import complete as configs
 from dept.config import extends, provenance
 from dept.costs import machine
@@ -36,6 +44,7 @@ from dept.errors import ConfigError, DataError, NotSaved, NumericalFault, Worker
 from dept.log import log
 from dept.training import build_errors, preflight, scratch
 from dept.training.earlier_job import look_into
+from dept.training.on_machine import choose
 from dept.training.summary import show
 from dept.transport import process_group
 from dept.transport.launcher import end_with_launcher
@@ -78,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trust.guard()
             trust.check(plain)
             notes = configs.check(plain)
+            chosen_here, on_machine = choose(plain)
+            for key, value in chosen_here.items():
+                OmegaConf.update(config, key, value, force_add=True)
             machine.check(plain)
             folder = run_folder.folder_of(plain)
             if is_first and plain.get("save_folder"):
@@ -87,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if is_first:  # every process ends in the same way
                 log.error(f"{chosen.yaml}: {error}")
             return 2
-        for note in notes if is_first and finished is None else ():
+        for note in [on_machine, *notes] if is_first and finished is None else ():
             log.info(f"{chosen.yaml}: {note}")
         scratch.enter()  # before LOCAL_RANK is counted within the worker
         try:
@@ -168,6 +180,7 @@ def pretrain(config) -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}")
+    library_patches.stand_in_for_missing()
     from llmfoundry import registry
     from llmfoundry.command_utils import train
 

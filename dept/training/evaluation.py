@@ -39,6 +39,7 @@ class Evaluation:
         self._is_task = False
         self._source: str | None = None
         self._unseen: Tensor | None = None
+        self._count: Tensor | int = 0  # unseen tokens so far, on the device until the text ends
 
     def handlers(
         self, park: Callable[[State], None]
@@ -89,7 +90,7 @@ class Evaluation:
             return
         self.slots.evaluate_as(self._source)
         if variant.vocabulary is Vocabulary.TRIMMED and not self._is_task:
-            self.unseen_tokens[self._source] = 0
+            self.unseen_tokens[self._source] = self._count = 0
 
     def translate(self, batch: dict[str, Tensor]) -> None:
         """Before a batch: translate its ids to rows, if the source has its own rows."""
@@ -112,14 +113,16 @@ class Evaluation:
             unseen = unseen[: len(targets)]  # Composer removes the padding of the last batch
             score_unseen_uniformly(logits, targets, unseen, vocabulary.vocab_size)
         else:
-            holds = vocabulary.holds().to(targets.device)
+            holds = vocabulary.holds(targets.device)
             unseen = (targets >= 0) & ~holds[targets.clamp(min=0)]
             restrict_to_vocabulary(logits, targets, holds)
         if not self._is_task:
-            self.unseen_tokens[self._source] += int(unseen.sum())
+            self._count = unseen.sum() + self._count
 
     def leave(self) -> None:
         """End the text of the current evaluator."""
+        if self._source in self.unseen_tokens and not self._is_task:
+            self.unseen_tokens[self._source] = int(self._count)
         self._source = self._unseen = None
 
     def own(self, evaluators: Sequence[Any]) -> list[Any]:
@@ -247,9 +250,7 @@ def restrict_to_vocabulary(logits: Tensor, targets: Tensor, holds: Tensor) -> Te
     Returns:
         The logits.
     """
-    inside = torch.zeros_like(targets, dtype=torch.bool)
-    predicted = targets >= 0
-    inside[predicted] = holds.to(targets.device)[targets[predicted]]
+    inside = (targets >= 0) & holds.to(targets.device)[targets.clamp(min=0)]
     outside_tokens = ~holds.to(logits.device)
     return logits.masked_fill_(inside.unsqueeze(-1) & outside_tokens, -math.inf)
 
@@ -272,9 +273,10 @@ def score_unseen_uniformly(
     Returns:
         The logits.
     """
-    if bool(unseen.any()):
-        others = max(logits.shape[-1] - 1, 1)
-        # The softmax then gives the target 1 / V, and the other rows share the rest.
-        logits[unseen] = math.log((vocab_size - 1) / others)
-        logits[unseen, targets[unseen]] = 0.0
-    return logits
+    others = max(logits.shape[-1] - 1, 1)
+    # The softmax then gives the target 1 / V, and the other rows share the rest. Nothing here waits
+    # for a GPU, as an index of unknown length would.
+    logits.masked_fill_(unseen.unsqueeze(-1), math.log((vocab_size - 1) / others))
+    at = targets.clamp(min=0).unsqueeze(-1)
+    own = logits.gather(-1, at)
+    return logits.scatter_(-1, at, own.masked_fill_(unseen.unsqueeze(-1), 0.0))

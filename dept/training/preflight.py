@@ -21,6 +21,7 @@ from dept.data.corpus import GLOBAL, PreparedSource
 from dept.errors import DataError
 from dept.method.schedule import RoundSchedule
 from dept.method.variants import Vocabulary
+from dept.training.on_machine import choose
 from dept.training.summary import read_summary
 from dept.transport.topology import Place
 
@@ -114,7 +115,8 @@ def look(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("workers", _workers(dept, schedule, place))
     elif dept is None:
         yield Finding("workers", f"{place.world} processes, each with a part of the batch")
-    yield _attempt("machine", lambda: machine.check(config) or "has what precision and model need")
+    config = deepcopy(dict(config))
+    yield _attempt("machine", lambda: _machine(config))
     yield _memory(config, slots, of_worker, place)
     if trouble is None:
         yield _attempt("run folder", lambda: _folder(config))
@@ -125,6 +127,13 @@ def _attempt(subject: str, describe: Callable[[], str]) -> Finding:
         return Finding(subject, describe())
     except (ValueError, OSError) as error:
         return Finding(subject, str(error), False)
+
+
+def _machine(config: dict[str, Any]) -> str:
+    """Choose what the yaml leaves to the machine, and check that it can run here."""
+    _, line = choose(config)
+    machine.check(config)
+    return line
 
 
 def _experiment(config: Mapping[str, Any], dept: DeptOptions | None) -> str:

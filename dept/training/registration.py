@@ -17,6 +17,7 @@ from composer.loggers import FileLogger
 from composer.utils import dist
 from llmfoundry import registry
 from llmfoundry.data.utils import get_tokens_per_batch_func
+from llmfoundry.layers_registry import attention_implementations
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -37,6 +38,7 @@ from dept.data.fetch import fetch_corpus
 from dept.data.loader import OpenSource, SourceLoader, ValidationLoader
 from dept.data.mixture import Mixture
 from dept.data.shard_cache import ShardCache
+from dept.method.fused_attention import fused_attention
 from dept.method.outer_optimizer import TORCH_OPTIMIZERS
 from dept.training import registered
 from dept.training.active_forgetting import ActiveForgetting
@@ -44,6 +46,7 @@ from dept.training.algorithm import Dept
 from dept.training.best_checkpoint import BestCheckpoint
 from dept.training.finishing import Finishing
 from dept.training.first_step import FirstStep
+from dept.training.fused_model import FUSED, MPTCausalLM
 from dept.training.jsonl_logger import JsonlLogger
 from dept.training.learning_rate import SequentialStepsScheduler
 from dept.training.progress import RunProgress
@@ -183,6 +186,8 @@ def register() -> None:
     registry.dataloaders.register("sources", func=build_sources)
     registry.dataloaders.register("validation", func=build_validation)
     registry.dataloaders.register("mixture", func=build_mixture)
+    registry.models.register("mpt_causal_lm", func=MPTCausalLM)  # it takes `fused` too
+    attention_implementations.register(FUSED, func=fused_attention)
     registry.loggers.register("file_logger", func=FileLogger)  # llm-foundry does not register it
     registry.loggers.register("jsonl", func=JsonlLogger)
     registry.loggers.register("wandb", func=WandB)

@@ -14,6 +14,7 @@ from dept.data.loader import SourceLoader
 from dept.method import faults, updates
 from dept.method.averaging import Share
 from dept.method.compression import Compression
+from dept.method.host_memory import to_host
 from dept.method.live_model import LiveModel
 from dept.method.moment_schedule import due
 from dept.method.moments import MomentAverages, limit_of
@@ -251,7 +252,7 @@ class Run:
         update = self.slots.update(local)
         record.norm, record.sketch = updates.norm(update), updates.sketch(update)
         if self.held.keeps_local_models:
-            self.local_models[source] = {n: v.to("cpu", copy=True) for n, v in local.items()}
+            self.local_models[source] = to_host(local)
 
     def exchange_records(self, *, stage: str) -> dict[str, SlotRecord]:
         """End the round: exchange the records of all slots, and add them to the totals.

@@ -48,13 +48,18 @@ def _prepare(config: Mapping[str, Any]) -> None:
     from dept.checkpoint import trust
     from dept.config.check import check
     from dept.config.options import options_of
+    from dept.log import log
     from dept.training import registration
+    from dept.training.on_machine import choose
     from dept.transport import process_group
     from dept.transport.topology import Place
 
     trust.guard()
     trust.check(config)
     check(config, any_name=True)
+    _, line = choose(config)
+    if os.environ.get("RANK", "0") == "0":
+        log.info(line)
     dept, _ = options_of(config)
     if dept is not None:
         process_group.join(Place.of(os.environ, dept.ranks_per_worker), dept.worker_timeout)

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dept.errors import WorkerLost
+from dept.transport import devices
 from dept.transport.topology import Place
 
 
@@ -35,7 +36,8 @@ class Workers:
         place: which worker this is, and which of its ranks.
         store: key-value store of the job, in the first worker; ``None`` with one worker.
         control: gloo group of leading ranks, for metrics and barriers.
-        tensors: group of leading ranks for parameters: NCCL on GPUs, else ``control``.
+        tensors: group of leading ranks for parameters: NCCL if each worker has GPUs of its own,
+            else ``control``, which exchanges copies on the CPU.
         timeout: seconds to wait for other workers.
         sent: bytes sent to other workers so far, by purpose (``model`` or ``control``).
         waited: seconds that this worker has waited for others at the end of rounds.
@@ -53,6 +55,7 @@ class Workers:
         self.waited = 0.0
         self.loss: WorkerLost | None = None
         self._exchanges = 0
+        self._ranks: dist.ProcessGroup | None = None
 
     @property
     def count(self) -> int:
@@ -84,7 +87,8 @@ class Workers:
         if self.count == 1:
             return list(pieces)
         lengths = [piece.numel() for piece in pieces]
-        send = torch.cat(list(pieces))
+        device = pieces[0].device
+        send = self._travelling(torch.cat(list(pieces)))
         received = send.new_empty(sum(sizes))
         others = sum(lengths) - lengths[self.place.worker]
         self.sent[kind] += others * send.element_size()
@@ -94,7 +98,11 @@ class Workers:
             ),
             stage,
         )
-        return list(received.split(list(sizes)))
+        return list(received.to(device).split(list(sizes)))
+
+    def _travelling(self, tensor: Tensor) -> Tensor:
+        """The tensor where its group can read it: on the CPU for gloo."""
+        return tensor.cpu() if self.tensors is self.control else tensor
 
     def wait_for_all(self, stage: str) -> None:
         """Wait until every worker has arrived here.
@@ -223,7 +231,10 @@ class Workers:
         options = dist.BroadcastOptions()
         options.rootRank = 0
         for tensor in tensors:
-            self._run(lambda t=tensor: group.broadcast([t], options), stage)
+            copy = self._travelling(tensor)
+            self._run(lambda t=copy: group.broadcast([t], options), stage)
+            if copy is not tensor:
+                tensor.copy_(copy)
             if self.place.worker == 0:
                 self.sent[kind] += (self.count - 1) * tensor.numel() * tensor.element_size()
 
@@ -231,26 +242,34 @@ class Workers:
         """Overwrite ``tensors`` with those of the leading rank of this worker."""
         if self.place.ranks > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor, src=0, group=self._of_ranks() if tensor.is_cpu else None)
 
     def first_of_ranks(self, value: Any) -> Any:
         """The first value among this worker's ranks that is not ``None``, on all of them."""
         if self.place.ranks == 1:
             return value
         values: list[Any] = [None] * self.place.ranks
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self._of_ranks())
         return next((given for given in values if given is not None), None)
 
     def wait_for_ranks(self) -> None:
         """Wait until every rank of this worker has arrived here."""
         if self.place.ranks > 1:
-            dist.barrier()
+            dist.barrier(self._of_ranks())
+
+    def _of_ranks(self) -> dist.ProcessGroup:
+        """The gloo group of this worker's ranks, for what is on the CPU, which NCCL refuses."""
+        if self._ranks is None:  # all ranks come here for the same exchange
+            on_gpu = dist.get_backend() != "gloo"
+            self._ranks = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
+        assert self._ranks is not None
+        return self._ranks
 
     def _from_leader(self, value: Any) -> Any:
         if self.place.ranks == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self._of_ranks())
         return box[0]
 
     def _run(self, start: Callable[[], dist.Work], stage: str) -> None:
@@ -305,11 +324,11 @@ def join(place: Place, timeout: float) -> Workers:
         store, _, _ = next(
             dist.rendezvous("env://", rank=place.global_rank, world_size=place.world, timeout=wait)
         )
-    os.environ.update(place.environment(os.environ))
-    on_gpu = torch.cuda.is_available()
+    devices.confine(place)
+    os.environ.update(place.environment())
     if place.ranks > 1:
         inside = dist.PrefixStore(f"worker/{place.worker}", store)
-        backend = "nccl" if on_gpu else "gloo"
+        backend = "nccl" if torch.cuda.is_available() else "gloo"  # Composer wants these
         dist.init_process_group(
             backend, store=inside, rank=place.rank, world_size=place.ranks, timeout=wait
         )
@@ -318,11 +337,17 @@ def join(place: Place, timeout: float) -> Workers:
         here, count = place.worker, place.workers
         control = dist.ProcessGroupGloo(dist.PrefixStore("control", store), here, count, wait)
         tensors = control
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if _each_has_a_gpu(place, store):
             tensors = dist.ProcessGroupNCCL(dist.PrefixStore("tensors", store), here, count, wait)
     _current = Workers(place, store, control, tensors, timeout)
     return _current
+
+
+def _each_has_a_gpu(place: Place, store: dist.Store) -> bool:
+    """Whether every leading rank has a GPU of its own, which NCCL needs."""
+    store.set(f"gpu/{place.worker}", devices.identity())
+    gpus = [store.get(f"gpu/{worker}") for worker in range(place.workers)]
+    return devices.NO_GPU.encode() not in gpus and len({*gpus}) == len(gpus)
 
 
 @contextmanager

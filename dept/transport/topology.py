@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dept.errors import ConfigError
@@ -74,30 +74,60 @@ class Place:
         """Processes of the whole job."""
         return self.workers * self.ranks
 
-    def environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """The environment variables that make this worker the whole world of Composer.
 
         Composer takes ``LOCAL_RANK`` as the device, and local rank 0 does the work that is done
         once on a machine. So both are counted within the worker, and each worker sees only its own
-        devices.
-
-        Args:
-            environment: the current one, for ``CUDA_VISIBLE_DEVICES``.
+        GPUs (:meth:`gpus`).
         """
-        local_world = min(self.ranks, self.local_world)
-        first = self.local_rank - self.local_rank % local_world
-        variables = {
+        return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.ranks),
-            "LOCAL_RANK": str(self.local_rank - first),
-            "LOCAL_WORLD_SIZE": str(local_world),
-            "NODE_RANK": str(self.rank // local_world),
+            "LOCAL_RANK": str(self.gpu_index),
+            "LOCAL_WORLD_SIZE": str(self._ranks_here),
+            "NODE_RANK": str(self.rank // self._ranks_here),
         }
-        given = environment.get("CUDA_VISIBLE_DEVICES")
-        devices = list(map(str, range(self.local_world))) if given is None else given.split(",")
-        if len(devices) == self.local_world:  # otherwise the launcher has already divided them
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + local_world])
-        return variables
+
+    def gpus(self, visible: Sequence[str]) -> list[str]:
+        """The GPUs of this worker on this machine: one for each of its ranks there.
+
+        If there are fewer GPUs than processes, workers share them; the ranks of one worker do not,
+        since NCCL refuses two ranks on one GPU.
+
+        Args:
+            visible: the GPUs that this process sees, as ``CUDA_VISIBLE_DEVICES`` names them: those
+                of the machine, or those that a launcher gave to this process.
+
+        Raises:
+            ConfigError: a worker has more ranks on this machine than there are GPUs.
+        """
+        ranks = self._ranks_here
+        if not visible:
+            return []
+        if ranks > len(visible):
+            raise ConfigError(
+                f"algorithms.dept.ranks_per_worker is {self.ranks}, of which {ranks} are on this "
+                f"machine, and this process sees {len(visible)} GPU: set it to {len(visible)} or "
+                f"less; workers can share a GPU, the ranks of one worker cannot"
+            )
+        start = self._first % (len(visible) - len(visible) % ranks)
+        return list(visible[start : start + ranks])
+
+    @property
+    def gpu_index(self) -> int:
+        """Index of this rank's GPU among :meth:`gpus`: its local rank within the worker."""
+        return self.local_rank - self._first
+
+    @property
+    def _ranks_here(self) -> int:
+        """Ranks of this worker on this machine."""
+        return min(self.ranks, self.local_world)
+
+    @property
+    def _first(self) -> int:
+        """Local rank, on this machine, of the first rank of this worker."""
+        return self.local_rank - self.local_rank % self._ranks_here
 
 
 def _divisors(number: int) -> str:

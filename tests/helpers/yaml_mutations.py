@@ -12,6 +12,7 @@ from dept.config import complete as configs
 from dept.config import extends
 from dept.costs import machine
 from dept.errors import ConfigError, DataError
+from dept.training.on_machine import choose
 
 FAST = settings(
     derandomize=True,
@@ -100,6 +101,7 @@ def outcome(config):
     """The sentence that `train.py` refuses a yaml with; ``None`` if it does not."""
     try:
         configs.check(config)
+        choose(config)
         machine.check(config)
         configs.complete(copy.deepcopy(config))
     except (ConfigError, DataError) as error:

@@ -114,3 +114,19 @@ def test_a_random_embedding_is_the_models_own_and_a_function_of_the_seed(tied):
     other = random_embedding(model.model, names, rows=2000, seed=18)
     assert all(torch.equal(first[name], again[name]) for name in names)
     assert not any(torch.equal(first[name], other[name]) for name in names)
+
+
+@pytest.mark.parametrize("option", [{"capturable": True}, {"fused": True}, {}])
+def test_step_counts_return_to_the_device_where_the_optimizer_needs_them(option):
+    with torch.device("meta"):  # in the place of a GPU
+        model = TinyLM(6, tied=True, positions=False)
+        optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.param_groups[0] |= option
+    swapped = LiveModel(model, optimizer)
+    value = torch.zeros(4)
+    state = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4)}  # as kept on the CPU
+    swapped.load({"layer.bias": value}, {"layer.bias": state}, copy_states=True)
+    loaded = optimizer.state[swapped.parameter("layer.bias")]
+    assert loaded["exp_avg"].device.type == "meta"
+    assert loaded["step"].device.type == ("meta" if option else "cpu")
+    assert state["step"] == 3.0

@@ -15,6 +15,7 @@ from dept.config import extends
 from dept.costs import machine
 from dept.costs.experiment import costs_of
 from dept.training import command
+from dept.training.on_machine import choose
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_the_papers_experiments_say_what_is_missing_here(checked, monkeypatch, t
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
     for name in (name for name in NAMES if "/" in name):
-        status, said = checked(name, root=None)
+        status, said = checked(name, "precision=amp_bf16", root=None)
         assert status == 2 and "cannot start: see data, machine" in said
         assert "corpus.json does not exist: make it with `make data CORPUS=" in said
         assert "precision is amp_bf16 and there is no GPU: set it to fp32" in said
@@ -98,6 +99,7 @@ def test_a_model_that_does_not_fit_is_refused(checked, prepared, monkeypatch):
     assert status == 2 and "make the model smaller" in said and "see machine, memory" in said
     small = [*overrides(prepared), "max_seq_len=128"]
     config = extends.resolve(extends.load(YAMLS / "dept_spec.yaml", small))
+    choose(config)
     found = machine.estimate(config, slots=4, sources=8, workers_here=2)
     costs = costs_of(config, slots=4)
     assert found.training == costs.memory.training and found.dept == costs.memory.dept

@@ -16,10 +16,10 @@ def launched(rank, world, machine):
     }
 
 
-def told(rank, world, machine, ranks_per_worker, **more):
-    environment = {**launched(rank, world, machine), **more}
+def told(rank, world, machine, ranks_per_worker):
+    environment = launched(rank, world, machine)
     place = Place.of(environment, ranks_per_worker)
-    return place, place.environment(environment)
+    return place, place.environment()
 
 
 def test_a_process_without_a_launcher_is_the_only_worker():
@@ -36,8 +36,8 @@ def test_each_process_is_a_worker_and_a_world_of_its_own():
         "LOCAL_RANK": "0",
         "LOCAL_WORLD_SIZE": "1",
         "NODE_RANK": "0",
-        "CUDA_VISIBLE_DEVICES": "1",
     }
+    assert place.gpus("0123") == ["1"]
 
 
 def test_neighbours_make_a_worker():
@@ -45,7 +45,7 @@ def test_neighbours_make_a_worker():
     assert (place.worker, place.workers, place.rank, place.ranks) == (3, 4, 1, 2)
     assert environment["RANK"] == environment["LOCAL_RANK"] == "1"
     assert environment["WORLD_SIZE"] == environment["LOCAL_WORLD_SIZE"] == "2"
-    assert environment["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert place.gpus("0123") == ["2", "3"]
 
 
 def test_a_worker_may_be_several_machines():
@@ -53,14 +53,14 @@ def test_a_worker_may_be_several_machines():
     assert (place.worker, place.rank) == (1, 5)
     assert (environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"]) == ("1", "4")
     assert environment["NODE_RANK"] == "1"
-    assert environment["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    assert place.gpus("0123") == ["0", "1", "2", "3"]
 
 
-def test_devices_are_chosen_from_those_given():
-    _, environment = told(3, 4, 4, 1, CUDA_VISIBLE_DEVICES="4,5,6,7")
-    assert environment["CUDA_VISIBLE_DEVICES"] == "7"
-    _, environment = told(3, 4, 4, 1, CUDA_VISIBLE_DEVICES="7")  # srun --gpus-per-task=1
-    assert "CUDA_VISIBLE_DEVICES" not in environment
+def test_gpus_are_chosen_from_those_given():
+    place, _ = told(3, 4, 4, 1)
+    assert place.gpus("4567") == ["7"]
+    assert place.gpus("7") == ["7"]  # srun --gpus-per-task=1
+    assert place.gpus([]) == []
 
 
 def test_ranks_that_make_no_whole_workers_are_refused():
