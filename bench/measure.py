@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -54,6 +55,19 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """Time of one measurement.
+
+    Attributes:
+        wall: wall-clock time, in seconds; it depends on other work on the machine.
+        cpu: CPU time of all processes and threads, in seconds.
+    """
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One thing that is measured.
 
@@ -81,26 +95,23 @@ class Row:
         return median >= float(limit) if sign == ">=" else median <= float(limit)
 
 
-def alternate(
-    ours: Callable[[], float], against: Callable[[], float], times: int
-) -> tuple[list[float], list[float]]:
-    """Call two measurements one after the other, again and again.
+def alternate(*measures: Callable[[], Any], times: int) -> list[list[Any]]:
+    """Call measurements one after the other, again and again.
 
-    The first of a pair is the second of the next one, so that a drift of the machine's speed does
-    not favour either.
+    Every other time in reverse order, so that a drift of the machine's speed favours none.
 
     Args:
-        ours: measures one side.
-        against: measures the other side.
-        times: number of pairs.
+        measures: each measures one side.
+        times: how often each is called.
 
     Returns:
-        The numbers of each side.
+        What each side returned.
     """
-    found: tuple[list[float], list[float]] = ([], [])
-    for pair in range(times):
-        for side in (0, 1) if pair % 2 == 0 else (1, 0):
-            found[side].append((ours, against)[side]())
+    found: list[list[Any]] = [[] for _ in measures]
+    for turn in range(times):
+        order = range(len(measures)) if turn % 2 == 0 else reversed(range(len(measures)))
+        for side in order:
+            found[side].append(measures[side]())
     return found
 
 
@@ -112,6 +123,45 @@ def quotients(dividends: Sequence[float], divisors: Sequence[float]) -> list[flo
         divisors: one number a pair, none of them 0.
     """
     return [a / b for a, b in zip(dividends, divisors, strict=True)]
+
+
+def speed(ours: Sequence[Spent], against: Sequence[Spent], what: str = "") -> list[Result]:
+    """How many times as fast one side is, in wall-clock and in CPU time.
+
+    Args:
+        ours: what one side spent, in each alternation.
+        against: what the other side spent.
+        what: what is measured, before the kind of time.
+    """
+    found = []
+    for kind, name in (("wall", "wall-clock time"), ("cpu", "CPU time")):
+        mine, theirs = ([getattr(spent, kind) for spent in side] for side in (ours, against))
+        raw = {"ours_seconds": mine, "against_seconds": theirs}
+        found.append(Result(f"{what}, {name}" if what else name, quotients(theirs, mine), raw))
+    return found
+
+
+def run(command: Sequence[str]) -> tuple[str, Spent]:
+    """Run a command in the repository.
+
+    Args:
+        command: program and arguments.
+
+    Returns:
+        Its output, and what it and the processes that it waited for spent.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    environment = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment |= {"PYTHONWARNINGS": "ignore", **os.environ}
+    before, began = os.times(), time.perf_counter()
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    seconds, after = time.perf_counter() - began, os.times()
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[:3])} failed:\n{done.stdout}{done.stderr}")
+    cpu = after.children_user + after.children_system
+    return done.stdout, Spent(seconds, cpu - before.children_user - before.children_system)
 
 
 def record(row: Row, results: Sequence[Result], size: Size, folder: Path) -> dict[str, Any]:

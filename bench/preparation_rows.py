@@ -1,19 +1,14 @@
-"""Rows of `make bench` about preparation: text to shards, the tokenize stage, tokenizer training."""
+"""Rows of `make bench` about preparation: text to shards, and its stages."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from measure import REPOSITORY, Result, Row, Size, alternate, cores, quotients
+from measure import REPOSITORY, Result, Row, Size, Spent, alternate, run, speed
 
 SOURCES = 8  # of the corpus that is made
 FILES = 3  # a source
@@ -24,15 +19,15 @@ BATCH = 1 << 20  # characters that are tokenized at once
 
 # llm-foundry's converter, which prints its own seconds, without those of its imports.
 CONVERT = """
-import sys, time
+import os, sys, time
 from llmfoundry.command_utils import convert_text_to_mds
 text, tokenizer, out, length, processes = sys.argv[1:]
-began = time.perf_counter()
+began, cpu = time.perf_counter(), sum(os.times()[:4])
 convert_text_to_mds(
     tokenizer_name=tokenizer, output_folder=out, input_folder=text, concat_tokens=int(length),
     eos_text="</s>", bos_text="", no_wrap=False, compression="", processes=int(processes),
     args_str="", reprocess=True, trust_remote_code=False)
-print("seconds", time.perf_counter() - began)
+print(time.perf_counter() - began, sum(os.times()[:4]) - cpu)
 """
 
 
@@ -106,44 +101,27 @@ def text_to_mds(size: Size) -> list[Result]:
             + "".join(f"  s{n}: {{files: text/source{n}/*.txt}}\n" for n in range(SOURCES))
         )
         number = itertools.count()
-        inner: list[float] = []
+        inner: list[Spent] = []
         stages: list[list[str]] = []
 
-        def ours() -> float:
+        def ours() -> Spent:
             root = folder / f"ours{next(number)}"
             command = [sys.executable, "data_prep/prepare.py", str(folder / "bench.yaml")]
-            began = time.perf_counter()
-            done = _run([*command, "--workers", str(WORKERS), "--root", str(root)])
-            seconds = time.perf_counter() - began
+            done, spent = run([*command, "--workers", str(WORKERS), "--root", str(root)])
             stages.append([line for line in done.splitlines() if line[:2] in ("1/", "2/", "3/")])
-            return seconds
+            return spent
 
-        def against() -> float:
+        def against() -> Spent:
             out = folder / f"against{next(number)}"
             arguments = (folder / "text", given, out, LENGTH, WORKERS)
-            began = time.perf_counter()
-            done = _run([sys.executable, "-c", CONVERT, *map(str, arguments)])
-            seconds = time.perf_counter() - began
-            inner.append(float(done.split()[-1]))
-            return seconds
+            done, spent = run([sys.executable, "-c", CONVERT, *map(str, arguments)])
+            inner.append(Spent(*map(float, done.split()[-2:])))
+            return spent
 
-        mine, theirs = alternate(ours, against, size.times)
-    raw: dict[str, Any] = {"ours": mine, "against": theirs, "against_without_imports": inner}
-    return [
-        Result("whole commands", quotients(theirs, mine), raw | {"stages": stages}),
-        Result("without the imports of llm-foundry", quotients(inner, mine)),
-    ]
-
-
-def _run(command: list[str]) -> str:
-    """Run a command; returns its output."""
-    silent = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | silent
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:3])} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
+        mine, theirs = alternate(ours, against, times=size.times)
+    found = speed(mine, theirs, "whole commands")
+    found[0].raw["stages"] = stages
+    return found + speed(mine, inner, "without the imports of llm-foundry")
 
 
 ROWS = [

@@ -18,12 +18,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import preparation_rows
+import training_rows
 from measure import REPOSITORY, Size, record, table
 
 from dept import terminal
 from dept.log import log
 
-ROWS = {row.name: row for row in (*preparation_rows.ROWS,)}
+ROWS = {row.name: row for row in (*training_rows.ROWS, *preparation_rows.ROWS)}
 
 
 def main(arguments: list[str] | None = None) -> int:
