@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ IMPORTS = ["llmfoundry.command_utils", "dept.training.command", "dept.training.r
 QUIET = ["save_folder=null", "autoresume=false"]  # of both sides
 
 
-def run(function: Callable[..., Any], *arguments: Any, processes: int = 1) -> None:
+def run(function: Callable[..., Any], *given: Any, processes: int = 1) -> None:
     """Call a function in forked processes, as ranks of one job.
 
     Args:
         function: function of a module.
-        arguments: its arguments, the same in each process.
+        given: its arguments, the same in each process.
         processes: number of ranks; with several, `RANK` and the like are set.
 
     Raises:
@@ -43,7 +43,7 @@ def run(function: Callable[..., Any], *arguments: Any, processes: int = 1) -> No
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder, str(rank)) for rank in range(processes)]
         started = [
-            context.Process(target=_rank, args=(function, arguments, rank, processes, port, log))
+            context.Process(target=_rank, args=(function, given, rank, processes, port, log))
             for rank, log in enumerate(map(str, logs))
         ]
         for process in started:
@@ -55,9 +55,7 @@ def run(function: Callable[..., Any], *arguments: Any, processes: int = 1) -> No
                 raise RuntimeError(f"a training failed:\n{log.read_text()[-3000:]}")
 
 
-def _rank(
-    function: Callable, arguments: tuple, rank: int, processes: int, port: int, log: str
-) -> None:
+def _rank(function: Callable, given: tuple, rank: int, processes: int, port: int, log: str) -> None:
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -66,7 +64,7 @@ def _rank(
         place |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in place.items()})
-    sys.exit(function(*arguments))
+    sys.exit(function(*given))
 
 
 def prepare() -> None:
@@ -79,7 +77,7 @@ def _nothing() -> None:
 
 
 def ours(
-    experiment: str, overrides: list[str], *, workers: int = 1, warm: int = 0
+    experiment: str, overrides: Sequence[str], *, workers: int = 1, warm: int = 0
 ) -> list[dict[str, Any]]:
     """Train an experiment as `train.py` does.
 
@@ -94,25 +92,41 @@ def ours(
         was started, in seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [
-            str(REPOSITORY / experiment),
-            "run_name=tmp-bench",
-            *QUIET,
-            f"callbacks.run_files.folder={folder}",
-            f"loggers.jsonl.path={folder}/metrics.jsonl",
-            f"code_paths=[{CLOCK}]",
-            *overrides,
-        ]
-        began = time.perf_counter()
-        run(_train_ours, arguments, folder, warm, processes=workers)
+        began = now()
+        given = arguments(experiment, folder, overrides)
+        run(_train_ours, given, folder, warm, processes=workers)
         return [_read(Path(folder, f"{rank}.json"), began) for rank in range(workers)]
 
 
-def _train_ours(arguments: list[str], folder: str, warm: int) -> int:
+def arguments(experiment: str, folder: str, overrides: Sequence[str]) -> list[str]:
+    """Arguments of `train.py` for a run that leaves its files in a folder, and has the clock.
+
+    Args:
+        experiment: path of a yaml, relative to the repository.
+        folder: the folder.
+        overrides: overrides of the yaml.
+    """
+    return [
+        str(REPOSITORY / experiment),
+        "run_name=tmp-bench",
+        *QUIET,
+        f"callbacks.run_files.folder={folder}",
+        f"loggers.jsonl.path={folder}/metrics.jsonl",
+        f"code_paths=[{CLOCK}]",
+        *overrides,
+    ]
+
+
+def now() -> float:
+    """Seconds of the clock that `bench/clock.py` reads too."""
+    return time.perf_counter()
+
+
+def _train_ours(given: list[str], folder: str, warm: int) -> int:
     from dept.training.command import main
 
     file = Path(folder, os.environ.get("RANK", "0") + ".json")
-    return main([*arguments, f"callbacks.clock.path={file}", f"callbacks.clock.warm={warm}"])
+    return main([*given, f"callbacks.clock.path={file}", f"callbacks.clock.warm={warm}"])
 
 
 def plain(config: Mapping[str, Any], *, warm: int = 0) -> dict[str, Any]:
@@ -129,7 +143,7 @@ def plain(config: Mapping[str, Any], *, warm: int = 0) -> dict[str, Any]:
         file = Path(folder, "plain.yaml")
         clock = {"path": f"{folder}/0.json", "warm": warm}
         file.write_text(yaml.safe_dump({**config, "callbacks": {"clock": clock}}))
-        began = time.perf_counter()
+        began = now()
         run(_train_plain, str(file))
         return _read(Path(folder, "0.json"), began)
 
@@ -145,7 +159,7 @@ def _read(file: Path, began: float) -> dict[str, Any]:
 
 
 def plain_config(
-    experiment: str, overrides: list[str], shards: Mapping[str, Path], batches: int
+    experiment: str, overrides: Sequence[str], shards: Mapping[str, Path], batches: int
 ) -> dict[str, Any]:
     """The same model, batch, optimizer and shards in an llm-foundry yaml.
 

@@ -25,18 +25,51 @@ LIBRARIES = ("torch", "mosaicml", "llm-foundry", "mosaicml-streaming", "tokenize
 
 
 @dataclass(frozen=True)
-class Size:
-    """How much is measured.
+class Setting:
+    """What is measured on, and how much.
 
     Attributes:
         times: alternations of each row.
         megabytes: text of the rows about preparation, in MB.
         small: the least work with which a row still runs, for tests; its numbers mean nothing.
+        root: folder of `data/` and `tokenizers/`.
+        corpus: the prepared corpus to train on.
     """
 
     times: int = 5
     megabytes: float = 200.0
     small: bool = False
+    root: Path = REPOSITORY
+    corpus: str = "multilingual"
+
+    @property
+    def described(self) -> Any:
+        """The content of `corpus.json`."""
+        return json.loads((self.root / "data" / self.corpus / "corpus.json").read_text())
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources of the corpus."""
+        return self.described["sources"]
+
+    @property
+    def overrides(self) -> list[str]:
+        """Overrides of a yaml that train on the corpus."""
+        return [
+            f"variables.corpus={self.corpus}",
+            f"train_loader.root={self.root}",
+            f"tokenizer.name={self.root}/tokenizers/{self.corpus}/global",
+            f"max_seq_len={self.described['sequence_length']}",
+        ]
+
+    def shards(self, sources: Sequence[str]) -> dict[str, Path]:
+        """Training shards in the global tokenizer, by source.
+
+        Args:
+            sources: names of sources.
+        """
+        data = self.root / "data" / self.corpus
+        return {source: data / source / "global" / "train" for source in sources}
 
 
 @dataclass(frozen=True)
@@ -83,7 +116,7 @@ class Row:
     title: str
     against: str
     goal: str
-    measure: Callable[[Size], list[Result]]
+    measure: Callable[[Setting], list[Result]]
 
     def reaches(self, median: float) -> bool:
         """Whether a median is within the goal.
@@ -164,13 +197,13 @@ def run(command: Sequence[str]) -> tuple[str, Spent]:
     return done.stdout, Spent(seconds, cpu - before.children_user - before.children_system)
 
 
-def record(row: Row, results: Sequence[Result], size: Size, folder: Path) -> dict[str, Any]:
+def record(row: Row, results: Sequence[Result], setting: Setting, folder: Path) -> dict[str, Any]:
     """Write the record of a row.
 
     Args:
         row: the row.
         results: what it measured.
-        size: how much was measured.
+        setting: what was measured on.
         folder: folder of the records.
 
     Returns:
@@ -194,8 +227,8 @@ def record(row: Row, results: Sequence[Result], size: Size, folder: Path) -> dic
             for result in results
         ],
         "command": f"make bench ROW={row.name}",
-        "small": size.small,
-        "text_mb": size.megabytes,
+        "small": setting.small,
+        "text_mb": setting.megabytes,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "machine": _machine(),

@@ -13,7 +13,7 @@ from typing import Any
 
 import fits
 import synthetic
-from measure import REPOSITORY, Result, Row, Size, Spent, alternate, quotients, speed
+from measure import Result, Row, Setting, Spent, alternate, quotients, speed
 
 GLOB, SPEC, SPEC_OPT, STD = (
     f"yamls/{n}.yaml" for n in ["dept_glob", "dept_spec", "dept_spec_opt", "std"]
@@ -45,32 +45,37 @@ def corpus(
         ]
 
 
-def prepared_shards(sources: list[str]) -> dict[str, Path]:
-    """Training shards of the prepared corpus `multilingual`, by source."""
-    data = REPOSITORY / "data" / "multilingual"
-    return {source: data / source / "global" / "train" for source in sources}
+def two_sources(setting: Setting) -> list[str]:
+    """Overrides that train on the first two sources of the prepared corpus.
+
+    Args:
+        setting: what is measured on.
+    """
+    return [*setting.overrides, f"train_loader.sources=[{','.join(setting.sources[:2])}]"]
 
 
-def glob_128(size: Size) -> list[Result]:
+def glob_128(setting: Setting) -> list[Result]:
     """Real text, the model of the demo."""
-    sources, steps = ["en", "it"], 4 if size.small else 100
-    overrides = [f"train_loader.sources=[{','.join(sources)}]", f"variables.local_steps={steps}"]
-    return _glob(size, overrides, prepared_shards(sources), 2 * steps)
+    steps = 4 if setting.small else 100
+    overrides = [*two_sources(setting), f"variables.local_steps={steps}"]
+    return _glob(setting, overrides, setting.shards(setting.sources[:2]), 2 * steps)
 
 
-def glob_2048(size: Size) -> list[Result]:
+def glob_2048(setting: Setting) -> list[Result]:
     """Random tokens, a body six times as large, sequences of 2 048 tokens."""
-    steps, length = 4, 64 if size.small else 2048
+    steps, length = 4, 64 if setting.small else 2048
     with corpus(sources=2, length=length, vocabularies={"global": 8192}) as overrides:
         root = overrides[1].split("=")[1]
         shards = {s: Path(root, "data/random", s, "global/train") for s in ("s0", "s1")}
         overrides = [*overrides, f"variables.local_steps={steps}", "variables.worker_batch=1"]
-        if not size.small:
+        if not setting.small:
             overrides += ["model.d_model=256", "model.n_layers=6"]
-        return _glob(size, overrides, shards, 2 * steps)
+        return _glob(setting, overrides, shards, 2 * steps)
 
 
-def _glob(size: Size, overrides: list[str], shards: dict[str, Path], batches: int) -> list[Result]:
+def _glob(
+    setting: Setting, overrides: list[str], shards: dict[str, Path], batches: int
+) -> list[Result]:
     """GLOB against llm-foundry, in seconds of a batch; both read the same shards."""
     fits.prepare()
     warm = min(WARM, batches // 4)
@@ -79,15 +84,15 @@ def _glob(size: Size, overrides: list[str], shards: dict[str, Path], batches: in
     mine, theirs = alternate(
         lambda: fits.a_batch(fits.ours(GLOB, overrides, warm=warm)[0], warm),
         lambda: fits.a_batch(fits.plain(config, warm=warm), warm),
-        times=size.times,
+        times=setting.times,
     )
     return speed(mine, theirs)
 
 
-def vocabulary(size: Size) -> list[Result]:
+def vocabulary(setting: Setting) -> list[Result]:
     """SPEC-OPT with a vocabulary of its own against STD with a large one, between outer steps."""
-    large, own = (2000, 500) if size.small else (250_000, 50_000)
-    steps, width = 6, 32 if size.small else 256
+    large, own = (2000, 500) if setting.small else (250_000, 50_000)
+    steps, width = 6, 32 if setting.small else 256
     with corpus(sources=1, length=128, vocabularies={"global": large, "s0": own}) as overrides:
         fits.prepare()
         overrides = [*overrides, *NO_EVALUATION, "max_duration=1ep", f"model.d_model={width}"]
@@ -99,24 +104,25 @@ def vocabulary(size: Size) -> list[Result]:
             return fits.a_batch(found, 1)
 
         mine, theirs = alternate(
-            lambda: steps_of(SPEC_OPT), lambda: steps_of(STD), times=size.times
+            lambda: steps_of(SPEC_OPT), lambda: steps_of(STD), times=setting.times
         )
     return speed(mine, theirs)
 
 
-def composer_loop(size: Size) -> list[Result]:
+def composer_loop(setting: Setting) -> list[Result]:
     """Composer's trainer and ours in it, against the same step in a loop of torch."""
     fits.prepare()
-    sources, steps = ["en", "it"], 4 if size.small else 100
-    overrides = [f"train_loader.sources=[{','.join(sources)}]", f"variables.local_steps={steps}"]
+    steps = 4 if setting.small else 100
+    overrides = [*two_sources(setting), f"variables.local_steps={steps}"]
     overrides += [*NO_EVALUATION, "max_duration=1ep"]
-    config = fits.plain_config(GLOB, overrides, prepared_shards(sources), 2 * steps)
+    shards = setting.shards(setting.sources[:2])
+    config = fits.plain_config(GLOB, overrides, shards, 2 * steps)
     warm = min(WARM, steps // 2)
     loop, composer, mine = alternate(
         lambda: _bare(config, warm),
         lambda: fits.a_batch(fits.plain(config, warm=warm), warm),
         lambda: fits.a_batch(fits.ours(GLOB, overrides, warm=warm)[0], warm),
-        times=size.times,
+        times=setting.times,
     )
     return [*speed(loop, composer, "llm-foundry's train"), *speed(loop, mine, "GLOB")]
 
@@ -177,13 +183,13 @@ def bare_loop(config: dict[str, Any], warm: int, file: str) -> None:
     Path(file).write_text(json.dumps({"wall": wall, "cpu": cpu}))
 
 
-def between_steps(size: Size) -> list[Result]:
+def between_steps(setting: Setting) -> list[Result]:
     """Swaps and outer step of each round, as shares of the round."""
     fits.prepare()
     results = []
-    for steps in (2, 3) if size.small else (40, 500):
-        overrides = ["train_loader.sources=[en,it]", f"variables.local_steps={steps}"]
-        overrides += [*NO_EVALUATION, f"max_duration={size.times + 1}ep"]
+    for steps in (2, 3) if setting.small else (40, 500):
+        overrides = [*two_sources(setting), f"variables.local_steps={steps}"]
+        overrides += [*NO_EVALUATION, f"max_duration={setting.times + 1}ep"]
         rounds = fits.ours(SPEC, overrides)[0]["rounds"]
         pairs = list(pairwise(rounds))
         swaps = [after["between_steps"] - before["between_steps"] for before, after in pairs]
@@ -195,12 +201,12 @@ def between_steps(size: Size) -> list[Result]:
     return results
 
 
-def evaluation(size: Size) -> list[Result]:
+def evaluation(setting: Setting) -> list[Result]:
     """Evaluation of all sources after each round of the demo, without checkpoints."""
     fits.prepare()
-    overrides = [f"max_duration={size.times + 1}ep"]
-    if size.small:
-        overrides += ["train_loader.sources=[en,it]", "variables.local_steps=2"]
+    overrides = [*setting.overrides, f"max_duration={setting.times + 1}ep"]
+    if setting.small:
+        overrides = [*two_sources(setting), "variables.local_steps=2", "max_duration=2ep"]
     found = fits.ours(SPEC, overrides)[0]
     # The evaluation of a round comes after the end of the round on this clock.
     totals = [r["evaluation"] for r in found["rounds"]]
@@ -211,24 +217,10 @@ def evaluation(size: Size) -> list[Result]:
     return [Result("", shares, {"evaluation_seconds": evaluated, "round_seconds": whole})]
 
 
-def two_workers(size: Size) -> list[Result]:
-    """A round of all sources with one worker, and with two."""
-    fits.prepare()
-    overrides = [f"variables.local_steps={2 if size.small else 20}", "max_duration=2ep"]
-
-    def seconds(workers: int) -> float:
-        every = fits.ours(SPEC, [*overrides, *NO_EVALUATION], workers=workers)
-        return max(f["rounds"][1]["seconds"] - f["rounds"][0]["seconds"] for f in every)
-
-    one, two = alternate(lambda: seconds(1), lambda: seconds(2), times=size.times)
-    raw = {"one_worker_round_seconds": one, "two_workers_round_seconds": two}
-    return [Result("", quotients(one, two), raw)]
-
-
-def sources(size: Size) -> list[Result]:
+def sources(setting: Setting) -> list[Result]:
     """Two sources a round, out of K; and the memory when all K have been trained."""
-    counts = (2, 3) if size.small else (2, 8, 32, 64)
-    steps = 2 if size.small else 25
+    counts = (2, 3) if setting.small else (2, 8, 32, 64)
+    steps = 2 if setting.small else 25
     with corpus(sources=counts[-1], length=128, vocabularies={"global": 8192}) as base:
         fits.prepare()
 
@@ -253,7 +245,7 @@ def sources(size: Size) -> list[Result]:
 
             return measure
 
-        found = alternate(*map(both, counts), times=size.times)
+        found = alternate(*map(both, counts), times=setting.times)
     return [
         Result(
             f"K = {count}: {what}",
@@ -307,13 +299,6 @@ ROWS = [
         "the round with its evaluation",
         "<= 10 %",
         evaluation,
-    ),
-    Row(
-        "two-workers",
-        "speed of two workers on two cores",
-        "one worker",
-        ">= 1.8",
-        two_workers,
     ),
     Row(
         "sources",
