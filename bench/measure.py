@@ -158,19 +158,21 @@ def quotients(dividends: Sequence[float], divisors: Sequence[float]) -> list[flo
     return [a / b for a, b in zip(dividends, divisors, strict=True)]
 
 
-def speed(ours: Sequence[Spent], against: Sequence[Spent], what: str = "") -> list[Result]:
-    """How many times as fast one side is, in wall-clock and in CPU time.
+def ratios(dividends: Sequence[Spent], divisors: Sequence[Spent], what: str = "") -> list[Result]:
+    """Ratios of times, in wall-clock and in CPU time, pair by pair.
+
+    The speed of one side over that of another is the time of the other over its own.
 
     Args:
-        ours: what one side spent, in each alternation.
-        against: what the other side spent.
+        dividends: what one side spent, in each alternation.
+        divisors: what the other side spent.
         what: what is measured, before the kind of time.
     """
     found = []
     for kind, name in (("wall", "wall-clock time"), ("cpu", "CPU time")):
-        mine, theirs = ([getattr(spent, kind) for spent in side] for side in (ours, against))
-        raw = {"ours_seconds": mine, "against_seconds": theirs}
-        found.append(Result(f"{what}, {name}" if what else name, quotients(theirs, mine), raw))
+        above, below = ([getattr(spent, kind) for spent in side] for side in (dividends, divisors))
+        raw = {"dividend_seconds": above, "divisor_seconds": below}
+        found.append(Result(f"{what}, {name}" if what else name, quotients(above, below), raw))
     return found
 
 

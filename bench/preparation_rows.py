@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from measure import Result, Row, Setting, Spent, alternate, run, speed
+from measure import Result, Row, Setting, Spent, alternate, ratios, run
 from tokenizers import Tokenizer
 
 from dept.data_prep import shards
@@ -144,9 +144,9 @@ def text_to_mds(setting: Setting) -> list[Result]:
             return spent
 
         mine, theirs = alternate(ours, against, times=setting.times)
-    found = speed(mine, theirs, "whole commands")
+    found = ratios(theirs, mine, "whole commands")
     found[0].raw["stages"] = stages
-    return found + speed(mine, inner, "without the imports of llm-foundry")
+    return found + ratios(inner, mine, "without the imports of llm-foundry")
 
 
 class Quiet(Task):
@@ -209,8 +209,8 @@ def tokenize(setting: Setting) -> list[Result]:
             ours, lambda: raw(shards.CACHED_WORDS), lambda: raw(None), times=setting.times
         )
     return [
-        *speed(mine, same, "the same cache of words"),
-        *speed(mine, default, "the library's default cache"),
+        *ratios(same, mine, "the same cache of words"),
+        *ratios(default, mine, "the library's default cache"),
     ]
 
 
@@ -280,7 +280,7 @@ def train(setting: Setting) -> list[Result]:
             )
 
         mine, theirs = alternate(ours, direct, times=setting.times)
-    return speed(mine, theirs)
+    return ratios(theirs, mine)
 
 
 ROWS = [
