@@ -7,7 +7,6 @@ imports, start from the same state, and leave nothing behind for the next one.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 import sys
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from forks import forks
 from measure import REPOSITORY, Spent
 
 CLOCK = Path(__file__).with_name("clock.py")
-IMPORTS = ["llmfoundry.command_utils", "dept.training.command", "dept.training.registration"]
 QUIET = ["save_folder=null", "autoresume=false"]  # of both sides
 
 
@@ -36,8 +35,7 @@ def run(function: Callable[..., Any], *given: Any, processes: int = 1) -> None:
     Raises:
         RuntimeError: a process failed; with the end of its output.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTS)
+    context = forks()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
@@ -178,8 +176,8 @@ def plain_config(
     kept = {k: v for k, v in config.items() if k not in other and k[:5] not in ("save_", "autor")}
     streams = {name: {"local": str(folder)} for name, folder in shards.items()}
     dataset = {"streams": streams, "shuffle": True, "max_seq_len": config["max_seq_len"]}
-    loader = {"name": "text", "dataset": dataset, "drop_last": True, "num_workers": 0}
-    loader |= {"prefetch_factor": None, "persistent_workers": False}  # as 0 workers want it
+    # In this process the threads of Streaming would take the interpreter from the training thread.
+    loader = {"name": "text", "dataset": dataset, "drop_last": True, "num_workers": 1}
     return {
         **kept,
         "algorithms": algorithms,

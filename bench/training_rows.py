@@ -56,7 +56,7 @@ def two_sources(setting: Setting) -> list[str]:
 
 def glob_128(setting: Setting) -> list[Result]:
     """Real text, the model of the demo."""
-    steps = 4 if setting.small else 50
+    steps = 4 if setting.small else 40
     overrides = [*two_sources(setting), f"variables.local_steps={steps}"]
     return _glob(setting, overrides, setting.shards(setting.sources[:2]), 2 * steps)
 
@@ -112,7 +112,7 @@ def vocabulary(setting: Setting) -> list[Result]:
 def composer_loop(setting: Setting) -> list[Result]:
     """Composer's trainer and ours in it, against the same step in a loop of torch."""
     fits.prepare()
-    steps = 4 if setting.small else 50
+    steps = 4 if setting.small else 40
     overrides = [*two_sources(setting), f"variables.local_steps={steps}"]
     overrides += [*NO_EVALUATION, "max_duration=1ep"]
     shards = setting.shards(setting.sources[:2])
