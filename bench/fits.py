@@ -7,6 +7,7 @@ imports, start from the same state, and leave nothing behind for the next one.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
 import sys
@@ -57,6 +58,8 @@ def _rank(function: Callable, given: tuple, rank: int, processes: int, port: int
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # As in a command; a fork of the server would start loaders from the server too.
+    multiprocessing.set_start_method("fork", force=True)
     if processes > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0}
         place |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
