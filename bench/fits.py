@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,11 @@ def plain_config(
         shards: folder of the MDS shards of each source.
         batches: batches to train.
     """
-    from dept.config import extends
+    from dept.config import complete, extends
 
     config = extends.resolve(extends.load(REPOSITORY / experiment, [*QUIET, *overrides]))
+    # With the vocabulary of the tokenizer: llm-foundry's default has 50 368 ids.
+    model = complete.complete(deepcopy(config))["model"]
     algorithms = {name: of for name, of in config["algorithms"].items() if name != "dept"}
     other = {"variables", "run_name", "callbacks", "loggers", "algorithms", "train_loader"}
     other |= {"max_duration", "eval_interval"}
@@ -183,6 +186,7 @@ def plain_config(
     loader = {"name": "text", "dataset": dataset, "drop_last": True, "num_workers": 1}
     return {
         **kept,
+        "model": model,
         "algorithms": algorithms,
         "train_loader": loader,
         "max_duration": f"{batches}ba",
