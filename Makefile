@@ -4,6 +4,8 @@ CORPUS ?= multilingual
 YAML ?= yamls/dept_spec.yaml
 WORKERS ?= 2
 ARGS ?=
+ROW ?=
+BENCH_MB ?= 200
 MODEL ?= exports/en
 SOURCE ?= en
 TASKS ?= prepared_text,prepared_continuation
@@ -90,8 +92,9 @@ reproduce: $(READY)  ## the paper's comparison on both corpora, into results/; r
 	$(MAKE) downstream
 	$(BIN)/python -m dept.evaluation.reproduce $(ARGS)
 
-bench: data  ## the time a slow worker costs another, and the bytes of an outer step
-	$(BIN)/python bench/workers.py
+bench: $(READY)  ## speed against the libraries, as ratios, into results/bench/; ROW=list, ROW=<name>, BENCH_MB=200
+	$(if $(filter list --list,$(ROW) $(ARGS)),,$(MAKE) data CORPUS=multilingual && $(MAKE) data CORPUS=multidomain)
+	@$(BIN)/python bench/run.py $(addprefix --row ,$(ROW)) --mb $(BENCH_MB) $(ARGS)
 
 bench-link: $(READY)  ## the exchange of two workers over a slow link, as root; ARGS="--rates 100 --repeats 5"
 	$(BIN)/python bench/slow_link.py $(ARGS)

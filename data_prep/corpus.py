@@ -34,7 +34,7 @@ from dept.errors import DataError
 FORMATS = (".txt", ".jsonl", ".parquet")  # .txt and .jsonl also with .gz or .zst after it
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 REMARKS = ("licence", "about", "text_bytes", "documents")  # for readers of the yaml; not used
-KEYS = [
+KEYS = (
     "corpus",
     "sequence_length",
     "split",
@@ -43,7 +43,7 @@ KEYS = [
     "sources",
     "held_out",
     "part_bytes",
-]
+)
 CHOICES = {"document": ("paragraph", "line", "file"), "bad_documents": ("refuse", "skip")}
 CLUSTER_METHODS = ("tfidf", "unigram")
 PACKAGE_ONLY_OURS = ("split", "tokenizer", "bad_documents", "max_document_bytes")
@@ -187,7 +187,7 @@ def load_corpus(path: Path) -> Corpus:
 
 
 def _corpus(content: Any) -> Corpus:
-    content = _mapping(content, "a corpus yaml", tuple(KEYS))
+    content = _mapping(content, "a corpus yaml", KEYS)
     name = _name(content.get("corpus"), "corpus", reserved=("packages", "downstream"))
     split = _options(SplitOptions, content.get("split"), "split")
     tokenizers = _mapping(

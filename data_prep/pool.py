@@ -135,6 +135,8 @@ def _start(parent: int, counter: Any, is_over: Any) -> None:
     global _counter
     _counter = counter
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is all there is to do
+    # Importing torch takes seconds, and tokenizers do not need it.
+    os.environ.update(USE_TORCH="0", TRANSFORMERS_NO_ADVISORY_WARNINGS="1")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
 
     def follow() -> None:
