@@ -23,9 +23,9 @@ pytestmark = pytest.mark.end_to_end
     ],
 )
 def test_a_run_hands_over_what_the_cost_model_says(prepared, experiment, inner_state):
-    more = [f"run_name=costs-{experiment}", "max_duration=1ep"]
+    name = f"costs-{experiment}-{inner_state}"
+    more = [f"run_name={name}", f"max_duration={3 if inner_state == 'average' else 1}ep"]
     if inner_state == "average":  # 3 + 1 + 1 exchanges in 3 rounds
-        more = [f"run_name=costs-{experiment}", "max_duration=3ep"]
         more.append("algorithms.dept.inner_state=average")
         more.append("algorithms.dept.inner_state_interval={exp_avg: 2, exp_avg_sq: 3}")
     more += ["train_loader.epoch_batches=3", "global_train_batch_size=8"] * (experiment == "std")
@@ -34,7 +34,7 @@ def test_a_run_hands_over_what_the_cost_model_says(prepared, experiment, inner_s
     if experiment == "dept_spec":
         more.append("algorithms.dept.average={name: median}")
     trainer = train(prepared, experiment, *more)
-    path = prepared / "runs" / f"costs-{experiment}" / "summary.json"
+    path = prepared / "runs" / name / "summary.json"
     counted = json.loads(path.read_text())["communication"]
     expected = costs_of(extends.resolve(load(prepared, experiment, *more)))
     assert counted["parameters_per_step"] == pytest.approx(expected.per_step)

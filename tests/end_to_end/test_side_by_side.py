@@ -56,7 +56,7 @@ def test_any_number_of_workers_learns_the_same_bits(
 ):
     results, summaries = {}, {}
     for count in processes:
-        name = f"{count}-{experiment}-{len(options)}"
+        name = f"{count}-{experiment}-{len(''.join(options))}"
         results[count] = fleet.train(
             prepared, experiment, f"run_name={name}", *options, processes=count
         )
