@@ -33,7 +33,7 @@ SHAPING = (
 
 # Where data comes from, how much of it is kept and how long to wait depend on the machine. What is
 # evaluated does not change training. A run that stopped at a fault may continue with `leave_out`.
-_NOT_SHAPING = (
+NOT_SHAPING = (
     "train_loader.remote",
     "train_loader.cache_limit",
     "algorithms.dept.worker_timeout",
@@ -42,6 +42,12 @@ _NOT_SHAPING = (
     "algorithms.dept.upload_sources",
     "algorithms.dept.faults",
     "algorithms.dept.outlier_multiple",
+    "algorithms.dept.federation.silo",
+    "algorithms.dept.federation.socket",
+    "algorithms.dept.federation.metrics",
+    "algorithms.dept.federation.min_sources",
+    "algorithms.dept.federation.round_timeout",
+    "algorithms.dept.federation.grace",
 )
 
 # Batch counts depend on the number of workers, so names have -w<workers> if there are several.
@@ -187,7 +193,7 @@ def refuse_other_settings(
     before = OmegaConf.to_container(OmegaConf.load(stored))
     assert isinstance(before, dict)
     for section in shaping:
-        difference = _first_difference(section, _at(before, section), _at(config, section))
+        difference = _first_difference(section, at(before, section), at(config, section))
         if difference is not None:
             key, old, new = difference
             raise ConfigError(
@@ -196,14 +202,15 @@ def refuse_other_settings(
             )
 
 
-def _at(config: Mapping[str, Any], section: str) -> Any:
+def at(config: Mapping[str, Any], section: str) -> Any:
+    """The value of a dotted key of a yaml; ``None`` if it is absent."""
     for key in section.split("."):
         config = (config or {}).get(key)  # type: ignore[assignment]
     return config
 
 
 def _first_difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any] | None:
-    if key in _NOT_SHAPING:
+    if key in NOT_SHAPING:
         return None
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for name in sorted({*before, *now}):

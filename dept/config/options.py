@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
+from dept.config.federation_options import WHERE, FederationOptions
 from dept.config.loader_options import (
     CorpusOptions,
     MixtureOptions,
@@ -20,6 +21,7 @@ from dept.config.loader_options import (
 )
 from dept.config.schema import (
     FLAG,
+    MAPPING,
     NULL,
     TEXT,
     Kind,
@@ -37,6 +39,7 @@ from dept.method.variants import VARIANTS, Variant
 __all__ = [
     "CorpusOptions",
     "DeptOptions",
+    "FederationOptions",
     "MixtureOptions",
     "SourcesOptions",
     "StartFromOptions",
@@ -128,6 +131,10 @@ class DeptOptions:
     median of the source's last ten rounds by more than this factor. In ordinary runs of this
     repository the factor is at most 2.1. ``null``: no update is an outlier."""
 
+    federation: Mapping[str, Any] | None = None
+    """Organisations that train together over Flower, each on its own text: see
+    ``dept/config/federation_options.py`` and ``docs/federation.md``."""
+
     def __post_init__(self) -> None:
         where, count = "algorithms.dept", integer(1)
         checks = {
@@ -143,9 +150,38 @@ class DeptOptions:
             "weighting": one_of("uniform", "tokens"),
             "faults": one_of("leave_out", "stop"),
             "outlier_multiple": number(1, above=True) | NULL,
+            "federation": MAPPING | NULL,
         }
         for name, kind in checks.items():
             kind.check(f"{where}.{name}", getattr(self, name))
+        if self.federation is not None:
+            self._check_federation()
+
+    def _check_federation(self) -> None:
+        federation = self.federated
+        assert federation is not None
+        if self.weighting != "uniform":
+            raise ConfigError(
+                "algorithms.dept.weighting is tokens, which would tell the server how much text a "
+                "silo has: set it to uniform in a federation"
+            )
+        if self.sampling != UNIFORM:
+            raise ConfigError(
+                "algorithms.dept.sampling is stratified, which is for workers of one job: set it "
+                "to uniform in a federation"
+            )
+        if (self.sources_per_round or 1) > len(federation.sources):
+            raise ConfigError(
+                f"algorithms.dept.sources_per_round is {self.sources_per_round}, and the "
+                f"federation has {len(federation.sources)} sources: set it to that or less"
+            )
+
+    @property
+    def federated(self) -> FederationOptions | None:
+        """The options of the federation; ``None`` without one."""
+        if self.federation is None:
+            return None
+        return parse(FederationOptions, WHERE, self.federation)
 
     @property
     def sharing(self) -> Variant:

@@ -14,13 +14,16 @@ from dept.training import moves
 from dept.training.run import Run
 
 
-def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
-    """Give every worker the global model, the clock and its sources of the checkpoint.
+def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> bool:
+    """Give every worker the global model and its sources of the checkpoint.
 
     Args:
         run: the run of this worker.
         state: the state of Composer.
         loaded: the algorithm's state in the checkpoint, if the first worker has loaded one.
+
+    Returns:
+        Whether there is a checkpoint; :func:`enter_round` follows then.
 
     Raises:
         ConfigError: the state of a source is missing, or is of another tokenizer.
@@ -33,7 +36,7 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
     workers.from_first(start, kind="start", stage="the start")
     moves.settle(run, first["round"])
     if first["loaded"] is None:
-        return
+        return False
     loaded, round_index = first["loaded"], first["round"]
     device = next(state.model.parameters()).device
     run.outer_optimizer.load_state_dict(loaded["outer_optimizer"], device=device)
@@ -43,12 +46,30 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
     files = SourceFiles(Path(first["from"]).parent / FOLDER)
     if "://" in first["from"] and held.files is not None:
         files = held.files
+    # A silo does not return to a checkpoint with its job: the server may have its later slots.
+    steps = {} if run.options.federation is not None else loaded["steps"]
     for source in held.sources:
-        _restore(run, source, files, round_index, loaded["steps"].get(source))
+        _restore(run, source, files, round_index, steps.get(source))
+    state.timestamp = state.timestamp.copy(epoch=round_index)
+    return True
+
+
+def enter_round(run: Run, state: State) -> None:
+    """Continue the round that a checkpoint is in.
+
+    Args:
+        run: the run of this worker.
+        state: the state of Composer, whose clock and learning rates are set.
+    """
+    round_index = state.timestamp.epoch.value
     run.start_pass(round_index)
     state.timestamp = _timestamp(run, state, round_index, sum(run.steps.values()))
+    set_rates(state)
+
+
+def set_rates(state: State) -> None:
+    """Set the learning rates of the coming step, which no checkpoint has."""
     for optimizer, scheduler in zip(state.optimizers, state.schedulers, strict=True):
-        # The checkpoint lacks the optimizer's state, and so also the learning rate.
         rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         for group, (base, factor) in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = base * factor(scheduler.last_epoch)

@@ -16,7 +16,7 @@ from dept.method.averaging import Share
 from dept.method.compression import Compression
 from dept.method.live_model import LiveModel
 from dept.method.outer_optimizer import OuterOptimizer
-from dept.method.schedule import RoundSchedule
+from dept.method.schedule import DirectedSchedule, RoundSchedule
 from dept.method.slot_record import SlotRecord
 from dept.method.source_state import Slots
 from dept.training import round_metrics
@@ -118,10 +118,11 @@ class Run:
             DataError: a shard is missing.
             ValueError: sources, workers and sources per round do not fit together.
         """
-        names = tuple(loader.prepared)
-        schedule = RoundSchedule(
+        names, is_silo = tuple(loader.prepared), options.federation is not None
+        kind = DirectedSchedule if is_silo else RoundSchedule
+        schedule = kind(
             sources=names,
-            sources_per_round=options.sources_per_round or len(names),
+            sources_per_round=len(names) if is_silo else options.sources_per_round or len(names),
             local_steps=options.local_steps,
             seed=seed,
             workers=workers.count,
@@ -130,7 +131,7 @@ class Run:
         loader.bind(schedule)
         rows = vocabularies(loader.prepared, options.sharing, tokenizer)
         slots = Slots(live, options.sharing, rows, inner_state=options.inner_state, seed=seed)
-        reductions = Reductions(Compression.of(options.compression), names)
+        reductions = Reductions(Compression.of(options.compression), names, sends=is_silo)
         parts = {"options": options, "workers": workers, "loader": loader, "schedule": schedule}
         return cls(**parts, slots=slots, reductions=reductions, **others)
 

@@ -12,6 +12,7 @@ from dept.method.averaging import Average, Share
 from dept.method.compression import Compression
 from dept.transport.coded_exchange import CodedReduction
 from dept.transport.exchange import ExactReduction
+from dept.transport.flower.updates import Updates
 from dept.transport.process_group import Workers
 
 
@@ -51,15 +52,19 @@ class Reductions:
         order: all sources, in the order of the corpus.
         errors: coding error of the messages of each source, by source; private state of the source.
         returned_error: coding error of the means, on the first worker.
+        sends: whether this is a silo, which sends local models (or coded updates) to a server.
     """
 
     compression: Compression | None
     order: Sequence[str]
     errors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     returned_error: dict[str, Tensor] = field(default_factory=dict)
+    sends: bool = False
 
     def open(self, start: Mapping[str, Tensor]) -> Reduction:
         """The reduction of a round that starts from ``start``."""
+        if self.sends:
+            return Updates(start, self.compression, self.errors)
         if self.compression is None:
             return ExactReduction(start)
         return CodedReduction(start, self.compression, self.errors, self.returned_error, self.order)
@@ -83,6 +88,7 @@ class Reductions:
 
     def close(self, reduction: Reduction) -> None:
         """Keep the coding errors of a round for the next one, after the outer step."""
-        if isinstance(reduction, CodedReduction):
+        if isinstance(reduction, (CodedReduction, Updates)):
             self.errors |= reduction.pending
+        if isinstance(reduction, CodedReduction):
             self.returned_error |= reduction.returned_pending

@@ -1,0 +1,411 @@
+"""The server of a federation: it draws sources, combines their updates, and takes the outer step.
+
+The same functions as in a job of workers do this (``dept/method``, ``dept/transport``), so a
+federation learns the same numbers as ``composer -n W``.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dept.config.options import DeptOptions
+from dept.errors import ConfigError
+from dept.method.averaging import Average, Share
+from dept.method.compression import Compression
+from dept.method.outer_optimizer import OuterOptimizer
+from dept.method.sampling import draw, grouped
+from dept.method.schedule import RoundSchedule
+from dept.training.federation.server_files import Plan, ServerFiles, ServerState
+from dept.transport.flower.messages import Parcel, Refused, check_arrays, check_metrics
+from dept.transport.flower.silos import Member, Model, Silos
+from dept.transport.flower.theta import hash_of
+from dept.transport.process_group import Workers
+from dept.transport.reductions import Reductions
+from dept.transport.topology import Place
+
+
+@dataclass
+class Replies:
+    """The replies to one round.
+
+    Attributes:
+        updates: the update of each silo, by name.
+        refused: silos that refused, or whose update is not accepted.
+        asked: silos that were asked.
+    """
+
+    updates: dict[str, Parcel] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Sources that were trained and are not to be averaged, with the reason."""
+        entries = [e for u in self.updates.values() for e in u.fields["left_out"]]  # type: ignore[union-attr]
+        return {source: why for source, _, why in (entry.partition(" ") for entry in entries)}
+
+    @property
+    def sources(self) -> list[str]:
+        """Sources whose updates are there."""
+        return [s for u in self.updates.values() for s in u.fields["sources"]]  # type: ignore[union-attr]
+
+
+class Server:
+    """Trains the body of a federation.
+
+    Args:
+        options: options of ``algorithms.dept``.
+        seed: seed of the run.
+        rounds: number of rounds.
+        silos: the silos.
+        files: the files of this server.
+        outer_optimizer: takes the outer step.
+        say: shows a sentence.
+        clock: seconds.
+        sleep: waits some seconds between two looks at the silos.
+    """
+
+    def __init__(
+        self,
+        *,
+        options: DeptOptions,
+        seed: int,
+        rounds: int,
+        silos: Silos,
+        files: ServerFiles,
+        outer_optimizer: OuterOptimizer,
+        state: ServerState,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[], None] = lambda: time.sleep(0.5),
+    ) -> None:
+        federation = options.federated
+        assert federation is not None
+        self.options, self.federation = options, federation
+        self.seed, self.rounds, self.silos, self.files = seed, rounds, silos, files
+        self.outer_optimizer, self.say = outer_optimizer, say
+        self.clock, self.sleep = clock, sleep
+        self.compression = Compression.of(options.compression)
+        self.reductions = Reductions(self.compression, federation.sources)
+        self.state = state
+        self.reductions.returned_error |= state.coding_error
+        if state.outer_optimizer:
+            self.outer_optimizer.load_state_dict(state.outer_optimizer)
+
+    def run(self) -> None:
+        """Train all remaining rounds.
+
+        Raises:
+            ConfigError: the first silo does not fit the yaml of the server.
+            NumericalFault: a value would not be finite.
+            NotSaved: the state cannot be written.
+        """
+        self._gather()
+        if not self.state.theta:
+            self._take_model_as_built()
+        while self.state.round < self.rounds:
+            self._train_round()
+        self._finish()
+
+    # --- the start -------------------------------------------------------------------------------
+
+    def _gather(self) -> None:
+        """Wait until every source has its silo, or for ``round_timeout`` until enough have."""
+        began, said = self.clock(), False
+        while True:
+            self.silos.poll()
+            here = [s for s in self.federation.sources if self.silos.member_of(s) is not None]
+            if len(here) == len(self.federation.sources):
+                return
+            if self.clock() - began > self.federation.round_timeout:
+                if len(here) >= self.federation.min_sources:
+                    self.say(f"training begins with {', '.join(here)}: no silo has the others")
+                    return
+                if not said:
+                    self.say(f"{len(here)} sources are there, and min_sources are awaited")
+                    said = True
+            self.sleep()
+
+    def _take_model_as_built(self) -> None:
+        assert self.silos.model is not None
+        parcel = None
+        while parcel is None:
+            for member in self.silos.reachable(0):
+                if self.silos.ask(member, Parcel("start")):
+                    break
+            self.sleep()
+            replies = self.silos.poll()
+            parcel = next((p for _, p in replies if p.kind == "started"), None)
+        check_arrays(parcel.arrays, self.silos.model.shapes, "the first silo")
+        if hash_of(parcel.arrays) != self.silos.model.theta:
+            raise ConfigError("the first silo sends another model than it has announced")
+        self.state.theta = {n: torch.from_numpy(a.copy()) for n, a in parcel.arrays.items()}
+        self._save()
+
+    # --- a round ---------------------------------------------------------------------------------
+
+    def _train_round(self) -> None:
+        began, before = self.clock(), dict(self.silos.sent)
+        plan = self.files.plan(self.state.round)
+        if plan is None:
+            plan = self._draw()
+            self.files.write_plan(plan)
+        self.say(f"round {plan.round_index + 1}/{self.rounds}: {', '.join(plan.drawn)}")
+        replies = self._ask(plan)
+        self._outer_step(plan, replies)
+        line = self._account(plan, replies, before) | {"seconds": self.clock() - began}
+        self.state.history.append(line)
+        self._save()
+        self.files.log(line)
+
+    def _draw(self) -> Plan:
+        """S_t, from the sources of all silos that can train now; the draw of a job if all can."""
+        index = self.state.round
+        while True:
+            able = {s for m in self.silos.reachable(index) for s in m.sources}
+            if len(able) >= self.federation.min_sources:
+                break
+            self.sleep()
+            self.silos.poll()
+        sources = tuple(s for s in self.federation.sources if s in able)
+        wanted = min(self.options.sources_per_round or len(sources), len(sources))
+        if len(sources) == len(self.federation.sources):
+            schedule = RoundSchedule(sources, wanted, self.options.local_steps, self.seed)
+            drawn = schedule.drawn(index)
+        else:
+            drawn = draw(grouped(sources, 1), wanted, seed=self.seed, round_index=index)
+        return Plan(index, secrets.token_hex(8), drawn)
+
+    def _ask(self, plan: Plan) -> Replies:
+        """Ask every silo, and wait for the replies as long as the options allow."""
+        replies, began, said = Replies(), self.clock(), False
+        while True:
+            for member in self.silos.members.values():
+                if member.name not in replies.updates.keys() | replies.refused and self.silos.ask(
+                    member, self._message(plan, member)
+                ):
+                    replies.asked.add(member.name)
+            self.sleep()
+            for member, parcel in self.silos.poll():
+                self._take(plan, replies, member, parcel)
+            late = self.clock() - began > self.federation.round_timeout
+            if not (late or not self._awaited(plan, replies)):
+                continue
+            needed = min(self.federation.min_sources, len(plan.drawn))
+            if len(replies.sources) + len(replies.left_out) >= needed or not plan.drawn:
+                return replies
+            if not said:
+                self.say(
+                    f"round {plan.round_index + 1} has updates of {len(replies.sources)} sources, "
+                    f"and min_sources is {self.federation.min_sources}: it waits for silos"
+                )
+                said = True
+
+    def _awaited(self, plan: Plan, replies: Replies) -> list[str]:
+        """Silos that this round still waits for."""
+        done = replies.updates.keys() | replies.refused
+        awaited = []
+        for source in plan.drawn:
+            member = self.silos.member_of(source)
+            if member is None or member.name in done:
+                continue
+            if self.silos.lost_for(member) <= self.federation.grace:
+                awaited.append(member.name)
+        # Others only evaluate, and are awaited while they are there.
+        able = [m.name for m in self.silos.reachable(plan.round_index)]
+        return awaited + [name for name in able if name not in done]
+
+    def _message(self, plan: Plan, member: Member) -> Parcel:
+        averaged = self.state.averaged
+        return Parcel(
+            "round",
+            {
+                "round": plan.round_index,
+                "rounds": self.rounds,
+                "nonce": plan.nonce,
+                "drawn": [s for s in plan.drawn if s in member.sources],
+                "averaged": [f"{s} {averaged[s]}" for s in member.sources if s in averaged],
+            },
+            arrays={name: value.numpy() for name, value in self.state.theta.items()},
+        )
+
+    def _take(self, plan: Plan, replies: Replies, member: Member, parcel: Parcel) -> None:
+        """Take a reply, or drop one that is late, twice there, or not as it should be."""
+        if parcel.kind != "update" or (
+            parcel.fields["round"] != plan.round_index or parcel.fields["nonce"] != plan.nonce
+        ):
+            self.say(f"a late reply of silo {member.name} is dropped")
+            return
+        if member.name in replies.updates:
+            return
+        try:
+            if parcel.fields["refusal"]:
+                raise Refused(str(parcel.fields["refusal"]))
+            self._check_update(plan, member, parcel)
+        except Refused as error:
+            self.say(f"the update of silo {member.name} is not averaged: {error}")
+            replies.refused.add(member.name)
+            return
+        replies.updates[member.name] = parcel
+
+    def _check_update(self, plan: Plan, member: Member, parcel: Parcel) -> None:
+        drawn = [s for s in plan.drawn if s in member.sources]
+        sources: list[str] = list(parcel.fields["sources"])  # type: ignore[arg-type]
+        out = [entry.partition(" ")[0] for entry in parcel.fields["left_out"]]  # type: ignore[union-attr]
+        if parcel.fields["silo"] != member.name or sorted(sources + out) != sorted(drawn):
+            raise Refused("it is not of the sources that were drawn")
+        expected: dict[str, tuple[int, ...]] = {}
+        for source in sources:
+            like = self._like(member, source)
+            if self.compression is not None:
+                rows = self._share(source).rows
+                expected[source] = (self.compression.size(like, rows),)
+            else:
+                expected |= {f"{source}/{n}": tuple(v.shape) for n, v in like.items()}
+        check_arrays(parcel.arrays, expected, f"silo {member.name}")
+        kind = "float32" if self.compression is None else "uint8"
+        if any(array.dtype.name != kind for array in parcel.arrays.values()):
+            raise Refused(f"its arrays are not {kind}")
+
+    def _like(self, member: Member, source: str) -> dict[str, Tensor]:
+        """Tensors with the shapes of a local model."""
+        assert self.silos.model is not None
+        count = len(member.rows.get(source, ()))
+        return {
+            name: torch.empty(
+                (count, *shape[1:]) if name in self.silos.model.by_row else shape, device="meta"
+            )
+            for name, shape in self.silos.model.shapes.items()
+        }
+
+    def _share(self, source: str) -> Share:
+        member, model = self.silos.member_of(source), self.silos.model
+        assert member is not None and model is not None
+        rows = {n: torch.from_numpy(member.rows[source].astype("int64")) for n in model.by_row}
+        return Share(1.0, rows)
+
+    # --- the outer step --------------------------------------------------------------------------
+
+    def _outer_step(self, plan: Plan, replies: Replies) -> None:
+        """theta[t] = OuterOpt(theta[t-1], theta[t-1] - the combination of the local models)."""
+        for name, why in replies.left_out.items():
+            self.say(f"source {name} in round {plan.round_index + 1} is left out: {why:.200}")
+        updates = {
+            source: {
+                name.removeprefix(f"{source}/"): torch.from_numpy(array)
+                for name, array in parcel.arrays.items()
+                if name == source or name.startswith(f"{source}/")
+            }
+            for parcel in replies.updates.values()
+            for source in parcel.fields["sources"]  # type: ignore[union-attr]
+        }
+        if not updates:
+            self.say("no update of this round is left: the global model is unchanged")
+        else:
+            means = self.combine(updates, {source: self._share(source) for source in updates})
+            self.state.theta = self.outer_optimizer.step(self.state.theta, means)
+            self.state.averaged |= dict.fromkeys(updates, plan.round_index)
+        self.state.round += 1
+        self.state.outer_optimizer = self.outer_optimizer.state_dict()
+        self.state.coding_error = dict(self.reductions.returned_error)
+
+    def combine(
+        self, updates: Mapping[str, Mapping[str, Tensor]], shares: Mapping[str, Share]
+    ) -> dict[str, Average]:
+        """Combine the updates of the sources of a round; the one place where they come together.
+
+        Args:
+            updates: by source, in any order, its local model: float32 by name, with the rows of its
+                share; or with compression its coded pseudo-gradient, under the name of the source.
+            shares: weight and token rows of each source.
+
+        Returns:
+            The average of every parameter.
+        """
+        reduction = self.reductions.open(self.state.theta)
+        for source in self.federation.sources:
+            if source not in updates:
+                continue
+            if self.compression is None:
+                reduction.add(source, updates[source], shares[source])
+            else:
+                reduction.take(source, updates[source][source])  # type: ignore[attr-defined]
+        ordered = {s: shares[s] for s in self.federation.sources if s in shares}
+        averages = reduction.averages(Workers(Place()), [ordered], stage="the outer step")
+        self.reductions.close(reduction)
+        return averages
+
+    # --- records ---------------------------------------------------------------------------------
+
+    def _account(self, plan: Plan, replies: Replies, before: Mapping[str, int]) -> dict[str, Any]:
+        for parcel in replies.updates.values():
+            for key, value in check_metrics(parcel.metrics).items():
+                source, _, metric = key.partition("/")
+                self.state.latest.setdefault(source, {})[metric] = value
+        averaged = sorted(replies.sources, key=self.federation.sources.index)
+        missing = [s for s in plan.drawn if s not in averaged and s not in replies.left_out]
+        if missing:
+            self.say(f"round {plan.round_index + 1} is without {', '.join(missing)}")
+        metrics = {k: v for p in replies.updates.values() for k, v in p.metrics.items()}
+        losses = [v for k, v in metrics.items() if k.endswith("/train_loss")]
+        loss = f", training loss {math.fsum(losses) / len(losses):.3f}" if losses else ""
+        down = self.silos.sent["down"] - before.get("down", 0)
+        up = self.silos.sent["up"] - before.get("up", 0)
+        if plan.drawn:
+            self.say(
+                f"round {plan.round_index + 1}/{self.rounds} averages {len(averaged)} sources of "
+                f"{len(replies.updates)} silos{loss}; {down / 1e6:.2f} MB down, "
+                f"{up / 1e6:.2f} MB up"
+            )
+        return {
+            "round": plan.round_index + 1,
+            "drawn": list(plan.drawn),
+            "averaged": averaged,
+            "missing": missing,
+            "left_out": replies.left_out,
+            "silos": sorted(replies.updates),
+            "asked": sorted(replies.asked),
+            "bytes_down": down,
+            "bytes_up": up,
+            "metrics": metrics,
+        }
+
+    def _save(self) -> None:
+        assert self.silos.model is not None
+        self.state.model = asdict(self.silos.model)
+        self.state.terms = self.silos.terms
+        self.silos.is_new = self.state.round == 0
+        self.files.save(self.state)
+
+    def _finish(self) -> None:
+        """Send the last global model to all silos, which evaluate it and write their models."""
+        before = dict(self.silos.sent)
+        plan = self.files.plan(self.rounds) or Plan(self.rounds, secrets.token_hex(8), ())
+        self.files.write_plan(plan)
+        self.say("training is finished: silos evaluate the last model")
+        replies = self._ask(plan)
+        line = self._account(plan, replies, before)
+        self.files.log(line)
+        self.state.history.append(line)
+        self._save()
+
+
+def model_of(state: ServerState) -> Model | None:
+    """What silos have in common, from the state of an earlier server."""
+    if not state.model:
+        return None
+    found = state.model
+    return Model(
+        {name: tuple(shape) for name, shape in found["shapes"].items()},
+        tuple(found["by_row"]),
+        found["tokenizer"],
+        found["theta"],
+    )
