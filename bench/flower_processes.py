@@ -15,10 +15,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
+from meter import Meter
+
+from dept.transport.flower.keys import CA, CERTIFICATE, KEY, make_server, make_silo
 
 REPOSITORY = Path(__file__).parents[1]
 APP = REPOSITORY / "dept" / "transport" / "flower" / "app"
@@ -56,6 +60,20 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def answers(port: int) -> bool:
+    """Whether something listens on a port of this machine."""
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 600.0) -> bool:
+    """Wait until a condition holds, at most ``seconds``; returns whether it does."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.2)
+    return condition()
+
+
 class Federation:
     """A federation whose parties are folders below one folder.
 
@@ -66,14 +84,19 @@ class Federation:
     """
 
     def __init__(self, folder: Path, silos: Mapping[str, Sequence[str]], sockets: Path) -> None:
-        self.folder, self.silos, self.sockets = folder, dict(silos), sockets
+        self.folder, self.silos, self.sockets = folder.absolute(), dict(silos), sockets
         self.port = free_port()
+        self.meters = {name: Meter(self.port) for name in silos}
         self.processes: dict[str, subprocess.Popen | multiprocessing.process.BaseProcess] = {}
         for name in ("server", *silos):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        self._connection = f'address = "127.0.0.1:{self.port}"\ninsecure = true\n'
-        self._link = ["--insecure"]
-        self._node = {name: ["--insecure"] for name in silos}
+        keys = folder / "server" / "keys"
+        if not (keys / CA).is_file():
+            make_server(["127.0.0.1", "localhost"], keys)
+        self.authority = keys / CA
+        for name in silos:
+            if not (folder / name / "keys" / f"{name}.pub").is_file():
+                make_silo(name, folder / name / "keys")
 
     def start(self, name: str, command: Sequence[str], party: str) -> subprocess.Popen:
         """Start a command in the folder of a party, with its log beside it.
@@ -97,12 +120,26 @@ class Federation:
 
     def superlink(self) -> subprocess.Popen:
         """Start the SuperLink."""
-        command = ["flower-superlink", *self._link, "--host", "127.0.0.1", "--port", str(self.port)]
-        return self.start("superlink", command, "server")
+        keys = self.folder / "server" / "keys"
+        command = [sys.executable, "-m", "dept.transport.flower.superlink"]
+        command += ["--ssl-ca-certfile", str(keys / CA), "--ssl-certfile", str(keys / CERTIFICATE)]
+        command += ["--ssl-keyfile", str(keys / KEY), "--enable-supernode-auth"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        process = self.start("superlink", command, "server")
+        wait_until(lambda: answers(self.port) or process.poll() is not None)
+        return process
+
+    def register(self, silo: str) -> str:
+        """Register the public key of a silo at the SuperLink; returns what Flower says."""
+        key = self.folder / silo / "keys" / f"{silo}.pub"
+        return self._flwr("supernode", "register", str(key), CONNECTION)
 
     def supernode(self, silo: str) -> subprocess.Popen:
         """Start the SuperNode of a silo."""
-        command = ["flower-supernode", *self._node[silo], "--superlink", self.address(silo)]
+        command = [sys.executable, "-m", "dept.transport.flower.supernode"]
+        command += ["--root-certificates", str(self.authority), "--superlink", self.address(silo)]
+        key = self.folder / silo / "keys" / f"{silo}.key"
+        command += ["--auth-supernode-private-key", str(key)]
         command += ["--host", "127.0.0.1", "--port", str(free_port())]
         command += ["--node-config", f'socket="{self.socket(silo)}"']
         return self.start("supernode", command, silo)
@@ -119,12 +156,22 @@ class Federation:
             f"algorithms.dept.federation.silo={silo}",
             f"algorithms.dept.federation.socket={self.socket(silo)}",
         ]
+        self.train(silo, str(yaml), *overrides, *own)
+
+    def train(self, party: str, *command: str) -> multiprocessing.process.BaseProcess:
+        """Start `train.py` in the folder of a party.
+
+        Args:
+            party: name of the folder.
+            command: arguments of `train.py`.
+        """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTS)
-        arguments = (self.folder / silo, [str(yaml), *overrides, *own])
+        arguments = (self.folder / party, list(command))
         process = context.Process(target=_train, args=arguments, daemon=True)
         process.start()
-        self.processes[f"{silo}/trainer"] = process
+        self.processes[f"{party}/trainer"] = process
+        return process
 
     def serve(self, yaml: Path, *overrides: str) -> subprocess.Popen:
         """Submit the ServerApp; the process ends with it.
@@ -133,18 +180,30 @@ class Federation:
             yaml: the experiment.
             overrides: ``key=value`` each.
         """
-        home = self.folder / "server" / "flower"
-        home.mkdir(exist_ok=True)
-        (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n{self._connection}'
-        )
+        self._connect()
         given = f"yaml={json.dumps(str(yaml))} overrides={json.dumps(' '.join(overrides))}"
         command = ["flwr", "run", str(APP), CONNECTION, "--stream", "--run-config", given]
         return self.start("run", command, "server")
 
+    def _connect(self) -> None:
+        """Let Flower's commands know the SuperLink."""
+        home = self.folder / "server" / "flower"
+        home.mkdir(exist_ok=True)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+            f'address = "127.0.0.1:{self.port}"\nroot-certificates = "{self.authority}"\n'
+        )
+
+    def _flwr(self, *arguments: str) -> str:
+        self._connect()
+        environment = self._environment("server")
+        command = [str(Path(sys.executable).with_name("flwr")), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
     def address(self, silo: str) -> str:
-        """The address at which a silo reaches the SuperLink."""
-        return f"127.0.0.1:{self.port}"
+        """The address at which a silo reaches the SuperLink, through a meter."""
+        return f"127.0.0.1:{self.meters[silo].port}"
 
     def socket(self, silo: str) -> Path:
         """The socket of a silo."""
@@ -176,6 +235,8 @@ class Federation:
         """End all processes."""
         for name in list(self.processes):
             self.kill(name)
+        for meter in self.meters.values():
+            meter.close()
 
     def _environment(self, party: str) -> dict[str, str]:
         own = Path(sys.executable).parent

@@ -267,9 +267,7 @@ class Link:
                         return None
                 if self._answer.fields["nonce"] == parcel.fields["nonce"]:
                     return self._answer
-                return self._no(
-                    parcel, announced, "this silo has answered a later round, or another draw"
-                )
+                return self._no(parcel, announced, "this silo has answered a later message")
             finally:
                 self._waiting.remove(mine)
 
