@@ -14,8 +14,8 @@ TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock data check-data downstream demo check test unit reproduce bench faults soak costs lm-eval \
-    lint clean
+.PHONY: help setup lock data check-data downstream demo check test unit reproduce bench faults soak federation costs \
+    lm-eval lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -75,6 +75,9 @@ faults: data  ## killed runs compared with an uninterrupted one; detection of a 
 
 soak: data  ## a thousand short rounds: memory, open files, shared memory, threads
 	$(BIN)/python bench/faults.py soak $(ARGS)
+
+federation: data  ## three silos and a server over Flower, on this machine, compared with one job
+	$(BIN)/python bench/federation.py $(ARGS)
 
 costs: $(READY)  ## the paper's table of costs beside ours
 	$(BIN)/python -m dept.costs --paper

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _show_table(federation)
         _show_bytes(yaml, overrides, state, wire)
         plain = REPOSITORY / "yamls" / f"{chosen.experiment}.yaml"
-        return _compare(federation, plain, overrides, state)
+        return compare(federation, plain, overrides, state)
     finally:
         federation.close()
         shutil.rmtree(sockets, ignore_errors=True)
@@ -167,7 +167,7 @@ def _show_bytes(
     terminal.show(rows)
 
 
-def _compare(
+def compare(
     federation: Federation, yaml: Path, overrides: Sequence[str], state: ServerState
 ) -> int:
     """Train the same sources as one job, and compare the global models bit for bit."""

@@ -92,7 +92,7 @@ class Federation:
             (folder / name).mkdir(parents=True, exist_ok=True)
         keys = folder / "server" / "keys"
         if not (keys / CA).is_file():
-            make_server(["127.0.0.1", "localhost"], keys)
+            make_server(["localhost"], keys)
         self.authority = keys / CA
         for name in silos:
             if not (folder / name / "keys" / f"{name}.pub").is_file():
@@ -125,6 +125,7 @@ class Federation:
         command += ["--ssl-ca-certfile", str(keys / CA), "--ssl-certfile", str(keys / CERTIFICATE)]
         command += ["--ssl-keyfile", str(keys / KEY), "--enable-supernode-auth"]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--database", str(self.folder / "server" / "superlink.db")]
         process = self.start("superlink", command, "server")
         wait_until(lambda: answers(self.port) or process.poll() is not None)
         return process

@@ -36,6 +36,9 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> bool:
     workers.from_first(start, kind="start", stage="the start")
     moves.settle(run, first["round"])
     if first["loaded"] is None:
+        if run.options.federation is not None and held.files is not None:
+            for source in held.sources:  # a silo has sent what is there to its server
+                _restore(run, source, held.files, 0, None)
         return False
     loaded, round_index = first["loaded"], first["round"]
     device = next(state.model.parameters()).device

@@ -156,8 +156,10 @@ def test_what_travels_is_what_is_shared(parties, prepared):
         by_row = {n: tuple(state.theta[n].shape) for n in private}
         averaged = {n: tuple(v.shape) for n, v in state.theta.items() if n not in private}
         rows = {s: corpus.source(s).local_vocab_size for s in SOURCES}
-        assert sum(r is None for _, r in grid.messages) == 0
         for asked, reply in grid.messages:
+            if reply is None:
+                assert asked.kind == "join"  # before there was a trainer
+                continue
             assert asked.kind in ("join", "start", "round")
             for parcel in (asked, reply):
                 assert parcel.fields.keys() == KINDS[parcel.kind].fields.keys()

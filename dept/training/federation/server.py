@@ -108,6 +108,8 @@ class Server:
             NumericalFault: a value would not be finite.
             NotSaved: the state cannot be written.
         """
+        if any(not line["drawn"] for line in self.state.history):
+            return  # an earlier server has finished
         self._gather()
         if not self.state.theta:
             self._take_model_as_built()
@@ -118,19 +120,29 @@ class Server:
     # --- the start -------------------------------------------------------------------------------
 
     def _gather(self) -> None:
-        """Wait until every source has its silo, or for ``round_timeout`` until enough have."""
+        """Wait until every source has its silo, or for ``round_timeout`` until enough have.
+
+        When only the last model is left to send, silos that have finished do not come back.
+        """
         began, said = self.clock(), False
+        is_finishing = self.state.round == self.rounds
+        patience = self.federation.grace if is_finishing else self.federation.round_timeout
         while True:
             self.silos.poll()
             here = [s for s in self.federation.sources if self.silos.member_of(s) is not None]
             if len(here) == len(self.federation.sources):
                 return
-            if self.clock() - began > self.federation.round_timeout:
+            if self.clock() - began > patience:
+                if is_finishing:
+                    return
                 if len(here) >= self.federation.min_sources:
                     self.say(f"training begins with {', '.join(here)}: no silo has the others")
                     return
                 if not said:
-                    self.say(f"{len(here)} sources are there, and min_sources are awaited")
+                    self.say(
+                        f"{len(here)} sources are there, and min_sources is "
+                        f"{self.federation.min_sources}: the server waits for silos"
+                    )
                     said = True
             self.sleep()
 

@@ -44,7 +44,7 @@ class Silo:
         assert options is not None and options.silo is not None
         self.options, self.name = options, options.silo
         self._message: Parcel  # of the round that is trained now
-        self._metrics: dict[str, float] = {}
+        self._came_early: Parcel | None = None  # the next one, before the loop of training runs
 
     # --- the start -------------------------------------------------------------------------------
 
@@ -68,19 +68,18 @@ class Silo:
                 f"finished {before}: start the server from its newest checkpoint, or remove the "
                 f"folder of this run"
             )
+        if int(message.fields["round"]) > before:
+            # An epoch without batches takes the model, evaluates it, and makes a checkpoint.
+            self._came_early = message
+            state.dataloader_len = 0
+            state.timestamp = _clock(state, int(message.fields["round"]) - 1, 0)
+            return
         self._message = message
-        if int(message.fields["round"]) == before:
-            self._check_same_model(message)
-            for source in set(self.run.records) - set(message.fields["drawn"]):  # type: ignore[arg-type]
-                self._return(source, before)
-        else:
-            self._settle(message, before)
-            self.run.reductions.close(self.run.reduction)
-            self.run.slots.close_round(self._model_of(message))
-            self.run.exchange_records(stage="the start")
-            self.run.totals["rounds"] = int(message.fields["round"])
+        self._check_same_model(message)
+        for source in set(self.run.records) - set(message.fields["drawn"]):  # type: ignore[arg-type]
+            self._return(source, before)
         self._direct(state)
-        self.run.start_pass(state.timestamp.epoch.value)
+        self.run.start_pass(before)
         resume.set_rates(state)
 
     def _announcement(self) -> Announcement:
@@ -133,13 +132,14 @@ class Silo:
             SystemExit: this process has been asked to end.
         """
         run, before = self.run, self.run.totals["rounds"]
-        self._save(before)
-        sources = [source for source in run.records if source not in left_out]
-        update = self._update(state, sources, left_out)
-        run.workers.sent["model"] += update.nbytes
-        self.link.answer(update)
-        stop = next((c for c in state.callbacks if isinstance(c, StopOnSigterm)), None)
-        message = self.link.next_round(before + 1, lambda: stop is not None and stop.received)
+        message, self._came_early = self._came_early, None
+        if message is None:
+            self._save(before)
+            sources = [source for source in run.records if source not in left_out]
+            update = self._update(state, sources, left_out)
+            run.workers.sent["model"] += update.nbytes
+            self.link.answer(update)
+            message = self.link.next_round(before + 1, lambda: _is_asked_to_end(state))
         if message is None:
             sys.exit(128 + signal.SIGTERM)
         self._message = message
@@ -244,6 +244,11 @@ class Silo:
             name: torch.from_numpy(message.arrays[name]).to(value.device, copy=True)
             for name, value in start.items()
         }
+
+
+def _is_asked_to_end(state: State) -> bool:
+    stop = next((c for c in state.callbacks if isinstance(c, StopOnSigterm)), None)
+    return stop is not None and stop.received
 
 
 def _clock(state: State, round_index: int, done: int) -> Any:

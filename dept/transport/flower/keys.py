@@ -38,13 +38,15 @@ def make_server(hosts: Sequence[str], folder: Path, days: int = 365) -> None:
     hosts, make all of them again.
 
     Args:
-        hosts: names and addresses at which silos reach the server.
+        hosts: names and addresses at which silos reach the server. Those at which it reaches
+            itself are added.
         folder: folder of the files.
         days: days until they expire.
 
     Raises:
         FileExistsError: the folder has such files.
     """
+    hosts = list(dict.fromkeys([*hosts, "localhost", "127.0.0.1"]))
     authority, own = (
         ec.generate_private_key(ec.SECP384R1()),
         ec.generate_private_key(ec.SECP384R1()),

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,6 +147,7 @@ class Link:
         while True:
             with self._changed:
                 if self._refusal is not None:
+                    self._changed.wait_for(lambda: not self._answering, 30.0)
                     raise ConfigError(f"the federation and this silo differ: {self._refusal}")
                 ready = [p for p, _ in self._waiting if int(p.fields["round"]) >= after]
                 if ready:
@@ -178,21 +179,24 @@ class Link:
                 announced = self._wait_until_announced(connection)
                 limit = sum(a.nbytes for a in announced.model.values())
                 parcel = frames.receive(connection, limit)
-                reply = self._reply(parcel, announced, connection)
+                with self._busy():
+                    reply = self._reply(parcel, announced, connection)
+                    if reply is not None:
+                        frames.send(connection, reply)
+                        connection.recv(1)  # the other side closes when it has read all
             except Refused as error:
                 log.warning(f"a message of the server is refused: {error}")
-                return
-            if reply is not None:
-                with self._changed:
-                    self._answering += 1
-                try:
-                    frames.send(connection, reply)
-                    with contextlib.suppress(OSError):
-                        connection.recv(1)  # the other side closes when it has read all
-                finally:
-                    with self._changed:
-                        self._answering -= 1
-                        self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        with self._changed:
+            self._answering += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._answering -= 1
+                self._changed.notify_all()
 
     def _wait_until_announced(self, connection: socket.socket) -> Announcement:
         with self._changed:
