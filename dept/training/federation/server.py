@@ -6,11 +6,10 @@ federation learns the same numbers as ``composer -n W``.
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -23,6 +22,13 @@ from dept.method.compression import Compression
 from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.sampling import draw, grouped
 from dept.method.schedule import RoundSchedule
+from dept.training.federation.replies import (
+    Replies,
+    account,
+    check_update,
+    sentence,
+    share_of,
+)
 from dept.training.federation.server_files import Plan, ServerFiles, ServerState
 from dept.transport.flower.messages import Parcel, Refused, check_arrays, check_metrics
 from dept.transport.flower.silos import Member, Model, Silos
@@ -30,32 +36,6 @@ from dept.transport.flower.theta import hash_of
 from dept.transport.process_group import Workers
 from dept.transport.reductions import Reductions
 from dept.transport.topology import Place
-
-
-@dataclass
-class Replies:
-    """The replies to one round.
-
-    Attributes:
-        updates: the update of each silo, by name.
-        refused: silos that refused, or whose update is not accepted.
-        asked: silos that were asked.
-    """
-
-    updates: dict[str, Parcel] = field(default_factory=dict)
-    refused: set[str] = field(default_factory=set)
-    asked: set[str] = field(default_factory=set)
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """Sources that were trained and are not to be averaged, with the reason."""
-        entries = [e for u in self.updates.values() for e in u.fields["left_out"]]  # type: ignore[union-attr]
-        return {source: why for source, _, why in (entry.partition(" ") for entry in entries)}
-
-    @property
-    def sources(self) -> list[str]:
-        """Sources whose updates are there."""
-        return [s for u in self.updates.values() for s in u.fields["sources"]]  # type: ignore[union-attr]
 
 
 class Server:
@@ -259,50 +239,22 @@ class Server:
         if member.name in replies.updates:
             return
         try:
-            if parcel.fields["refusal"]:
-                raise Refused(str(parcel.fields["refusal"]))
-            self._check_update(plan, member, parcel)
+            check_update(parcel, plan, member, self._model, self.compression)
         except Refused as error:
             self.say(f"the update of silo {member.name} is not averaged: {error}")
             replies.refused.add(member.name)
             return
         replies.updates[member.name] = parcel
 
-    def _check_update(self, plan: Plan, member: Member, parcel: Parcel) -> None:
-        drawn = [s for s in plan.drawn if s in member.sources]
-        sources: list[str] = list(parcel.fields["sources"])  # type: ignore[arg-type]
-        out = [entry.partition(" ")[0] for entry in parcel.fields["left_out"]]  # type: ignore[union-attr]
-        if parcel.fields["silo"] != member.name or sorted(sources + out) != sorted(drawn):
-            raise Refused("it is not of the sources that were drawn")
-        expected: dict[str, tuple[int, ...]] = {}
-        for source in sources:
-            like = self._like(member, source)
-            if self.compression is not None:
-                rows = self._share(source).rows
-                expected[source] = (self.compression.size(like, rows),)
-            else:
-                expected |= {f"{source}/{n}": tuple(v.shape) for n, v in like.items()}
-        check_arrays(parcel.arrays, expected, f"silo {member.name}")
-        kind = "float32" if self.compression is None else "uint8"
-        if any(array.dtype.name != kind for array in parcel.arrays.values()):
-            raise Refused(f"its arrays are not {kind}")
-
-    def _like(self, member: Member, source: str) -> dict[str, Tensor]:
-        """Tensors with the shapes of a local model."""
+    @property
+    def _model(self) -> Model:
         assert self.silos.model is not None
-        count = len(member.rows.get(source, ()))
-        return {
-            name: torch.empty(
-                (count, *shape[1:]) if name in self.silos.model.by_row else shape, device="meta"
-            )
-            for name, shape in self.silos.model.shapes.items()
-        }
+        return self.silos.model
 
     def _share(self, source: str) -> Share:
-        member, model = self.silos.member_of(source), self.silos.model
-        assert member is not None and model is not None
-        rows = {n: torch.from_numpy(member.rows[source].astype("int64")) for n in model.by_row}
-        return Share(1.0, rows)
+        member = self.silos.member_of(source)
+        assert member is not None
+        return share_of(member, source, self._model)
 
     # --- the outer step --------------------------------------------------------------------------
 
@@ -310,15 +262,7 @@ class Server:
         """theta[t] = OuterOpt(theta[t-1], theta[t-1] - the combination of the local models)."""
         for name, why in replies.left_out.items():
             self.say(f"source {name} in round {plan.round_index + 1} is left out: {why:.200}")
-        updates = {
-            source: {
-                name.removeprefix(f"{source}/"): torch.from_numpy(array)
-                for name, array in parcel.arrays.items()
-                if name == source or name.startswith(f"{source}/")
-            }
-            for parcel in replies.updates.values()
-            for source in parcel.fields["sources"]  # type: ignore[union-attr]
-        }
+        updates = replies.updates_by_source()
         if not updates:
             self.say("no update of this round is left: the global model is unchanged")
         else:
@@ -358,41 +302,20 @@ class Server:
     # --- records ---------------------------------------------------------------------------------
 
     def _account(self, plan: Plan, replies: Replies, before: Mapping[str, int]) -> dict[str, Any]:
+        metrics: dict[str, float] = {}
         for parcel in replies.updates.values():
-            for key, value in check_metrics(parcel.metrics).items():
-                source, _, metric = key.partition("/")
-                self.state.latest.setdefault(source, {})[metric] = value
-        averaged = sorted(replies.sources, key=self.federation.sources.index)
-        missing = [s for s in plan.drawn if s not in averaged and s not in replies.left_out]
-        if missing:
-            self.say(f"round {plan.round_index + 1} is without {', '.join(missing)}")
-        metrics = {k: v for p in replies.updates.values() for k, v in p.metrics.items()}
-        losses = [v for k, v in metrics.items() if k.endswith("/train_loss")]
-        loss = f", training loss {math.fsum(losses) / len(losses):.3f}" if losses else ""
-        down = self.silos.sent["down"] - before.get("down", 0)
-        up = self.silos.sent["up"] - before.get("up", 0)
+            metrics |= check_metrics(parcel.metrics)
+        for key, value in metrics.items():
+            source, _, metric = key.partition("/")
+            self.state.latest.setdefault(source, {})[metric] = value
+        moved = {way: self.silos.sent[way] - before.get(way, 0) for way in ("down", "up")}
+        line = account(plan, replies, self.federation.sources, moved, metrics)
         if plan.drawn:
-            self.say(
-                f"round {plan.round_index + 1}/{self.rounds} averages {len(averaged)} sources of "
-                f"{len(replies.updates)} silos{loss}; {down / 1e6:.2f} MB down, "
-                f"{up / 1e6:.2f} MB up"
-            )
-        return {
-            "round": plan.round_index + 1,
-            "drawn": list(plan.drawn),
-            "averaged": averaged,
-            "missing": missing,
-            "left_out": replies.left_out,
-            "silos": sorted(replies.updates),
-            "asked": sorted(replies.asked),
-            "bytes_down": down,
-            "bytes_up": up,
-            "metrics": metrics,
-        }
+            self.say(sentence(line, self.rounds))
+        return line
 
     def _save(self) -> None:
-        assert self.silos.model is not None
-        self.state.model = asdict(self.silos.model)
+        self.state.model = asdict(self._model)
         self.state.terms = self.silos.terms
         self.silos.is_new = self.state.round == 0
         self.files.save(self.state)
