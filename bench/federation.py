@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flower_processes import REPOSITORY, Federation, split_corpus
+from flower_processes import REPOSITORY, Federation, end_in_order, split_corpus
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--experiment", default="dept_spec", help="of yamls/federation/")
     parser.add_argument("--folder", type=Path, default=Path("runs/federation"))
     chosen = parser.parse_args(arguments)
+    end_in_order()
     yaml = REPOSITORY / "yamls" / "federation" / f"{chosen.experiment}.yaml"
     overrides = [*SHORT, *chosen.overrides, "run_name=demo"]
     shutil.rmtree(chosen.folder, ignore_errors=True)
@@ -79,6 +80,8 @@ def _train(federation: Federation, yaml: Path, overrides: Sequence[str]) -> list
     counted = _counted(federation)
     with Live(console=Console(), auto_refresh=False) as live:
         while server.poll() is None or any(_trains(federation, silo) for silo in SILOS):
+            if server.poll() is not None and not metrics.with_name("summary.json").is_file():
+                raise SystemExit(federation.log("server", "run")[-2000:])
             rounds = metrics.read_text().count("\n") if metrics.is_file() else 0
             if rounds > len(wire):
                 now = _counted(federation)
@@ -91,8 +94,6 @@ def _train(federation: Federation, yaml: Path, overrides: Sequence[str]) -> list
                 print(federation.log(broken[0], "trainer")[-2000:])
                 raise SystemExit(f"the trainer of {broken[0]} has ended")
         live.update(_progress(federation), refresh=True)
-    if server.returncode or not metrics.is_file():
-        raise SystemExit(federation.log("server", "run")[-2000:])
     return wire
 
 

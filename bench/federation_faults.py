@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 from federation import CORPUS, REPOSITORY, SHORT, SILOS, compare
-from flower_processes import Federation, split_corpus
+from flower_processes import Federation, end_in_order, split_corpus
 
 from dept import terminal
 from dept.training.federation.server_files import ServerFiles
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/federation-faults"))
     chosen = parser.parse_args(arguments)
+    end_in_order()
     yaml = REPOSITORY / "yamls" / "federation" / f"{chosen.experiment}.yaml"
     overrides = [*SHORT, "algorithms.dept.federation.grace=600", *chosen.overrides, "run_name=demo"]
     shutil.rmtree(chosen.folder, ignore_errors=True)

@@ -60,6 +60,11 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def end_in_order() -> None:
+    """Let SIGTERM raise ``SystemExit``, so that the processes that were started are ended too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def answers(port: int) -> bool:
     """Whether something listens on a port of this machine."""
     with socket.socket() as connection:
@@ -89,14 +94,14 @@ class Federation:
         self.meters = {name: Meter(self.port) for name in silos}
         self.processes: dict[str, subprocess.Popen | multiprocessing.process.BaseProcess] = {}
         for name in ("server", *silos):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        keys = folder / "server" / "keys"
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        keys = self.folder / "server" / "keys"
         if not (keys / CA).is_file():
             make_server(["localhost"], keys)
         self.authority = keys / CA
         for name in silos:
-            if not (folder / name / "keys" / f"{name}.pub").is_file():
-                make_silo(name, folder / name / "keys")
+            if not (self.folder / name / "keys" / f"{name}.pub").is_file():
+                make_silo(name, self.folder / name / "keys")
 
     def start(self, name: str, command: Sequence[str], party: str) -> subprocess.Popen:
         """Start a command in the folder of a party, with its log beside it.
@@ -130,10 +135,16 @@ class Federation:
         wait_until(lambda: answers(self.port) or process.poll() is not None)
         return process
 
-    def register(self, silo: str) -> str:
-        """Register the public key of a silo at the SuperLink; returns what Flower says."""
+    def register(self, silo: str) -> None:
+        """Register the public key of a silo at the SuperLink.
+
+        Raises:
+            RuntimeError: Flower refuses it.
+        """
         key = self.folder / silo / "keys" / f"{silo}.pub"
-        return self._flwr("supernode", "register", str(key), CONNECTION)
+        said = self._flwr("supernode", "register", str(key), CONNECTION)
+        if "registered successfully" not in said:
+            raise RuntimeError(said)
 
     def supernode(self, silo: str) -> subprocess.Popen:
         """Start the SuperNode of a silo."""
@@ -254,6 +265,7 @@ class Federation:
 
 def _train(folder: Path, command: list[str]) -> None:
     os.chdir(folder)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the trainer has its own
     log = os.open("trainer.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -61,6 +61,25 @@ def test_the_outer_step_is_that_of_one_job(tmp_path):
         assert np.array_equal(last.arrays[name], value.numpy())
 
 
+def test_one_silo_sends_the_model_as_built(tmp_path):
+    """However long it takes; a second one would send as much for nothing."""
+    silos = three()
+    silos[0].fails = lambda p: "silent" if p.kind == "start" else None
+
+    def every(grid, now):
+        if now == 20:
+            silos[0].fails = lambda p: None
+            grid.release()
+
+    server, _, _ = serve(silos, tmp_path, every=every)
+    asked = [p.kind for silo in silos for p in silo.messages]
+    assert asked.count("start") == 2  # kept back, and released
+    assert "start" not in [p.kind for silo in silos[1:] for p in silo.messages]
+    each = sum(value.nbytes for value in start_model().values())
+    line = server.state.history[0]
+    assert (line["bytes_down"], line["bytes_up"]) == (3 * each, len(SOURCES) * each)
+
+
 def test_the_draw_is_that_of_one_job(tmp_path):
     server, _, _ = serve(three(), tmp_path, sources_per_round=2, rounds=5)
     drawn = RoundSchedule(SOURCES, 2, 3, seed=17).drawn

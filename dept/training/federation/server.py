@@ -130,9 +130,9 @@ class Server:
         assert self.silos.model is not None
         parcel = None
         while parcel is None:
-            for member in self.silos.reachable(0):
-                if self.silos.ask(member, Parcel("start")):
-                    break
+            free = self.silos.reachable(0)
+            if free and all(m.asked is None for m in self.silos.members.values()):
+                self.silos.ask(free[0], Parcel("start"))
             self.sleep()
             replies = self.silos.poll()
             parcel = next((p for _, p in replies if p.kind == "started"), None)
