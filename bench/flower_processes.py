@@ -10,6 +10,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -111,6 +112,7 @@ class Federation:
             command: the command line.
             party: ``server`` or a silo.
         """
+        (self.folder / party).mkdir(exist_ok=True)
         with open(self.folder / party / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
                 list(command),
@@ -185,16 +187,19 @@ class Federation:
         self.processes[f"{party}/trainer"] = process
         return process
 
-    def serve(self, yaml: Path, *overrides: str) -> subprocess.Popen:
+    def serve(self, yaml: Path, *overrides: str, app: Path = APP) -> subprocess.Popen:
         """Submit the ServerApp; the process ends with it.
 
         Args:
             yaml: the experiment.
             overrides: ``key=value`` each.
+            app: folder of the app of Flower.
         """
         self._connect()
-        given = f"yaml={json.dumps(str(yaml))} overrides={json.dumps(' '.join(overrides))}"
-        command = ["flwr", "run", str(APP), CONNECTION, "--stream", "--run-config", given]
+        given = self.folder / "server" / "run.toml"
+        lines = {"yaml": str(yaml), "overrides": shlex.join(overrides)}
+        given.write_text("".join(f"{name} = {json.dumps(v)}\n" for name, v in lines.items()))
+        command = ["flwr", "run", str(app), CONNECTION, "--stream", "--run-config", str(given)]
         return self.start("run", command, "server")
 
     def _connect(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fleet import Fleet, learned
-from flower_processes import REPOSITORY, Federation, split_corpus
+from flower_processes import APP, REPOSITORY, Federation, free_port, split_corpus, wait_until
 from training import DEPT, MPT, ROUNDS
 
 from dept.checkpoint.source_files import SourceFiles
 from dept.training.federation.server_files import ServerFiles
+from dept.transport.flower.keys import make_silo
 
 pytestmark = pytest.mark.end_to_end
 
@@ -45,7 +47,7 @@ def federation(prepared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fleet():
-    fleet = Fleet(2)
+    fleet = Fleet(1)
     yield fleet
     fleet.close()
 
@@ -111,7 +113,7 @@ def of_silos(federation, name, state):
 def test_a_federation_learns_the_bits_of_one_job(prepared, federation, fleet, experiment, more):
     name = f"same-{experiment}-{len(more)}"
     state = run(federation, experiment, name, *more)
-    job = fleet.train(prepared, experiment, f"run_name={name}", *more, processes=2)
+    job = fleet.train(prepared, experiment, f"run_name={name}", *more, processes=1)
     ours, theirs = of_silos(federation, name, state), learned(job)
     drawn = {source for line in state.history for source in line["averaged"]}
     wanted = {k: v for k, v in theirs.items() if k.partition("/")[0] in {"global", *drawn}}
@@ -126,3 +128,62 @@ def test_a_federation_learns_the_bits_of_one_job(prepared, federation, fleet, ex
     for silo, sources in SILOS.items():
         summary = federation.folder / silo / "runs" / name / "summary.json"
         assert json.loads(summary.read_text())["sources"].keys() == set(sources)
+
+
+def test_a_node_without_a_registered_key_is_refused(federation):
+    """And one without TLS: neither gets as far as a number of its own."""
+    folder = federation.folder / "stranger"
+    make_silo("stranger", folder / "keys")
+    key = ["--auth-supernode-private-key", str(folder / "keys" / "stranger.key")]
+    known = ["--root-certificates", str(federation.authority)]
+    silo = next(iter(SILOS))
+    for name, options in (("unregistered", [*known, *key]), ("keyless", known)):
+        command = [sys.executable, "-m", "dept.transport.flower.supernode", *options]
+        command += ["--superlink", federation.address(silo), "--max-retries", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(free_port())]
+        process = federation.start(name, command, "stranger")
+        assert wait_until(lambda process=process: process.poll() is not None, 180)
+        log = federation.log("stranger", name)
+        assert process.returncode and "SuperNode ID" not in log, log
+
+
+def test_a_silo_refuses_another_app_of_the_server(federation, tmp_path):
+    """An app that the server's operator has written is not run in a silo."""
+    app = tmp_path / "other"
+    app.mkdir()
+    text = (
+        (APP / "pyproject.toml").read_text().replace('serverapp = "dept.training', 'serverapp = "x')
+    )
+    text = text.replace('"x.federation.server_app:app"', '"other:server"')
+    (app / "pyproject.toml").write_text(
+        text.replace('"dept.transport.flower.client_app:app"', '"other:client"')
+    )
+    proof = tmp_path / "proof"
+    (app / "other.py").write_text(
+        "import time\n"
+        "from flwr.app import Message, RecordDict\n"
+        "from flwr.clientapp import ClientApp\n"
+        "from flwr.serverapp import ServerApp\n"
+        "server = ServerApp()\n"
+        "client = ClientApp()\n"
+        "@client.train()\n"
+        "def train(message, context):\n"
+        f"    open({str(proof)!r}, 'w').close()\n"
+        "    return Message(RecordDict({}), reply_to=message)\n"
+        "@server.main()\n"
+        "def main(grid, context):\n"
+        "    nodes = list(grid.get_node_ids())\n"
+        "    grid.push_messages([Message(RecordDict({}), dst_node_id=n, message_type='train')"
+        " for n in nodes])\n"
+        "    time.sleep(20)\n"
+    )
+    before = {silo: len(federation.log(silo, "supernode")) for silo in SILOS}
+    process = federation.serve(Path("none.yaml"), app=app)
+    refusal = "the server wants to run app"
+
+    def all_refuse():
+        return all(refusal in federation.log(silo, "supernode")[at:] for silo, at in before.items())
+
+    assert wait_until(all_refuse, 180), federation.log("server", "run")
+    process.wait(120)
+    assert not proof.exists()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.cli.build import build_fab_from_disk
+from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
 
@@ -26,8 +27,8 @@ from dept.log import log
 APP = Path(__file__).with_name("app")
 
 
-class OtherApp(RuntimeError):
-    """The server wants to run another app here."""
+class OtherApp(RunNotRunningException):
+    """The server wants to run another app here. Flower drops its messages, and continues."""
 
 
 def own_app() -> str:
@@ -51,7 +52,7 @@ def checked(get_fab: Callable[..., Any], accepted: str) -> Callable[..., Any]:
                 f"the server wants to run app {found[:12]} in this silo, and only {accepted[:12]}, "
                 f"that of this installation, is accepted: install the same version on both sides"
             )
-            raise OtherApp(found)
+            raise OtherApp
         return fab
 
     return get
