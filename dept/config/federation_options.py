@@ -30,7 +30,7 @@ class FederationOptions:
 
     socket: str = "runs/{run_name}/silo.sock"
     """Unix socket of a silo, on which its trainer listens for its ClientApp: at most 100
-    characters. Its folder is only for this user."""
+    characters. Only this user can connect to it."""
 
     metrics: Sequence[str] = field(default_factory=lambda: list(METRICS))
     """Metrics of its sources that a silo reports to the server: some of ``train_loss``,
