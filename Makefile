@@ -18,7 +18,7 @@ UV_NEXT = $(if $(shell command -v uv),uv,.venv-torch2.11/bin/python -m uv)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock lock-torch2.11 setup-torch2.11 unit-torch2.11 wheels data check-data downstream demo check \
-    test unit reproduce bench bench-link gpu faults soak costs lm-eval lint clean
+    test unit reproduce bench bench-link gpu faults soak federation costs lm-eval lint clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9.-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -110,6 +110,9 @@ faults: data  ## killed runs compared with an uninterrupted one; detection of a 
 
 soak: data  ## a thousand short rounds: memory, open files, shared memory, threads
 	$(BIN)/python bench/faults.py soak $(ARGS)
+
+federation: data  ## three silos and a server over Flower, on this machine, compared with one job
+	$(BIN)/python bench/federation.py $(ARGS)
 
 costs: $(READY)  ## the paper's table of costs beside ours
 	$(BIN)/python -m dept.costs --paper

@@ -34,7 +34,7 @@ SHAPING = (
 # Where data comes from, how much of it is kept, how long to wait, and which kernel computes
 # attention and loss depend on the machine. What is evaluated does not change training. A run that
 # stopped at a fault may continue with `leave_out`.
-_NOT_SHAPING = (
+NOT_SHAPING = (
     "train_loader.remote",
     "train_loader.cache_limit",
     "algorithms.dept.worker_timeout",
@@ -47,6 +47,12 @@ _NOT_SHAPING = (
     "algorithms.dept.faults",
     "algorithms.dept.outlier_multiple",
     "algorithms.dept.allow_source_changes",
+    "algorithms.dept.federation.silo",
+    "algorithms.dept.federation.socket",
+    "algorithms.dept.federation.metrics",
+    "algorithms.dept.federation.min_sources",
+    "algorithms.dept.federation.round_timeout",
+    "algorithms.dept.federation.grace",
 )
 
 # What `algorithms.dept.allow_source_changes` allows to change.
@@ -194,10 +200,10 @@ def refuse_other_settings(
         return
     before = OmegaConf.to_container(OmegaConf.load(stored))
     assert isinstance(before, dict)
-    dept = _at(config, "algorithms.dept")
-    free = (*_NOT_SHAPING, *(_OF_SOURCES if dept and dept.get("allow_source_changes") else ()))
+    dept = at(config, "algorithms.dept")
+    free = (*NOT_SHAPING, *(_OF_SOURCES if dept and dept.get("allow_source_changes") else ()))
     for section in shaping:
-        difference = _first_difference(section, _at(before, section), _at(config, section), free)
+        difference = _first_difference(section, at(before, section), at(config, section), free)
         if difference is not None:
             key, old, new = difference
             joins = "algorithms.dept.allow_source_changes: true, so that sources join and leave"
@@ -209,7 +215,8 @@ def refuse_other_settings(
             )
 
 
-def _at(config: Mapping[str, Any], section: str) -> Any:
+def at(config: Mapping[str, Any], section: str) -> Any:
+    """The value of a dotted key of a yaml; ``None`` if it is absent."""
     for key in section.split("."):
         config = (config or {}).get(key)  # type: ignore[assignment]
     return config

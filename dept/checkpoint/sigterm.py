@@ -31,6 +31,11 @@ class StopOnSigterm(Callback):
         self._decided: tuple[tuple[Event, int], bool] | None = None
         self._before: Any = None
 
+    @property
+    def received(self) -> bool:
+        """Whether this process has been asked to end."""
+        return self._received is not None
+
     def asked(self, state: State, event: Event) -> bool:
         """Whether any process of this world has been asked to end; the same on all of them.
 

@@ -13,6 +13,7 @@ from dept.config import icl, registries, yaml_keys
 from dept.config.options import (
     CorpusOptions,
     DeptOptions,
+    FederationOptions,
     MixtureOptions,
     StartFromOptions,
     ValidationOptions,
@@ -171,9 +172,10 @@ def schedule_of(
     Raises:
         ValueError: no schedule fits these numbers of sources and workers.
     """
+    drawn = None if dept.federation is not None else dept.sources_per_round  # the server draws
     return RoundSchedule(
         sources=tuple(names),
-        sources_per_round=dept.sources_per_round or len(names),
+        sources_per_round=drawn or len(names),
         local_steps=dept.local_steps,
         seed=config.get("seed", 17),
         workers=workers,
@@ -199,12 +201,15 @@ def _check_dept(
     config: Mapping[str, Any], dept: DeptOptions, names: Sequence[str]
 ) -> RoundSchedule:
     place = Place.of(os.environ, dept.ranks_per_worker)
+    if dept.federated is not None:
+        _check_silo(config, dept.federated, names, place)
     schedule = schedule_of(config, dept, names, place.workers)
     if schedule.moves and not config.get("save_folder"):
         raise nowhere(place.workers)
     _check_outer_optimizer(dept.outer_optimizer, by_row=dept.sharing.averages_by_row)
     Compression.of(dept.compression)
-    dept.aggregation().rule.check(schedule.sources_per_round)
+    everyone = schedule.sources if dept.federated is None else dept.federated.sources
+    dept.aggregation().rule.check(dept.sources_per_round or len(everyone))
     duration = config["max_duration"]
     if not _rounds(duration):
         raise ConfigError(
@@ -233,6 +238,36 @@ def _check_dept(
             "algorithms.dept.local_steps"
         )
     return schedule
+
+
+def _check_silo(
+    config: Mapping[str, Any], federation: FederationOptions, names: Sequence[str], place: Place
+) -> None:
+    where = "algorithms.dept.federation"
+    if federation.silo is None:
+        raise ConfigError(
+            f"{where}.silo is null, as at the server: set it to the name of this silo"
+        )
+    for name in names:
+        if name not in federation.sources:
+            raise ConfigError(
+                f"this silo would train {name}, which {where}.sources does not have: name its "
+                f"sources in train_loader.sources"
+            )
+    if place.world > 1:
+        raise ConfigError(
+            f"a silo is one process, and this job has {place.world}: start train.py without a "
+            f"launcher"
+        )
+    if not config.get("save_folder") or config.get("save_interval", "1ep") != "1ep":
+        raise ConfigError(
+            "a silo returns to its last round after a loss of its update: set save_folder, and "
+            "save_interval to 1ep"
+        )
+    if "://" in str(config["save_folder"]):
+        raise ConfigError("save_folder of a silo is its own disk: set it to a folder")
+    if "start_from" in (config.get("callbacks") or {}):
+        raise ConfigError("callbacks.start_from is not for a federation: remove it")
 
 
 def _rounds(duration: Any) -> bool:

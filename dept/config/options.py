@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dept.config.federation_options import WHERE, FederationOptions
 from dept.config.loader_options import (
     CorpusOptions,
     MixtureOptions,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CorpusOptions",
     "DeptOptions",
+    "FederationOptions",
     "MixtureOptions",
     "SourcesOptions",
     "StartFromOptions",
@@ -170,6 +172,10 @@ class DeptOptions:
     ``sources_per_round``, than before. Sources then join and leave with the next round that begins
     (docs/data.md)."""
 
+    federation: Mapping[str, Any] | None = None
+    """Organisations that train together over Flower, each on its own text: see
+    ``dept/config/federation_options.py`` and ``docs/federation.md``."""
+
     def __post_init__(self) -> None:
         where, count = "algorithms.dept", integer(1)
         checks = {
@@ -189,6 +195,7 @@ class DeptOptions:
             "weighting": one_of("uniform", "tokens"),
             "faults": one_of("leave_out", "stop"),
             "outlier_multiple": number(1, above=True) | NULL,
+            "federation": MAPPING | NULL,
         }
         for name, kind in checks.items():
             kind.check(f"{where}.{name}", getattr(self, name))
@@ -203,6 +210,8 @@ class DeptOptions:
                 f"{where}.inner_state is average, and moments are averaged without the rule, limit "
                 f"or noise of updates (average, clip_update_norm, privacy): set it to keep or reset"
             )
+        if self.federation is not None:
+            self._check_federation()
 
     @property
     def moment_interval(self) -> dict[str, int]:
@@ -210,6 +219,42 @@ class DeptOptions:
         if self.inner_state != "average":
             return {}
         return {**INTERVAL, **(self.inner_state_interval or {})}
+
+    def _check_federation(self) -> None:
+        federation = self.federated
+        assert federation is not None
+        if self.weighting != "uniform":
+            raise ConfigError(
+                "algorithms.dept.weighting is tokens, which would tell the server how much text a "
+                "silo has: set it to uniform in a federation"
+            )
+        if self.inner_state == "average":
+            raise ConfigError(
+                "algorithms.dept.inner_state is average, and silos send no moments: set it to keep "
+                "or reset in a federation"
+            )
+        if self.allow_source_changes:
+            raise ConfigError(
+                "algorithms.dept.allow_source_changes is for one job, and the sources of a "
+                "federation are in algorithms.dept.federation.sources: remove it"
+            )
+        if self.sampling != UNIFORM:
+            raise ConfigError(
+                "algorithms.dept.sampling is stratified, which is for workers of one job: set it "
+                "to uniform in a federation"
+            )
+        if (self.sources_per_round or 1) > len(federation.sources):
+            raise ConfigError(
+                f"algorithms.dept.sources_per_round is {self.sources_per_round}, and the "
+                f"federation has {len(federation.sources)} sources: set it to that or less"
+            )
+
+    @property
+    def federated(self) -> FederationOptions | None:
+        """The options of the federation; ``None`` without one."""
+        if self.federation is None:
+            return None
+        return parse(FederationOptions, WHERE, self.federation)
 
     @property
     def sharing(self) -> Variant:

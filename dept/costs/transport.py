@@ -91,3 +91,37 @@ def coded_step_bytes(
         for share in own.values()
     )
     return up + (len(of_workers) - 1) * compression.size(shapes(start, union), union)
+
+
+def federation_round_bytes(
+    averaged: Shapes,
+    by_row: Shapes,
+    rows: Sequence[int],
+    *,
+    silos: int,
+    compression: Compression | None = None,
+) -> tuple[int, int]:
+    """Bytes of arrays in one round of a federation, without what Flower adds.
+
+    The server sends the whole global model to every silo, in float32. A silo sends the local model
+    of each of its drawn sources, or its coded update.
+
+    Args:
+        averaged: shapes of the parameters that are averaged, by name.
+        by_row: shapes of those averaged by token row.
+        rows: for each drawn source, the number of token rows that it holds; only its length counts
+            if nothing is averaged by row.
+        silos: how many silos take part.
+        compression: compression of updates; the global model is sent as it is.
+
+    Returns:
+        Bytes that the server sends, and bytes that all silos send.
+    """
+    numbers = sum(math.prod(shape) for shape in averaged.values())
+    widths = [math.prod(shape[1:]) for shape in by_row.values()]
+    down = 4 * (numbers + sum(math.prod(shape) for shape in by_row.values()))
+    if compression is None:
+        return silos * down, sum(4 * (numbers + held * sum(widths)) for held in rows)
+    width = widths[0] if widths else 0
+    each = [compression.bytes_of(numbers, held * len(widths), width) for held in rows]
+    return silos * down, round(sum(each))

@@ -221,10 +221,11 @@ class SourceLoader:
 
     def _next_round_source(self, otherwise: str) -> str:
         """The source that this worker trains first in the next round, if it holds its position."""
-        source = self.schedule.slots_of(self.place.worker, self.round_index + 1)[0]
-        holder = self.schedule.holders(self.round_index).get(source)  # None: it joins then
-        is_held = holder == self.place.worker
-        return source if is_held else otherwise
+        slots = self.schedule.slots_of(self.place.worker, self.round_index + 1)
+        if not slots:  # the server of a federation has not drawn it yet
+            return otherwise
+        holder = self.schedule.holders(self.round_index).get(slots[0])  # None: it joins then
+        return slots[0] if holder == self.place.worker else otherwise
 
     def _look_ahead(self, source: str, batches: int, next_source: str) -> None:
         """Fetch the next shards in the background, at the beginning of a block or slot.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from dept.method.periods import Period
@@ -247,6 +247,27 @@ class RoundSchedule:
             for source in self.slots_of(worker, round_index)
             for step in range(done.get(source, 0), self.local_steps)
         ]
+
+
+@dataclass(frozen=True)
+class DirectedSchedule(RoundSchedule):
+    """The schedule of a silo of a federation, whose server draws the sources of each round.
+
+    Args:
+        directed: the drawn sources of this silo by round (from 0), in slot order; a round that the
+            server has not directed yet has none.
+    """
+
+    directed: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def drawn(self, round_index: int) -> tuple[str, ...]:
+        return self.directed.get(round_index, ())
+
+    def slots_of(self, worker: int, round_index: int) -> tuple[str, ...]:
+        return self.drawn(round_index)
+
+    def batches_of(self, round_index: int) -> int:
+        return len(self.drawn(round_index)) * self.local_steps
 
 
 def _either(numbers: Sequence[int]) -> str:

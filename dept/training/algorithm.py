@@ -17,9 +17,11 @@ from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.streams import seed_of
 from dept.training import live, moves, resume, round_metrics, slot_faults
 from dept.training.evaluation import Evaluation
+from dept.training.federation.silo import Silo
 from dept.training.registered import outer_optimizers
 from dept.training.run import Held, Run
 from dept.transport import process_group
+from dept.transport.flower import link
 
 
 class Dept(Algorithm):
@@ -67,6 +69,7 @@ class Dept(Algorithm):
         faults: str = "leave_out",
         outlier_multiple: float | None = 10.0,
         allow_source_changes: bool = False,
+        federation: Mapping[str, Any] | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         self.options = parse(DeptOptions, "algorithms.dept", given)
@@ -79,6 +82,7 @@ class Dept(Algorithm):
         self.totals = round_metrics.none_yet(self.workers.count)
         self.held = Held()
         self.run: Run  # set when the model and the loader exist
+        self.silo: Silo | None = None  # if a server of a federation directs this run
         self.losses: dict[str, list[float]] = {}  # of all sources in the last finished round
         self._rate = 0.0  # learning rate of the current step
         self._loaded: Mapping[str, Any] | None = None  # from a checkpoint, until workers agree
@@ -119,6 +123,9 @@ class Dept(Algorithm):
             held=self.held,
         )
         state.dataloader_len = self.run.schedule.batches_per_round
+        if self.options.federation is not None:
+            self.silo = Silo(self.run, link.joined())
+            self._handlers[Event.FIT_END] = lambda state, logger: self.silo.finish(state)
         evaluation = Evaluation(self.run)
         state.evaluators = evaluation.own(state.evaluators)
         self._handlers |= evaluation.handlers(self.park)
@@ -126,13 +133,20 @@ class Dept(Algorithm):
     def _agree(self, state: State, logger: Logger) -> None:
         """Let all workers start from the checkpoint that the first worker may have loaded."""
         self.run.slots.take_start()
-        resume.agree(self.run, state, self._loaded)
+        is_resumed = resume.agree(self.run, state, self._loaded)
         self._loaded = None
+        if self.silo is not None:
+            self.silo.enter(state)
+        elif is_resumed:
+            resume.enter_round(self.run, state)
 
     # --- a round --------------------------------------------------------------------------------
 
     def _start_round(self, state: State, logger: Logger) -> None:
         round_index = state.timestamp.epoch.value
+        if self.silo is not None:
+            self.silo.start_round(state)
+            return
         moves.follow(self.run, round_index)
         self.run.start_pass(round_index)
         state.dataloader_len = self.run.schedule.batches_of(round_index)
@@ -184,11 +198,16 @@ class Dept(Algorithm):
         run, stage = self.run, f"the outer step of round {self.totals['rounds'] + 1}"
         self.workers.wait_for_all(stage)
         left_out = slot_faults.left_out(run, stage)
-        stepped = run.outer_step(left_out, stage=stage)
+        if self.silo is None:
+            stepped = run.outer_step(left_out, stage=stage)
+        else:
+            stepped = self.silo.exchange(state, left_out)
         moved = updates.norm(run.slots.update(stepped)) if stepped else 0.0
         self.park(state)
         run.slots.close_round(stepped)
         every = run.exchange_records(stage=stage)
+        if self.silo is not None:
+            self.silo.end_round(state)
         self.losses = {source: record.losses for source, record in every.items()}
         of_round = {"sent_bytes": run.sent_bytes, "update_norm": moved, "left_out": len(left_out)}
         if run.epsilon is not None:

@@ -39,6 +39,7 @@ from omegaconf import OmegaConf
 from dept.checkpoint import library_patches, run_folder, trust
 from dept.config import complete as configs
 from dept.config import extends, provenance
+from dept.config.federation_terms import difference, terms
 from dept.costs import machine
 from dept.errors import ConfigError, DataError, NotSaved, NumericalFault, WorkerLost
 from dept.log import log
@@ -47,6 +48,7 @@ from dept.training.earlier_job import look_into
 from dept.training.on_machine import choose
 from dept.training.summary import show
 from dept.transport import process_group
+from dept.transport.flower import link
 from dept.transport.launcher import end_with_launcher
 from dept.transport.topology import Place
 
@@ -167,10 +169,16 @@ def _print(path: str, overrides: Sequence[str]) -> int:
 
 
 def join_workers(config: dict) -> process_group.Workers:
-    """Connect to the other workers in a job of DEPT; otherwise Composer has all processes."""
+    """Connect to the other workers in a job of DEPT; otherwise Composer has all processes.
+
+    The trainer of a silo opens the socket on which the messages of its federation arrive.
+    """
     dept, _ = configs.options_of(config)
     if dept is None:
         return process_group.current()
+    if dept.federated is not None:
+        path = dept.federated.socket.format(run_name=config.get("run_name"))
+        link.join(link.Link(path, terms(config), difference))
     return process_group.join(Place.of(os.environ, dept.ranks_per_worker), dept.worker_timeout)
 
 

@@ -75,7 +75,7 @@ class RunProgress(Callback):
         if self._bar is None and dist.get_global_rank() == 0:
             seconds, batches, _ = self._began
             done = state.timestamp.batch.value - batches
-            left = (_batches(state) - state.timestamp.batch.value) / max(done, 1)
+            left = max(_batches(state) - state.timestamp.batch.value, 0) / max(done, 1)
             left *= time.monotonic() - seconds
             each = "  ".join(f"{source} {loss:.2f}".strip() for source, loss in losses.items())
             with contextlib.suppress(OSError):  # the disk of the log may be full

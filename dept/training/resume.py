@@ -14,13 +14,16 @@ from dept.training import moves, source_changes
 from dept.training.run import Run
 
 
-def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
-    """Give every worker the global model, the clock and its sources of the checkpoint.
+def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> bool:
+    """Give every worker the global model and its sources of the checkpoint.
 
     Args:
         run: the run of this worker.
         state: the state of Composer.
         loaded: the algorithm's state in the checkpoint, if the first worker has loaded one.
+
+    Returns:
+        Whether there is a checkpoint; :func:`enter_round` follows then.
 
     Raises:
         ConfigError: the state of a source is missing, or is of another tokenizer.
@@ -42,9 +45,13 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
     start = [slots.start[name] for name in sorted(slots.start)]
     workers.from_first(start, kind="start", stage="the start")
     moves.settle(run, round_index)
+    is_silo = run.options.federation is not None
     if loaded is None:
         run.open_round()
-        return
+        if is_silo and held.files is not None:
+            for source in held.sources:  # a silo has sent what is there to its server
+                _restore(run, source, held.files, 0, None)
+        return False
     device = next(state.model.parameters()).device
     run.outer_optimizer.load_state_dict(loaded["outer_optimizer"], device=device)
     run.reductions.returned_error |= loaded["coding_error"]
@@ -58,14 +65,31 @@ def agree(run: Run, state: State, loaded: Mapping[str, Any] | None) -> None:
         files = held.files
     drawn = run.schedule.drawn(round_index)
     for source in held.sources:
-        # A slot may be of an earlier draw of this round, from other sources.
+        # A slot may be of an earlier draw of this round, from other sources. A silo does not return
+        # to a checkpoint with its job: the server may have its later slots.
         step = loaded["steps"].get(source) if source in drawn else 0
-        _restore(run, source, files, round_index, step)
+        _restore(run, source, files, round_index, None if is_silo else step)
+    state.timestamp = state.timestamp.copy(epoch=round_index)
+    return True
+
+
+def enter_round(run: Run, state: State) -> None:
+    """Continue the round that a checkpoint is in.
+
+    Args:
+        run: the run of this worker.
+        state: the state of Composer, whose clock and learning rates are set.
+    """
+    round_index = state.timestamp.epoch.value
     run.start_pass(round_index)
     state.dataloader_len = run.schedule.batches_of(round_index)
     state.timestamp = _timestamp(run, state, round_index, sum(run.steps.values()))
+    set_rates(state)
+
+
+def set_rates(state: State) -> None:
+    """Set the learning rates of the coming step, which no checkpoint has."""
     for optimizer, scheduler in zip(state.optimizers, state.schedulers, strict=True):
-        # The checkpoint lacks the optimizer's state, and so also the learning rate.
         rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         for group, (base, factor) in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = base * factor(scheduler.last_epoch)

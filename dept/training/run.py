@@ -19,7 +19,7 @@ from dept.method.live_model import LiveModel
 from dept.method.moment_schedule import due
 from dept.method.moments import MomentAverages, limit_of
 from dept.method.outer_optimizer import OuterOptimizer
-from dept.method.schedule import RoundSchedule
+from dept.method.schedule import DirectedSchedule, RoundSchedule
 from dept.method.slot_record import SlotRecord
 from dept.method.source_state import Slots
 from dept.method.streams import seed_of
@@ -129,10 +129,11 @@ class Run:
         moments = None
         if options.inner_state == "average":
             moments = MomentAverages(options.moment_interval, limit_of(live.optimizer))
-        names = tuple(loader.prepared)
-        schedule = RoundSchedule(
+        names, is_silo = tuple(loader.prepared), options.federation is not None
+        kind = DirectedSchedule if is_silo else RoundSchedule
+        schedule = kind(
             sources=names,
-            sources_per_round=options.sources_per_round or len(names),
+            sources_per_round=len(names) if is_silo else options.sources_per_round or len(names),
             local_steps=options.local_steps,
             seed=seed,
             workers=workers.count,
@@ -148,8 +149,10 @@ class Run:
             seed=seed,
             moments=moments,
         )
-        reductions = Reductions(Compression.of(options.compression), options.aggregation())
-        reductions.aggregation.rule.check(schedule.sources_per_round)
+        compression, aggregation = Compression.of(options.compression), options.aggregation()
+        if not is_silo:
+            aggregation.rule.check(schedule.sources_per_round)
+        reductions = Reductions(compression, aggregation, sends=is_silo)
         parts = {"options": options, "workers": workers, "loader": loader, "schedule": schedule}
         return cls(**parts, slots=slots, reductions=reductions, tokenizer=tokenizer, **others)
 

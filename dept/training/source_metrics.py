@@ -11,7 +11,7 @@ from composer.core import Callback, Event, State
 from composer.loggers import Logger
 
 from dept.data.corpus import PreparedSplit
-from dept.training.algorithm import dept_of
+from dept.data.loader import SourceLoader
 from dept.transport import process_group
 
 Interval = Callable[[State, Event], bool]
@@ -102,9 +102,9 @@ class SourceMetrics(Callback):
         self._new: dict[str, dict[str, float]] = {}
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        dept = dept_of(state)
-        if dept is not None:
-            now, before = {*dept.run.schedule.sources}, dept.run.schedule.earlier
+        loader = state.train_dataloader
+        if isinstance(loader, SourceLoader):
+            now, before = {*loader.schedule.sources}, loader.schedule.earlier
             self.held_out -= now
             for name in {source for period in before for source in period.sources} - now:
                 self.latest.pop(name, None)  # it has left

@@ -67,7 +67,7 @@ def show(summary: Mapping[str, Any], folder: Path) -> None:
             f"A source communicates {sent['parameters_per_step']:,.0f} parameters per step, "
             f"in {sent['byte_reduction']:,.0f} times fewer bytes than exchanging every gradient."
         )
-    if sent["sent_bytes"]:
+    if sent["sent_bytes"] and sent["every_step_bytes"]:  # neither one process nor a silo
         terminal.say(
             f"{summary['workers']} workers sent {sent['sent_bytes_per_round'] / 1e6:,.1f} MB a "
             f"round, {sent['every_step_bytes'] / sent['sent_bytes']:.0f} times less than that."

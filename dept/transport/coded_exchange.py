@@ -70,6 +70,15 @@ class CodedReduction:
             update, share.rows, self.errors.get(source)
         )
 
+    def take(self, source: str, message: Tensor) -> None:
+        """Take the update of a source that another process has coded.
+
+        Args:
+            source: name of the source.
+            message: uint8[n], as :meth:`dept.method.compression.Compression.encode` returned it.
+        """
+        self._messages[source] = message
+
     @torch.no_grad()
     def averages(
         self,

@@ -13,6 +13,7 @@ from dept.method.averaging import Average, Share, shapes
 from dept.method.compression import LOSSLESS, Compression
 from dept.transport.coded_exchange import CodedReduction
 from dept.transport.exchange import ExactReduction
+from dept.transport.flower.updates import Updates
 from dept.transport.process_group import Workers
 
 
@@ -53,17 +54,19 @@ class Reductions:
             models exactly, and gathers nothing.
         errors: coding error of the messages of each source, by source; private state of the source.
         returned_error: coding error of the means, on the first worker.
+        sends: whether this is a silo, which sends local models (or coded updates) to a server.
     """
 
     compression: Compression | None
     aggregation: Aggregation = field(default_factory=Aggregation)
     errors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     returned_error: dict[str, Tensor] = field(default_factory=dict)
+    sends: bool = False
 
     @property
     def coding(self) -> Compression | None:
         """How updates are coded; ``None`` if local models are averaged exactly."""
-        if self.compression is None and not self.aggregation.is_plain:
+        if self.compression is None and not (self.aggregation.is_plain or self.sends):
             return LOSSLESS
         return self.compression
 
@@ -77,6 +80,8 @@ class Reductions:
             drawn: the sources of the round, in the order of the corpus.
             noise_seed: seed of the noise of the round, for differential privacy.
         """
+        if self.sends:
+            return Updates(start, self.compression, self.errors)
         if self.coding is None:
             return ExactReduction(start)
         return CodedReduction(
@@ -118,6 +123,9 @@ class Reductions:
 
     def close(self, reduction: Reduction) -> None:
         """Keep the coding errors of a round for the next one, after the outer step."""
-        if self.compression is not None and isinstance(reduction, CodedReduction):
+        if self.compression is None:
+            return
+        if isinstance(reduction, (CodedReduction, Updates)):
             self.errors |= reduction.pending
+        if isinstance(reduction, CodedReduction):
             self.returned_error |= reduction.returned_pending

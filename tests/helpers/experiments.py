@@ -35,7 +35,11 @@ def stand_ins(name: str, folder: Path) -> list[str]:
     source = "held" if name == "plasticity" else "code"
     known = {"variables.checkpoint": checkpoint, "variables.source": source}
     missing = OmegaConf.missing_keys(extends.load(YAMLS / f"{name}.yaml"))
-    return [f"{key}={value}" for key, value in known.items() if key in missing]
+    found = [f"{key}={value}" for key, value in known.items() if key in missing]
+    if name.startswith("federation/"):
+        section = "algorithms.dept.federation"
+        found += [f"{section}.silo=x", f"{section}.sources=[manual,code,mail,tools]"]
+    return found
 
 
 def resolved(name: str, folder: Path, *overrides: str):

@@ -1,0 +1,72 @@
+"""The options of ``algorithms.dept.federation``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dept.config.schema import NULL, PATH, TEXT, integer, list_of, number, one_of
+from dept.errors import ConfigError
+
+METRICS = ("train_loss", "update_norm", "loss", "bits_per_byte")
+"""Metrics of a source that a silo may report: of training, and of its validation text."""
+
+WHERE = "algorithms.dept.federation"
+
+
+@dataclass(frozen=True)
+class FederationOptions:
+    """``algorithms.dept.federation``: organisations train one body, and their text stays with them.
+
+    The server and each silo read the same yaml; ``docs/federation.md`` has the steps.
+    """
+
+    sources: Sequence[str]
+    """All sources of the federation, in the order in which they are drawn. A silo trains those of
+    its own corpus (``train_loader.sources``)."""
+
+    silo: str | None = None
+    """Name of this silo; ``null`` at the server."""
+
+    socket: str = "runs/{run_name}/silo.sock"
+    """Unix socket of a silo, on which its trainer listens for its ClientApp: at most 100
+    characters. Only this user can connect to it."""
+
+    metrics: Sequence[str] = field(default_factory=lambda: list(METRICS))
+    """Metrics of its sources that a silo reports to the server: some of ``train_loss``,
+    ``update_norm``, ``loss`` and ``bits_per_byte`` (of its validation text)."""
+
+    min_sources: int = 1
+    """The fewest sources that make a round. With fewer updates the server waits, and says so."""
+
+    round_timeout: float = 3600.0
+    """Seconds that a round waits for silos that are connected."""
+
+    grace: float = 60.0
+    """Seconds that a round waits for a silo after Flower reports it as disconnected."""
+
+    def __post_init__(self) -> None:
+        seconds = number(0, above=True)
+        checks = {
+            "sources": list_of(TEXT),
+            "silo": TEXT | NULL,
+            "socket": PATH,
+            "metrics": list_of(one_of(*METRICS)),
+            "min_sources": integer(1),
+            "round_timeout": seconds,
+            "grace": number(0),
+        }
+        for name, kind in checks.items():
+            kind.check(f"{WHERE}.{name}", getattr(self, name))
+        if not self.sources or len(set(self.sources)) != len(self.sources):
+            raise ConfigError(f"{WHERE}.sources names no source, or one twice: name each once")
+        for name in (*self.sources, self.silo or "x"):
+            if not all(c.isalnum() or c in "-_." for c in name):
+                raise ConfigError(
+                    f"{WHERE} names {name!r}: use letters, digits, '-', '_' and '.' alone"
+                )
+        if self.min_sources > len(self.sources):
+            raise ConfigError(
+                f"{WHERE}.min_sources is {self.min_sources}, and there are {len(self.sources)} "
+                f"sources: set it to {len(self.sources)} or less"
+            )
