@@ -207,7 +207,7 @@ def work(rank: int, repeats: int) -> dict:
         if method == EVERY_STEP:
             model().backward()
             return
-        reduction = Reductions(Compression.of({"name": method}), SOURCES).open(start)
+        reduction = Reductions(Compression.of({"name": method})).open(start, SOURCES)
         reduction.add(SOURCES[rank], local, shares[rank][SOURCES[rank]])
         reduction.averages(workers, shares)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
-from typing import Any
-
-from streaming import Stream
-from streaming.base.format.mds import MDSReader
-from streaming.base.hashing import get_hash
+from typing import TYPE_CHECKING, Any
 
 from dept.data.fetch import ATTEMPTS, TIMEOUT, locked, publish, unreachable, work_folder
 from dept.errors import DataError
+
+if TYPE_CHECKING:  # it imports torchvision and transformers, and a check of a yaml reads no shard
+    from streaming import Stream
+    from streaming.base.format.mds import MDSReader
 
 WORK = ".fetch-"
 
@@ -60,6 +60,8 @@ class Shard:
 
     def connect(self) -> Stream:
         """Make the argument of ``fetch``: a client for the remote, usable for all its shards."""
+        from streaming import Stream
+
         stream = Stream(remote=self._remote, local=str(self._work), keep_zip=False)
         stream.apply_default(stream_options(keep_zip=False))
         return stream
@@ -70,6 +72,8 @@ class Shard:
         Raises:
             DataError: it cannot be fetched, or is not the file that the index describes.
         """
+        from streaming.base.hashing import get_hash
+
         basename, raw = self.reader.raw_data.basename, self.reader.raw_data
         with work_folder(self._work):
             if self.is_whole():  # another process fetched it while this one waited for the folder

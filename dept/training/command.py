@@ -1,39 +1,19 @@
-"""Pre-train from a yaml: `composer -n 2 train.py yamls/dept_spec.yaml [key=value ...]`.
+"""Run one experiment: check it, connect the workers, train, and say how it ended."""
 
-`-n W` trains W sources in parallel, with one worker per process. One process, `python train.py`,
-trains them one after another, with the same results. For several machines see docs/workers.md.
-
-`python train.py --check yamls/X.yaml [key=value ...] [--workers W]` checks in seconds whether a run
-can start, and prints why not. `--print` prints the resolved yaml, with the origin of each key.
-`--debug` shows the traceback of an error that is otherwise one sentence.
-
-Every yaml is an llm-foundry yaml. `extends: FILE` merges it over another one. This repository adds
-`algorithms.dept` and `train_loader: {name: sources}`.
-"""
+from __future__ import annotations
 
 import argparse
 import os
 import pickle
 import signal
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-# This must be set before torch is imported: threads that wait by spinning slow down a CPU shared
-# with other work by up to eight times.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# One thread per process, as with torchrun: sums in torch depend on the number of threads, and
-# results must not depend on the number of workers or cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-# GPUs are counted without starting CUDA, which must not happen before a worker knows its own.
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-# transformers imports what it finds of these, and nothing here uses them.
-os.environ.setdefault("USE_TF", "0")
-os.environ.setdefault("USE_FLAX", "0")
-os.environ.setdefault("USE_JAX", "0")
+from dept.training.arguments import parser  # sets what torch reads when it is imported
 
+# isort: split
 from omegaconf import OmegaConf
 
 from dept.checkpoint import library_patches, run_folder, trust
@@ -73,7 +53,15 @@ NOISE = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one experiment; returns the exit status."""
-    chosen = parser().parse_args(arguments)
+    return run(parser().parse_args(arguments))
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Run one experiment; returns the exit status.
+
+    Args:
+        chosen: what ``dept.training.arguments`` has parsed.
+    """
     if chosen.debug:
         os.environ["DEPT_DEBUG"] = "1"
     if chosen.print:
@@ -143,22 +131,6 @@ def ending(error: Exception, config: Mapping[str, Any]) -> tuple[str | None, int
     return None if os.environ.get("DEPT_DEBUG") else build_errors.sentence(error, config), 1
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the command line: the yaml, its overrides and options."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("yaml", help="the experiment")
-    options.add_argument("overrides", nargs="*", help="key=value, over the yaml")
-    options.add_argument("--print", action="store_true", help="print the resolved yaml")
-    options.add_argument(
-        "--check", action="store_true", help="check yaml, data and machine, and end"
-    )
-    options.add_argument("--workers", type=int, help="number of workers for --check")
-    options.add_argument("--debug", action="store_true", help="show tracebacks")
-    return options
-
-
 def _print(path: str, overrides: Sequence[str]) -> int:
     try:
         print(provenance.annotated(path, overrides), end="")
@@ -198,7 +170,3 @@ def pretrain(config) -> None:
     registration.register()
     registry.config_transforms.register("dept", func=transform)  # an entry point, if installed
     train(config)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
