@@ -459,7 +459,7 @@ def soak(options: argparse.Namespace, overrides: list[str]) -> int:
     """
     from llmfoundry import registry
 
-    from dept.training import command as training
+    from dept.training import arguments as training
 
     name = f"tmp-soak-{os.getpid()}"
     command = [options.yaml, f"run_name={name}", f"max_duration={options.rounds}ep"]

@@ -125,7 +125,7 @@ def now() -> float:
 
 
 def _train_ours(given: list[str], folder: str, warm: int) -> int:
-    from dept.training.command import main
+    from dept.training.arguments import main
 
     file = Path(folder, os.environ.get("RANK", "0") + ".json")
     return main([*given, f"callbacks.clock.path={file}", f"callbacks.clock.warm={warm}"])

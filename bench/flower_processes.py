@@ -276,6 +276,6 @@ def _train(folder: Path, command: list[str]) -> None:
     os.dup2(log, 2)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK"):
         os.environ.pop(name, None)
-    from dept.training.command import main
+    from dept.training.arguments import main
 
     sys.exit(main(command))

@@ -279,7 +279,7 @@ def _run(script: str, arguments: tuple[str, ...], place: dict[str, str], log: st
     os.environ.update(place)
     os.chdir(REPOSITORY)
     if script == "train.py":
-        from dept.training.command import main
+        from dept.training.arguments import main
     else:
         main = __import__(Path(script).stem).main
     sys.exit(main(list(arguments)))

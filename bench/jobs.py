@@ -133,7 +133,7 @@ def _rank(command: list[str], rank: int, workers: int, port: int) -> None:
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in place.items()})
     try:
-        from dept.training.command import main
+        from dept.training.arguments import main
 
         sys.exit(main(command))
     finally:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from dept.training.arguments import parser  # sets what torch reads when it is imported
+from dept.training import environment  # noqa: F401 - before torch
 
 # isort: split
 from omegaconf import OmegaConf
@@ -49,11 +49,6 @@ NOISE = (
     "Cannot split tensor of length",
     "To copy construct from a tensor",
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one experiment; returns the exit status."""
-    return run(parser().parse_args(arguments))
 
 
 def run(chosen: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from dept.evaluation.finetuning.options import read_options
 from dept.evaluation.report import run_records, writing
 from dept.evaluation.reproduce.jobs import Job
 from dept.evaluation.reproduce.records import record
-from dept.training import command as training
+from dept.training import arguments as training
 from dept.training.summary import read_summary
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from training import REPOSITORY, overrides
 
-from dept.training import command
+from dept.training import arguments
 
 pytestmark = pytest.mark.end_to_end
 
@@ -18,7 +18,7 @@ def test_a_baseline_stops_at_a_loss_that_is_nan(prepared, capfd, monkeypatch, re
     small = ["model.d_model=32", "model.n_heads=2", "model.n_layers=1", "run_name=std-nan"]
     small += ["global_train_batch_size=4", "variables.local_steps=3"]
     small += ["code_paths=[tests/helpers/poison.py]"]
-    assert command.main([path, *overrides(prepared), *small, poison]) == 1
+    assert arguments.main([path, *overrides(prepared), *small, poison]) == 1
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith(path) and "the loss is NaN, and the run stops" in said, said
     lines = (prepared / "runs" / "std-nan" / "metrics.jsonl").read_text().splitlines()

@@ -13,7 +13,7 @@ from fleet import free_port
 from forks import forks
 
 REPOSITORY = Path(__file__).parents[2]
-TRAIN = "dept.training.command"
+TRAIN = "dept.training.arguments"
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
 
 

@@ -14,7 +14,7 @@ from dept.config import complete as configs
 from dept.config import extends
 from dept.costs import machine
 from dept.costs.experiment import costs_of
-from dept.training import command
+from dept.training import arguments
 from dept.training.on_machine import choose
 
 
@@ -31,7 +31,7 @@ def checked(prepared, tmp_path, capsys, monkeypatch):
         path = str(YAMLS / f"{name}.yaml")
         small = [*overrides(root), "run_name=checked"] if root else []  # no other test's run
         given = [*stand_ins(name, tmp_path), *small, *more]
-        status = command.main(["--check", path, *given])
+        status = arguments.main(["--check", path, *given])
         return status, " ".join(capsys.readouterr().out.replace("│", " ").split())
 
     return run
