@@ -80,6 +80,9 @@ def _train(
         if server.poll() is not None and not (server_folder / "summary.json").is_file():
             time.sleep(5.0)
             server = federation.serve(yaml, *overrides)
+        for silo in SILOS:  # as a supervisor: Flower refuses a key until its old node is gone
+            if federation.processes[f"{silo}/supernode"].poll() is not None:  # type: ignore[union-attr]
+                federation.supernode(silo)
         if kills < chosen.kills and time.monotonic() > coming:
             victim, silo = draw.choice(VICTIMS), draw.choice([*SILOS])
             if _kill(federation, victim, silo, yaml, overrides):
