@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             terminal.say(f"Rounds missed silos: {missing}", style="bold red")
             return 1
         plain = REPOSITORY / "yamls" / f"{chosen.experiment}.yaml"
-        return compare(federation, plain, overrides, state)
+        of_job = [o for o in overrides if ".federation." not in o]
+        return compare(federation, plain, of_job, state)
     finally:
         federation.close()
         shutil.rmtree(sockets, ignore_errors=True)
