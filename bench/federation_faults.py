@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             terminal.say(f"Rounds missed silos: {missing}", style="bold red")
             return 1
         plain = REPOSITORY / "yamls" / f"{chosen.experiment}.yaml"
-        return compare(federation, plain, overrides, state)
+        of_job = [o for o in overrides if ".federation." not in o]
+        return compare(federation, plain, of_job, state)
     finally:
         federation.close()
         shutil.rmtree(sockets, ignore_errors=True)
@@ -80,6 +81,9 @@ def _train(
         if server.poll() is not None and not (server_folder / "summary.json").is_file():
             time.sleep(5.0)
             server = federation.serve(yaml, *overrides)
+        for silo in SILOS:  # as a supervisor: Flower refuses a key until its old node is gone
+            if federation.processes[f"{silo}/supernode"].poll() is not None:  # type: ignore[union-attr]
+                federation.supernode(silo)
         if kills < chosen.kills and time.monotonic() > coming:
             victim, silo = draw.choice(VICTIMS), draw.choice([*SILOS])
             if _kill(federation, victim, silo, yaml, overrides):
