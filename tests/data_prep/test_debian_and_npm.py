@@ -69,7 +69,7 @@ def test_reading_can_stop_early(tmp_path):
         (b"!<arch>\ndebian-binary   rubbish", r"p\.deb is not a whole archive"),
         (deb_of(tar_of({"../evil.txt": b""})), "points outside the archive: do not use"),
         (deb_of(tar_of({"/etc/evil.txt": b""})), "points outside the archive: do not use"),
-        (deb_of(tar_of(FILES) + bytes(1 << 20)), r"its tar goes on after its end"),
+        (deb_of(tar_of(FILES) + bytes(1 << 20)), r"its tar continues after its end"),
         (deb_of(tar_of({"./a.png": b""})), r"no file in p\.deb matches members \['\*\.txt'\]"),
     ],
 )
@@ -87,6 +87,15 @@ def test_a_deb_that_is_a_bomb_is_refused(tmp_path):
         list(read_members(deb, "*.png", total=8 << 20))
     with pytest.raises(ValueError, match=r"big\.txt in p\.deb is larger than 1,000 bytes"):
         list(read_members(deb, "*.txt", limit=1000))
+
+
+@debian
+def test_a_dpkg_deb_that_is_killed_gives_no_part_of_a_package(tmp_path, monkeypatch):
+    deb = written(tmp_path / "p.deb", deb_of(tar_of(FILES)))
+    script = f'{shutil.which("dpkg-deb")} "$@" | head -c 1024\nkill -9 $$\n'
+    monkeypatch.setenv("PATH", stand_in(tmp_path / "bin", "dpkg-deb", script))
+    with pytest.raises(ValueError, match=r"p\.deb is not a whole archive \(dpkg-deb ended with -9"):
+        list(read_members(deb, "*.txt"))
 
 
 @debian
