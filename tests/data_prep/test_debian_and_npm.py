@@ -9,9 +9,13 @@ import tarfile
 import pytest
 from packages import deb_of, stand_in, tar_of
 
+from dept.data_prep.corpus import load_corpus
+from dept.data_prep.documents import fetch_package, packages_of
 from dept.data_prep.embedded.archives import read_members
 from dept.data_prep.embedded.download import fetch
 from dept.data_prep.embedded.packages import package_documents
+from dept.data_prep.pool import Task
+from dept.errors import DataError
 
 debian = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not installed")
 
@@ -138,6 +142,17 @@ def test_a_deb_needs_dpkg_deb(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(RuntimeError, match="dpkg-deb, which this text needs, is not installed"):
         list(read_members(deb, "*"))
+
+
+def test_preparation_names_the_source_that_needs_the_client(tmp_path, monkeypatch):
+    options = "{debian: pp=1, sha256: aa, members: '*', format: text}"
+    (tmp_path / "c.yaml").write_text(f"corpus: c\nsources:\n  fr: {options}\n")
+    (source,) = load_corpus(tmp_path / "c.yaml").sources
+    ((key, part),) = packages_of(source).items()
+    assert key == ("pp=1", "deb", "aa")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DataError, match="^Source fr: apt-get, which this text needs, is not inst"):
+        fetch_package(Task(), source.name, part, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["deb", "npm"])

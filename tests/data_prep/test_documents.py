@@ -164,6 +164,7 @@ def test_broken_archives_are_named(tmp_path):
         ("{files: a.txt, split: {train_bytes: 5parsec}}", "write a positive whole number, or a"),
         ("{files: a.txt, tokenizer: {vocab_size: 300}}", "it must be at least 512"),
         ("{files: a.txt, tokenizer: {path: x, hub: y}}", "has both path and hub"),
+        ("{debian: a=1, file: x}", "source a has the unknown key 'file': write one of split, "),
         ("[a.txt]", "source a is .'a.txt'.: write a mapping"),
     ],
 )
