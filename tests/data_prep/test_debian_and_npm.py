@@ -151,7 +151,7 @@ def test_preparation_names_the_source_that_needs_the_client(tmp_path, monkeypatc
     ((key, part),) = packages_of(source).items()
     assert key == ("pp=1", "deb", "aa")
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(DataError, match="^Source fr: apt-get, which this text needs, is not inst"):
+    with pytest.raises(DataError, match=r"^Source fr: apt-get, which this text needs, is not inst"):
         fetch_package(Task(), source.name, part, tmp_path)
 
 
