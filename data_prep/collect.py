@@ -176,7 +176,7 @@ def collect(
         }
     summary |= {k: records[-1][k] for k in ("val_fraction", "skipped", "unused")}
     write_json(directory / "text" / "collected.json", summary)
-    task.advance(reader.total() or reader.consumed(), last=True)
+    task.advance(reader.consumed(), last=True)
     return summary
 
 

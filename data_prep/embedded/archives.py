@@ -199,21 +199,22 @@ def _of_deb(archive: Path) -> Iterator[io.BufferedReader]:
         try:
             yield process.stdout  # type: ignore[misc]
             if len(process.stdout.read(CHUNK)) == CHUNK:  # a tar is padded to 10 KiB
-                raise Damaged("its tar goes on after its end")
-            _refuse_failure(process, errors)
+                raise Damaged("its tar continues after its end")
+            if process.wait():
+                raise _failure(process, errors)
         except tarfile.TarError:
-            process.stdout.close()  # or it waits to write the rest
-            _refuse_failure(process, errors)
+            process.stdout.close()  # or it waits to write the rest, and now may die of that
+            if process.wait() > 0:
+                raise _failure(process, errors) from None
             raise
         finally:
             process.kill()
 
 
-def _refuse_failure(process: subprocess.Popen, errors: IO[bytes]) -> None:
-    if process.wait() > 0:  # not a signal, which our closing of the pipe may be
-        errors.seek(0)
-        lines = errors.read(1 << 16).decode(errors="replace").splitlines()
-        raise Damaged(lines[0] if lines else f"dpkg-deb ended with {process.returncode}")
+def _failure(process: subprocess.Popen, errors: IO[bytes]) -> Damaged:
+    errors.seek(0)
+    lines = errors.read(1 << 16).decode(errors="replace").splitlines()
+    return Damaged(lines[0] if lines else f"dpkg-deb ended with {process.returncode}")
 
 
 Entry = tuple[str, int, IO[bytes]]

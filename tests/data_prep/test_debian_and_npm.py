@@ -9,9 +9,13 @@ import tarfile
 import pytest
 from packages import deb_of, stand_in, tar_of
 
+from dept.data_prep.corpus import load_corpus
+from dept.data_prep.documents import fetch_package, packages_of
 from dept.data_prep.embedded.archives import read_members
 from dept.data_prep.embedded.download import fetch
 from dept.data_prep.embedded.packages import package_documents
+from dept.data_prep.pool import Task
+from dept.errors import DataError
 
 debian = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not installed")
 
@@ -69,7 +73,7 @@ def test_reading_can_stop_early(tmp_path):
         (b"!<arch>\ndebian-binary   rubbish", r"p\.deb is not a whole archive"),
         (deb_of(tar_of({"../evil.txt": b""})), "points outside the archive: do not use"),
         (deb_of(tar_of({"/etc/evil.txt": b""})), "points outside the archive: do not use"),
-        (deb_of(tar_of(FILES) + bytes(1 << 20)), r"its tar goes on after its end"),
+        (deb_of(tar_of(FILES) + bytes(1 << 20)), r"its tar continues after its end"),
         (deb_of(tar_of({"./a.png": b""})), r"no file in p\.deb matches members \['\*\.txt'\]"),
     ],
 )
@@ -87,6 +91,15 @@ def test_a_deb_that_is_a_bomb_is_refused(tmp_path):
         list(read_members(deb, "*.png", total=8 << 20))
     with pytest.raises(ValueError, match=r"big\.txt in p\.deb is larger than 1,000 bytes"):
         list(read_members(deb, "*.txt", limit=1000))
+
+
+@debian
+def test_a_dpkg_deb_that_is_killed_gives_no_part_of_a_package(tmp_path, monkeypatch):
+    deb = written(tmp_path / "p.deb", deb_of(tar_of(FILES)))
+    script = f'{shutil.which("dpkg-deb")} "$@" | head -c 1024\nkill -9 $$\n'
+    monkeypatch.setenv("PATH", stand_in(tmp_path / "bin", "dpkg-deb", script))
+    with pytest.raises(ValueError, match=r"p\.deb is not a whole archive \(dpkg-deb ended with -9"):
+        list(read_members(deb, "*.txt"))
 
 
 @debian
@@ -129,6 +142,17 @@ def test_a_deb_needs_dpkg_deb(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(RuntimeError, match="dpkg-deb, which this text needs, is not installed"):
         list(read_members(deb, "*"))
+
+
+def test_preparation_names_the_source_that_needs_the_client(tmp_path, monkeypatch):
+    options = "{debian: pp=1, sha256: aa, members: '*', format: text}"
+    (tmp_path / "c.yaml").write_text(f"corpus: c\nsources:\n  fr: {options}\n")
+    (source,) = load_corpus(tmp_path / "c.yaml").sources
+    ((key, part),) = packages_of(source).items()
+    assert key == ("pp=1", "deb", "aa")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DataError, match=r"^Source fr: apt-get, which this text needs, is not inst"):
+        fetch_package(Task(), source.name, part, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["deb", "npm"])

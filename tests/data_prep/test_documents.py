@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
 import zstandard
 
 from dept.data_prep.corpus import load_corpus
@@ -164,6 +165,7 @@ def test_broken_archives_are_named(tmp_path):
         ("{files: a.txt, split: {train_bytes: 5parsec}}", "write a positive whole number, or a"),
         ("{files: a.txt, tokenizer: {vocab_size: 300}}", "it must be at least 512"),
         ("{files: a.txt, tokenizer: {path: x, hub: y}}", "has both path and hub"),
+        ("{debian: a=1, file: x}", "source a has the unknown key 'file': write one of split, "),
         ("[a.txt]", "source a is .'a.txt'.: write a mapping"),
     ],
 )
@@ -218,6 +220,18 @@ def test_the_corpora_of_this_repository_are_valid():
         for source in corpus.sources + corpus.held_out:
             packages_of(source)  # every package is named, and every format known
             assert bool(source.hub) == name.startswith("hub_")
+
+
+def test_every_embedded_source_states_its_licence_its_size_and_its_hashes():
+    for path in (Path(__file__).parents[2] / "data_prep/corpora").glob("*.yaml"):
+        if path.stem.startswith("hub_"):
+            continue
+        content = yaml.safe_load(path.read_text())
+        for name, source in {**content["sources"], **content.get("held_out", {})}.items():
+            assert source["documents"] > 1 and source["text_bytes"] > 10_000, (path.stem, name)
+            for part in source.get("packages", [source]):
+                assert part.get("licence", source.get("licence")), (path.stem, name)
+                assert "generate" in part or len(part["sha256"]) == 64, (path.stem, name)
 
 
 def test_cells_of_domain_and_language_are_held_out_three_ways():
