@@ -172,8 +172,10 @@ def plain_config(
         batches: batches to train.
     """
     from dept.config import complete, extends
+    from dept.training.on_machine import choose
 
     config = extends.resolve(extends.load(REPOSITORY / experiment, [*QUIET, *overrides]))
+    choose(config)
     # With the vocabulary of the tokenizer: llm-foundry's default has 50 368 ids.
     model = complete.complete(deepcopy(config))["model"]
     algorithms = {name: of for name, of in config["algorithms"].items() if name != "dept"}

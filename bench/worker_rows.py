@@ -117,8 +117,11 @@ def train(
     import torch.distributed as dist
     from llmfoundry.command_utils import train as llmfoundry_train
 
+    from omegaconf import OmegaConf
+
     from dept.config import extends
     from dept.training import registration
+    from dept.training.on_machine import choose
     from dept.transport import process_group
     from dept.transport.topology import Place
 
@@ -130,6 +133,8 @@ def train(
     path = REPOSITORY / "yamls" / f"{experiment}.yaml"
     quiet = [*fits.QUIET, *NO_EVALUATION, "device_train_microbatch_size=8"]
     config = extends.load(path, [*quiet, f"code_paths=[{fits.CLOCK}]", *overrides])
+    for key, value in choose(extends.resolve(config))[0].items():
+        OmegaConf.update(config, key, value, force_add=True)
     clock = {"path": f"{folder}/clock{rank}", "sleep": sleep * rank}
     config.callbacks, config.loggers = {"clock": clock}, {}
     counted = [0, 0]
