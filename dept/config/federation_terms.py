@@ -8,8 +8,13 @@ from typing import Any
 
 from dept.checkpoint.run_folder import NOT_SHAPING, SHAPING, at
 
-_OF_A_PARTY = ("tokenizer", *(f"train_loader.{n}" for n in ("root", "corpus", "sources", "name")))
-"""Text, and the paths of files, are of each party. Tokenizers are compared by their hash."""
+_OF_A_PARTY = (
+    "precision",
+    "tokenizer",
+    *(f"train_loader.{name}" for name in ("root", "corpus", "sources", "name")),
+)
+"""Text, paths of files and the precision of a machine are of each party. Tokenizers are compared by
+their hash."""
 
 
 def terms(config: Mapping[str, Any]) -> dict[str, str]:

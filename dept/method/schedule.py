@@ -266,9 +266,6 @@ class DirectedSchedule(RoundSchedule):
     def slots_of(self, worker: int, round_index: int) -> tuple[str, ...]:
         return self.drawn(round_index)
 
-    def batches_of(self, round_index: int) -> int:
-        return len(self.drawn(round_index)) * self.local_steps
-
 
 def _either(numbers: Sequence[int]) -> str:
     return " or ".join(filter(None, [", ".join(map(str, numbers[:-1])), str(numbers[-1])]))
