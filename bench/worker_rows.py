@@ -116,7 +116,6 @@ def train(
     """
     import torch.distributed as dist
     from llmfoundry.command_utils import train as llmfoundry_train
-
     from omegaconf import OmegaConf
 
     from dept.config import extends
