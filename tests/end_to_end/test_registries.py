@@ -193,7 +193,6 @@ def test_a_wrong_name_or_option_is_a_sentence_before_anything_is_built(
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [
-        ("{name: decoupled_lionw, lr: 0.001}", "optimizer decoupled_lionw is not just exp_avg, "),
         (
             "{name: decoupled_adamw, lr: 0.001, amsgrad: true}",
             "decoupled_adamw is not just exp_avg",
