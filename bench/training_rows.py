@@ -291,7 +291,7 @@ ROWS = [
     ),
     *(
         Row(
-            f"between-steps-{steps}",
+            f"swaps-{steps}",
             f"swaps and outer step of SPEC, N = {steps}",
             "the round of two slots",
             "<= 0.5 %",
