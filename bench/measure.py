@@ -248,9 +248,9 @@ def table(records: Sequence[dict[str, Any]]) -> Table:
         records: what :func:`record` returned.
     """
     made = Table()
-    made.add_column("row", overflow="fold")
+    made.add_column("row")
     made.add_column("measured", overflow="fold")
-    for header in ("median", "least to greatest", "goal"):
+    for header in ("median", "spread", "goal"):
         made.add_column(header, justify="right")
     made.add_column("")
     for content in records:

@@ -18,7 +18,11 @@ LLM_FOUNDRY = str(Path(sys.executable).with_name("llmfoundry"))
 
 
 def first_step(setting: Setting) -> list[Result]:
-    """Both commands with all their imports, from their start to the end of the first step."""
+    """Both commands with all their imports, from their start to the end of the first step.
+
+    Args:
+        setting: what is measured on.
+    """
     sources = setting.sources[:1]
     overrides = [*setting.overrides, f"train_loader.sources=[{sources[0]}]", "eval_interval=0"]
     overrides += ["variables.local_steps=1", "max_duration=1ep"]

@@ -55,14 +55,22 @@ def two_sources(setting: Setting) -> list[str]:
 
 
 def glob_128(setting: Setting) -> list[Result]:
-    """Real text, the model of the demo."""
+    """Real text, the model of the demo.
+
+    Args:
+        setting: what is measured on.
+    """
     steps = 4 if setting.small else 40
     overrides = [*two_sources(setting), f"variables.local_steps={steps}"]
     return _glob(setting, overrides, setting.shards(setting.sources[:2]), 2 * steps)
 
 
 def glob_2048(setting: Setting) -> list[Result]:
-    """Random tokens, a body six times as large, sequences of 2 048 tokens."""
+    """Random tokens, a body six times as large, sequences of 2 048 tokens.
+
+    Args:
+        setting: what is measured on.
+    """
     steps, length = 4, 64 if setting.small else 2048
     with corpus(sources=2, length=length, vocabularies={"global": 8192}) as overrides:
         root = overrides[1].split("=")[1]
@@ -90,7 +98,11 @@ def _glob(
 
 
 def vocabulary(setting: Setting) -> list[Result]:
-    """SPEC-OPT with a vocabulary of its own against STD with a large one, between outer steps."""
+    """SPEC-OPT with a vocabulary of its own against STD with a large one, between outer steps.
+
+    Args:
+        setting: what is measured on.
+    """
     large, own = (2000, 500) if setting.small else (250_000, 50_000)
     steps, width = 6, 32 if setting.small else 256
     with corpus(sources=1, length=128, vocabularies={"global": large, "s0": own}) as overrides:
@@ -110,7 +122,11 @@ def vocabulary(setting: Setting) -> list[Result]:
 
 
 def composer_loop(setting: Setting) -> list[Result]:
-    """Composer's trainer and ours in it, against the same step in a loop of torch."""
+    """Composer's trainer and ours in it, against the same step in a loop of torch.
+
+    Args:
+        setting: what is measured on.
+    """
     fits.prepare()
     steps = 4 if setting.small else 40
     overrides = [*two_sources(setting), f"variables.local_steps={steps}"]
@@ -205,7 +221,11 @@ def between_steps(local_steps: int) -> Callable[[Setting], list[Result]]:
 
 
 def evaluation(setting: Setting) -> list[Result]:
-    """Evaluation of all sources after each round of the demo, without checkpoints."""
+    """Evaluation of all sources after each round of the demo, without checkpoints.
+
+    Args:
+        setting: what is measured on.
+    """
     fits.prepare()
     overrides = [*setting.overrides, f"max_duration={setting.times + 1}ep"]
     if setting.small:
@@ -221,7 +241,11 @@ def evaluation(setting: Setting) -> list[Result]:
 
 
 def sources(setting: Setting) -> list[Result]:
-    """Two sources a round, out of K; and the memory when all K have been trained."""
+    """Two sources a round, out of K; and the memory when all K have been trained.
+
+    Args:
+        setting: what is measured on.
+    """
     counts = (2, 3) if setting.small else (2, 8, 32, 64)
     steps = 2 if setting.small else 25
     with corpus(sources=counts[-1], length=128, vocabularies={"global": 8192}) as base:
@@ -291,7 +315,7 @@ ROWS = [
     ),
     *(
         Row(
-            f"between-steps-{steps}",
+            f"swaps-{steps}",
             f"swaps and outer step of SPEC, N = {steps}",
             "the round of two slots",
             "<= 0.5 %",
