@@ -176,11 +176,12 @@ def ratios(dividends: Sequence[Spent], divisors: Sequence[Spent], what: str = ""
     return found
 
 
-def run(command: Sequence[str]) -> tuple[str, Spent]:
-    """Run a command in the repository.
+def run(command: Sequence[str], folder: Path = REPOSITORY) -> tuple[str, Spent]:
+    """Run a command.
 
     Args:
         command: program and arguments.
+        folder: its working directory.
 
     Returns:
         Its output, and what it and the processes that it waited for spent.
@@ -191,7 +192,7 @@ def run(command: Sequence[str]) -> tuple[str, Spent]:
     environment = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment |= {"PYTHONWARNINGS": "ignore", **os.environ}
     before, began = os.times(), time.perf_counter()
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     seconds, after = time.perf_counter() - began, os.times()
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:3])} failed:\n{done.stdout}{done.stderr}")
