@@ -21,6 +21,7 @@ from dept.evaluation.report import run_records, writing
 from dept.evaluation.reproduce.jobs import Job
 from dept.evaluation.reproduce.records import record
 from dept.training import arguments as training
+from dept.training.earlier_job import look_into
 from dept.training.summary import read_summary
 
 
@@ -36,7 +37,7 @@ def is_finished(job: Job) -> bool:
     if job.stage == "downstream":
         options = read_options(config)
         return finetune.look_into(Path("runs") / job.name, options) is not None
-    return training.look_into(Path("runs") / job.name, config, is_first=False) is not None
+    return look_into(Path("runs") / job.name, config, is_first=False) is not None
 
 
 def summary_of(job: Job) -> dict | None:

@@ -45,8 +45,8 @@ def attacked(prepared, monkeypatch, registries):
     def run(experiment, *more, sources=(*HONEST, NAN, ATTACKER)):
         finish = Slots.finish
 
-        def finish_reversed(slots):
-            source, local = slots.active, finish(slots)
+        def finish_reversed(slots, round_number):
+            source, local = slots.active, finish(slots, round_number)
             if source != ATTACKER:
                 return local
             rows = slots.rows(source)

@@ -185,6 +185,8 @@ def test_one_source_is_plain_training_bit_for_bit(prepared, registries):
     config.model.vocab_size = read_corpus(prepared, "tiny").tokenizers["global"].vocab_size
     config.max_duration = f"{ROUNDS * LOCAL_STEPS}ba"
     config.callbacks = {}
+    config.model.attn_config.attn_impl, config.model.loss_fn = "torch", "torch_crossentropy"
+    config.precision, config.device_train_microbatch_size = "fp32", BATCH
     from llmfoundry.command_utils import train as llmfoundry_train
 
     plain = llmfoundry_train(config)
