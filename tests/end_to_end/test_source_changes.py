@@ -273,7 +273,7 @@ def test_the_same_command_with_another_source_is_refused_until_it_is_allowed(pre
     shutil.copytree(prepared / "runs/user", prepared / "runs/unkilled")
 
     def later():
-        return any((prepared / "runs/user/checkpoints").glob("ep2-*.pt"))
+        return len(list((prepared / "runs/user/checkpoints").glob("ep[23]-*.pt"))) > 1
 
     assert commands.kill("user-killed", TRAIN, [*more, ALLOWED], 9, later) == -9
     said = "from round 3 on, the sources are manual, code, mail, tools (joined: tools; left: none)"
