@@ -56,7 +56,9 @@ def fleet():
 @pytest.fixture(scope="module")
 def three(prepared, fleet):
     """Four rounds over three sources, with a checkpoint of every batch."""
-    return fleet.train(prepared, "dept_spec", "run_name=three", of(THREE), *RUN, processes=1)
+    return fleet.train(
+        prepared, "dept_spec", "run_name=three-sources", of(THREE), *RUN, processes=1
+    )
 
 
 def leave_off(root, before, checkpoint, name):
@@ -85,7 +87,7 @@ def resume(prepared, fleet):
 @pytest.fixture(scope="module")
 def joined(prepared, three, resume):
     """``tools`` joins with round 1, and is drawn for the first time in round 2."""
-    return resume("three", "ep1-ba6", "joined", FOUR)
+    return resume("three-sources", "ep1-ba6", "joined", FOUR)
 
 
 def positions(results):
@@ -113,7 +115,7 @@ def test_the_batch_at_which_the_run_was_resumed_does_not_matter(
 ):
     """A round that has begun is finished with its own sources."""
     name = f"in-mid-round-{checkpoint}"
-    assert_same(learned(resume("three", checkpoint, name, FOUR)), learned(joined))
+    assert_same(learned(resume("three-sources", checkpoint, name, FOUR)), learned(joined))
     assert summary(prepared, name) == summary(prepared, "joined")
 
 
@@ -121,7 +123,11 @@ def test_the_batch_at_which_the_run_was_resumed_does_not_matter(
 def test_later_kills_and_other_numbers_of_workers_change_nothing(
     prepared, joined, resume, processes
 ):
-    for before, checkpoint in (("three", "ep1-ba6"), ("joined", "ep1-ba8"), ("joined", "ep2-ba17")):
+    for before, checkpoint in (
+        ("three-sources", "ep1-ba6"),
+        ("joined", "ep1-ba8"),
+        ("joined", "ep2-ba17"),
+    ):
         name = f"again-{checkpoint}-{processes}"
         again = resume(before, checkpoint, name, FOUR, processes=processes)
         assert_same(learned(again), learned(joined))
@@ -136,7 +142,7 @@ def test_who_leaves_before_being_drawn_was_never_there(prepared, three, joined, 
     ours = {n: v for n, v in learned(back).items() if not n.startswith("tools/")}
     assert_same(ours, learned(three))
     assert positions(back) == positions(three)
-    ours, theirs = summary(prepared, name), summary(prepared, "three")
+    ours, theirs = summary(prepared, name), summary(prepared, "three-sources")
     changes = ours.pop("source_changes"), theirs.pop("source_changes")
     assert ours == theirs and [len(of) for of in changes] == [2, 0]
 
@@ -194,14 +200,14 @@ def test_rows_that_only_it_held_keep_value_and_outer_state_and_its_files_stay(
 def test_who_leaves_in_a_round_is_in_that_round_and_may_come_back(prepared, three, resume):
     """``mail`` is drawn in round 2, leaves with round 3, and comes back where it was."""
     stay = ("manual", "code")
-    between = resume("three", "ep3-ba18", "left-between", stay)
-    within = resume("three", "ep2-ba14", "left-within", stay, "save_interval=4ep")
+    between = resume("three-sources", "ep3-ba18", "left-between", stay)
+    within = resume("three-sources", "ep2-ba14", "left-within", stay, "save_interval=4ep")
     assert_same(learned(within), learned(between))
     files = SourceFiles(prepared / "runs/left-within/checkpoints/sources")
     assert files.states("mail")[-1] == (3, 0)  # written as it left, though no checkpoint was due
     longer = "max_duration=6ep"
-    whole = resume("three", "ep2-ba12", "mail-later", THREE)
-    left = resume("three", "ep2-ba12", "mail-left", stay)
+    whole = resume("three-sources", "ep2-ba12", "mail-later", THREE)
+    left = resume("three-sources", "ep2-ba12", "mail-left", stay)
     assert left[0]["totals"]["rounds_trained"]["mail"] == sum(
         "mail" in drawn for drawn in draws(THREE)[:2]
     )
@@ -215,7 +221,7 @@ def test_who_leaves_in_a_round_is_in_that_round_and_may_come_back(prepared, thre
 
 
 def test_several_workers_do_not_finish_a_round_of_other_sources(prepared, three):
-    leave_off(prepared, "three", "ep0-ba4-rank0.pt", "two-in-mid-round")
+    leave_off(prepared, "three-sources", "ep0-ba4-rank0.pt", "two-in-mid-round")
     fleet = Fleet(2)
     options = ["run_name=two-in-mid-round", of(FOUR), ALLOWED, *RUN]
     with pytest.raises(AssertionError, match="only one worker can finish it: start one worker"):
@@ -238,7 +244,7 @@ def test_held_out_text_may_join_where_its_tokens_are_those_of_all(prepared, flee
 
 
 def test_without_the_option_a_checkpoint_of_other_sources_is_refused(prepared, three):
-    checkpoint = prepared / "runs/three/checkpoints/ep1-ba6-rank0.pt"
+    checkpoint = prepared / "runs/three-sources/checkpoints/ep1-ba6-rank0.pt"
     options = ["autoresume=false", f"load_path={checkpoint}", *RUN]
     with pytest.raises(ValueError, match=r"sources = .*or set algorithms.dept.allow_source_chang"):
         train(prepared, "dept_spec", "run_name=refused", of(FOUR), *options)
