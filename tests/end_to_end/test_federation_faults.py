@@ -32,6 +32,7 @@ SOURCES = [source for sources in SILOS.values() for source in sources]
 NESTEROV = "algorithms.dept.outer_optimizer.name=nesterov"
 HALF = ["algorithms.dept.sources_per_round=2"]
 KEEPS = "algorithms.dept.inner_state=keep"
+CLIPPED = ["algorithms.dept.clip_update_norm=0.5"]
 
 
 class Killed(BaseException):
@@ -129,11 +130,15 @@ def assert_learned(ours, theirs):
         ("dept_trim", ["model.tie_word_embeddings=false", *HALF]),
         ("dept_spec_opt", ["algorithms.dept.compression={name: int4}"]),
         ("dept_spec", ["algorithms.dept.outer_optimizer={name: fedadam, lr: 0.01}", *HALF]),
+        ("dept_trim", ["algorithms.dept.average={name: median}", *CLIPPED]),
+        ("dept_glob", ["algorithms.dept.privacy={noise_multiplier: 0.1}", *CLIPPED]),
     ],
-    ids=["glob", "trim", "spec-opt", "spec"],
+    ids=["glob", "trim", "spec-opt", "spec", "median", "privacy"],
 )
-def test_a_federation_learns_the_bits_of_one_job(parties, prepared, fleet, experiment, more):
-    name = f"same-{experiment}"
+def test_a_federation_learns_the_bits_of_one_job(
+    parties, prepared, fleet, experiment, more, request
+):
+    name = f"same-{request.node.callspec.id}"
     state, _ = parties.train_all(experiment, name, *more)
     theirs = learned(fleet.train(prepared, experiment, f"run_name={name}", *more, processes=1))
     ours = parties.learned(name, state)
