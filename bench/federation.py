@@ -13,8 +13,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import torch
@@ -49,12 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_in_order()
     yaml = REPOSITORY / "yamls" / "federation" / f"{chosen.experiment}.yaml"
     overrides = [*SHORT, *chosen.overrides, "run_name=demo"]
-    shutil.rmtree(chosen.folder, ignore_errors=True)
-    sockets = Path(tempfile.mkdtemp(prefix="silos"))
-    federation = Federation(chosen.folder, SILOS, sockets)
-    try:
-        for silo, sources in SILOS.items():
-            split_corpus(REPOSITORY, CORPUS, sources, federation.folder / silo)
+    with three_silos(chosen.folder) as federation:
         wire = _train(federation, yaml, overrides)
         state = ServerFiles(federation.folder / "server" / "runs" / "demo" / "server").load()
         assert state is not None
@@ -62,19 +59,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _show_bytes(yaml, overrides, state, wire)
         plain = REPOSITORY / "yamls" / f"{chosen.experiment}.yaml"
         return compare(federation, plain, overrides, state)
-    finally:
-        federation.close()
-        shutil.rmtree(sockets, ignore_errors=True)
 
 
-def _train(federation: Federation, yaml: Path, overrides: Sequence[str]) -> list[dict[str, int]]:
-    """Run the federation, and show all of it; returns the bytes on the wire of each round."""
+@contextmanager
+def three_silos(folder: Path) -> Iterator[Federation]:
+    """The parties of a federation, each silo with its part of the corpus in a folder of its own.
+
+    Args:
+        folder: of all parties; what was there is removed.
+
+    Yields:
+        The federation, whose processes end with the block.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="silos") as sockets:
+        federation = Federation(folder, SILOS, Path(sockets))
+        try:
+            for silo, sources in SILOS.items():
+                split_corpus(REPOSITORY, CORPUS, sources, federation.folder / silo)
+            yield federation
+        finally:
+            federation.close()
+
+
+def start_parties(federation: Federation, yaml: Path, overrides: Sequence[str]) -> Popen:
+    """Start the SuperLink, and a SuperNode and a trainer for each silo; returns the server's run.
+
+    Args:
+        federation: the parties.
+        yaml: the experiment.
+        overrides: overrides of the yaml.
+    """
     federation.superlink()
     for silo in SILOS:
         federation.register(silo)
         federation.supernode(silo)
         federation.trainer(silo, yaml, *overrides)
-    server = federation.serve(yaml, *overrides)
+    return federation.serve(yaml, *overrides)
+
+
+def _train(federation: Federation, yaml: Path, overrides: Sequence[str]) -> list[dict[str, int]]:
+    """Run the federation, and show all of it; returns the bytes on the wire of each round."""
+    server = start_parties(federation, yaml, overrides)
     metrics = federation.folder / "server" / "runs" / "demo" / "server" / "metrics.jsonl"
     wire: list[dict[str, int]] = []
     counted = _counted(federation)

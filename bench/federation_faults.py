@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 import random
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from federation import CORPUS, REPOSITORY, SHORT, SILOS, compare
-from flower_processes import Federation, end_in_order, split_corpus
+from federation import REPOSITORY, SHORT, SILOS, compare, start_parties, three_silos
+from flower_processes import Federation, end_in_order
 
 from dept import terminal
 from dept.training.federation.server_files import ServerFiles
@@ -43,12 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_in_order()
     yaml = REPOSITORY / "yamls" / "federation" / f"{chosen.experiment}.yaml"
     overrides = [*SHORT, "algorithms.dept.federation.grace=600", *chosen.overrides, "run_name=demo"]
-    shutil.rmtree(chosen.folder, ignore_errors=True)
-    sockets = Path(tempfile.mkdtemp(prefix="silos"))
-    federation = Federation(chosen.folder, SILOS, sockets)
-    try:
-        for silo, sources in SILOS.items():
-            split_corpus(REPOSITORY, CORPUS, sources, federation.folder / silo)
+    with three_silos(chosen.folder) as federation:
         _train(federation, yaml, overrides, chosen)
         state = ServerFiles(federation.folder / "server" / "runs" / "demo" / "server").load()
         assert state is not None
@@ -59,21 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plain = REPOSITORY / "yamls" / f"{chosen.experiment}.yaml"
         of_job = [o for o in overrides if ".federation." not in o]
         return compare(federation, plain, of_job, state)
-    finally:
-        federation.close()
-        shutil.rmtree(sockets, ignore_errors=True)
 
 
 def _train(
     federation: Federation, yaml: Path, overrides: list[str], chosen: argparse.Namespace
 ) -> None:
     draw = random.Random(chosen.seed)
-    federation.superlink()
-    for silo in SILOS:
-        federation.register(silo)
-        federation.supernode(silo)
-        federation.trainer(silo, yaml, *overrides)
-    server = federation.serve(yaml, *overrides)
+    server = start_parties(federation, yaml, overrides)
     kills, coming = 0, time.monotonic() + 2 * chosen.seconds
     server_folder = federation.folder / "server" / "runs" / "demo" / "server"
     while not (server_folder / "summary.json").is_file():

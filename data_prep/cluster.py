@@ -22,7 +22,7 @@ from rich.table import Table
 from dept import terminal
 from dept.data_prep.clusters.divide import FOLDER, counts_by_file
 from dept.data_prep.clusters.models import load
-from dept.data_prep.corpus import load_corpus
+from dept.data_prep.corpus_yaml import load_corpus
 from dept.errors import DataError
 from dept.log import log
 

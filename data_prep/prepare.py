@@ -29,7 +29,8 @@ from dept.data.shard_files import read_index, refuse_missing
 from dept.data.tokenizer_files import tokenizer_hash
 from dept.data_prep.clusters.divide import divide, sources_of
 from dept.data_prep.collect import collect, part_path
-from dept.data_prep.corpus import Corpus, Source, TokenizerOptions, load_corpus
+from dept.data_prep.corpus import Corpus, Source, TokenizerOptions
+from dept.data_prep.corpus_yaml import load_corpus
 from dept.data_prep.documents import fetch_package, open_source, packages_of
 from dept.data_prep.files import GATHERED, WORK, read_json, write_json
 from dept.data_prep.near_copies import without_near_copies

@@ -10,10 +10,10 @@ from typing import Any
 
 from dept.checkpoint.run_folder import find_checkpoint
 from dept.config import icl, registries, yaml_keys
+from dept.config.federation_options import check_silo
 from dept.config.options import (
     CorpusOptions,
     DeptOptions,
-    FederationOptions,
     MixtureOptions,
     StartFromOptions,
     ValidationOptions,
@@ -202,7 +202,7 @@ def _check_dept(
 ) -> RoundSchedule:
     place = Place.of(os.environ, dept.ranks_per_worker)
     if dept.federated is not None:
-        _check_silo(config, dept.federated, names, place)
+        check_silo(config, dept.federated, names, place.world)
     schedule = schedule_of(config, dept, names, place.workers)
     if schedule.moves and not config.get("save_folder"):
         raise nowhere(place.workers)
@@ -238,36 +238,6 @@ def _check_dept(
             "algorithms.dept.local_steps"
         )
     return schedule
-
-
-def _check_silo(
-    config: Mapping[str, Any], federation: FederationOptions, names: Sequence[str], place: Place
-) -> None:
-    where = "algorithms.dept.federation"
-    if federation.silo is None:
-        raise ConfigError(
-            f"{where}.silo is null, as at the server: set it to the name of this silo"
-        )
-    for name in names:
-        if name not in federation.sources:
-            raise ConfigError(
-                f"this silo would train {name}, which {where}.sources does not have: name its "
-                f"sources in train_loader.sources"
-            )
-    if place.world > 1:
-        raise ConfigError(
-            f"a silo is one process, and this job has {place.world}: start train.py without a "
-            f"launcher"
-        )
-    if not config.get("save_folder") or config.get("save_interval", "1ep") != "1ep":
-        raise ConfigError(
-            "a silo returns to its last round after a loss of its update: set save_folder, and "
-            "save_interval to 1ep"
-        )
-    if "://" in str(config["save_folder"]):
-        raise ConfigError("save_folder of a silo is its own disk: set it to a folder")
-    if "start_from" in (config.get("callbacks") or {}):
-        raise ConfigError("callbacks.start_from is not for a federation: remove it")
 
 
 def _rounds(duration: Any) -> bool:

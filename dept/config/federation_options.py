@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dept.config.schema import NULL, PATH, TEXT, integer, list_of, number, one_of
 from dept.errors import ConfigError
@@ -70,3 +71,43 @@ class FederationOptions:
                 f"{WHERE}.min_sources is {self.min_sources}, and there are {len(self.sources)} "
                 f"sources: set it to {len(self.sources)} or less"
             )
+
+
+def check_silo(
+    config: Mapping[str, Any], federation: FederationOptions, names: Sequence[str], processes: int
+) -> None:
+    """Check what the yaml of a silo must have.
+
+    Args:
+        config: the resolved yaml, as plain containers.
+        federation: its ``algorithms.dept.federation``.
+        names: the sources that it trains.
+        processes: how many processes the job has.
+
+    Raises:
+        ConfigError: it cannot be a silo.
+    """
+    if federation.silo is None:
+        raise ConfigError(
+            f"{WHERE}.silo is null, as at the server: set it to the name of this silo"
+        )
+    for name in names:
+        if name not in federation.sources:
+            raise ConfigError(
+                f"this silo would train {name}, which {WHERE}.sources does not have: name its "
+                f"sources in train_loader.sources"
+            )
+    if processes > 1:
+        raise ConfigError(
+            f"a silo is one process, and this job has {processes}: start train.py without a "
+            f"launcher"
+        )
+    if not config.get("save_folder") or config.get("save_interval", "1ep") != "1ep":
+        raise ConfigError(
+            "a silo returns to its last round after a loss of its update: set save_folder, and "
+            "save_interval to 1ep"
+        )
+    if "://" in str(config["save_folder"]):
+        raise ConfigError("save_folder of a silo is its own disk: set it to a folder")
+    if "start_from" in (config.get("callbacks") or {}):
+        raise ConfigError("callbacks.start_from is not for a federation: remove it")

@@ -333,7 +333,7 @@ print("read", flush=True)
 
 
 def process(split, remote, limit, passes=1):
-    """A process that reads the split, once it is told to go on."""
+    """A process that reads the split, once it may begin."""
     arguments = [str(split.local), str(remote), str(limit), str(passes)]
     started = subprocess.Popen(
         [sys.executable, "-c", READ_ALL, *arguments],

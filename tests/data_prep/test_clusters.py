@@ -13,7 +13,7 @@ from dept.data_prep.clusters import divide
 from dept.data_prep.clusters.divide import counts_by_file, divide_file, fit, sources_of
 from dept.data_prep.clusters.hard_em import even_prices, hard_em
 from dept.data_prep.clusters.models import FITS, load
-from dept.data_prep.corpus import load_corpus
+from dept.data_prep.corpus_yaml import load_corpus
 from dept.data_prep.files import read_texts
 from dept.data_prep.pool import Task
 from dept.errors import DataError

@@ -9,7 +9,7 @@ import tarfile
 import pytest
 from packages import deb_of, stand_in, tar_of
 
-from dept.data_prep.corpus import load_corpus
+from dept.data_prep.corpus_yaml import load_corpus
 from dept.data_prep.documents import fetch_package, packages_of
 from dept.data_prep.embedded.archives import read_members
 from dept.data_prep.embedded.download import fetch

@@ -11,7 +11,7 @@ import pytest
 import yaml
 import zstandard
 
-from dept.data_prep.corpus import load_corpus
+from dept.data_prep.corpus_yaml import load_corpus
 from dept.data_prep.documents import open_source, packages_of
 from dept.errors import DataError
 

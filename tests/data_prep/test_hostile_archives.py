@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 import zstandard
 
-from dept.data_prep.corpus import load_corpus
+from dept.data_prep.corpus_yaml import load_corpus
 from dept.data_prep.documents import open_source
 from dept.data_prep.embedded.archives import read_members
 from dept.data_prep.embedded.download import fetch

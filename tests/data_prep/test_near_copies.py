@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dept.data_prep.collect import collect
-from dept.data_prep.corpus import NearCopyOptions, load_corpus
+from dept.data_prep.corpus import NearCopyOptions
+from dept.data_prep.corpus_yaml import load_corpus
 from dept.data_prep.embedded.clean import runs
 from dept.data_prep.files import read_texts
 from dept.data_prep.near_copies import (

@@ -1,4 +1,4 @@
-"""What a launcher tells a process, and what Composer is told instead."""
+"""The place that a launcher gives a process, and the one that Composer reads instead."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def launched(rank, world, machine):
     }
 
 
-def told(rank, world, machine, ranks_per_worker):
+def placed(rank, world, machine, ranks_per_worker):
     environment = launched(rank, world, machine)
     place = Place.of(environment, ranks_per_worker)
     return place, place.environment()
@@ -27,7 +27,7 @@ def test_a_process_without_a_launcher_is_the_only_worker():
 
 
 def test_each_process_is_a_worker_and_a_world_of_its_own():
-    place, environment = told(rank=5, world=8, machine=4, ranks_per_worker=1)
+    place, environment = placed(rank=5, world=8, machine=4, ranks_per_worker=1)
     assert (place.worker, place.workers, place.rank, place.ranks) == (5, 8, 0, 1)
     assert (place.global_rank, place.world) == (5, 8)
     assert environment == {
@@ -41,7 +41,7 @@ def test_each_process_is_a_worker_and_a_world_of_its_own():
 
 
 def test_neighbours_make_a_worker():
-    place, environment = told(rank=7, world=8, machine=4, ranks_per_worker=2)
+    place, environment = placed(rank=7, world=8, machine=4, ranks_per_worker=2)
     assert (place.worker, place.workers, place.rank, place.ranks) == (3, 4, 1, 2)
     assert environment["RANK"] == environment["LOCAL_RANK"] == "1"
     assert environment["WORLD_SIZE"] == environment["LOCAL_WORLD_SIZE"] == "2"
@@ -49,7 +49,7 @@ def test_neighbours_make_a_worker():
 
 
 def test_a_worker_may_be_several_machines():
-    place, environment = told(rank=13, world=16, machine=4, ranks_per_worker=8)
+    place, environment = placed(rank=13, world=16, machine=4, ranks_per_worker=8)
     assert (place.worker, place.rank) == (1, 5)
     assert (environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"]) == ("1", "4")
     assert environment["NODE_RANK"] == "1"
@@ -57,7 +57,7 @@ def test_a_worker_may_be_several_machines():
 
 
 def test_gpus_are_chosen_from_those_given():
-    place, _ = told(3, 4, 4, 1)
+    place, _ = placed(3, 4, 4, 1)
     assert place.gpus("4567") == ["7"]
     assert place.gpus("7") == ["7"]  # srun --gpus-per-task=1
     assert place.gpus([]) == []
