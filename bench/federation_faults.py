@@ -2,8 +2,10 @@
 
     python bench/federation_faults.py [--kills 6] [--seconds 20] [--seed 0] [key=value ...]
 
-Victims are a trainer, a SuperNode, a ClientApp, the ServerApp and the SuperLink. What was killed is
-started again with the same command. `round_timeout` is long, so that no round misses a silo.
+Victims are a trainer, a SuperNode, a ClientApp and the ServerApp; `--victims superlink` is for the
+SuperLink, after whose death a SuperNode may have to be restarted by hand (docs/federation.md). What
+was killed is started again with the same command. `round_timeout` is long, so that no round misses
+a silo.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--experiment", default="dept_spec", help="of yamls/federation/")
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=20.0, help="mean time between two kills")
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=VICTIMS[:4])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/federation-faults"))
     chosen = parser.parse_args(arguments)
@@ -70,7 +73,7 @@ def _train(
             if federation.processes[f"{silo}/supernode"].poll() is not None:  # type: ignore[union-attr]
                 federation.supernode(silo)
         if kills < chosen.kills and time.monotonic() > coming:
-            victim, silo = draw.choice(VICTIMS), draw.choice([*SILOS])
+            victim, silo = draw.choice(chosen.victims), draw.choice([*SILOS])
             if _kill(federation, victim, silo, yaml, overrides):
                 kills += 1
                 terminal.say(f"kill {kills}: {victim} ({silo})")
