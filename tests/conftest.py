@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import pydoc_data.topics
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,10 +64,19 @@ def registries(monkeypatch) -> None:
     monkeypatch.setattr(catalogue, "REGISTRY", dict(catalogue.REGISTRY))
 
 
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory) -> Path:
-    """Root of a prepared corpus ``tiny``: manual, code, mail and tools, and ``held`` held out."""
+@pytest.fixture(scope="module")
+def prepared(tiny, tmp_path_factory):
+    """A copy of ``tiny`` for each test file, so that two files never have a run of the same name."""
     root = tmp_path_factory.mktemp("prepared")
+    shutil.copytree(tiny, root, dirs_exist_ok=True)
+    yield root
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """Root of a prepared corpus ``tiny``: manual, code, mail and tools, and ``held`` held out."""
+    root = tmp_path_factory.mktemp("tiny")
     library = Path(os.__file__).parent
     manual = "\n\n".join(pydoc_data.topics.topics.values())[:150_000]
     mail = "\n\n".join(p.read_text() for p in sorted((library / "email").glob("*.py")))[:100_000]

@@ -8,6 +8,7 @@ both behind.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import shutil
@@ -42,14 +43,16 @@ def _left(base: Path, job: int) -> Iterator[Path]:
     """Folders of jobs of this user whose process no longer exists."""
     for folder in base.glob("dept-*"):
         number = folder.name.removeprefix("dept-")
-        is_ours = number.isdigit() and int(number) != job and folder.stat().st_uid == os.getuid()
-        if is_ours and not Path("/proc", number).exists() and Path("/proc/self").exists():
-            yield folder
+        if not number.isdigit() or int(number) == job or not Path("/proc/self").exists():
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another job has removed it meanwhile
+            if folder.stat().st_uid == os.getuid() and not Path("/proc", number).exists():
+                yield folder
 
 
 def _remove_segments(folder: Path, memory: Path = Path("/dev/shm")) -> None:
     """Remove shared memory that no process has mapped, by the numbers of locks in ``folder``."""
-    locks = (_LOCK.fullmatch(path.name) for path in folder.iterdir())
+    locks = (_LOCK.fullmatch(path.name) for path in folder.glob("*"))
     numbers = {match[1] for match in locks if match}
     segments = [path for number in numbers for path in memory.glob(f"{number}_*")]
     if segments:

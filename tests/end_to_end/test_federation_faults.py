@@ -56,12 +56,15 @@ class Parties(Federation):
         yaml = REPOSITORY / "yamls" / "federation" / f"{experiment}.yaml"
         self.trainer(silo, yaml, *self.options(name, *more))
 
-    def serve_here(self, experiment, name, *more, before_push=lambda parcel, node: None):
-        """Run the server; returns its state and its grid."""
+    def serve_here(
+        self, experiment, name, *more, before_push=lambda parcel, node: None, watched=tuple(SILOS)
+    ):
+        """Run the server; returns its state and its grid. Trainers that are watched do not fail."""
         yaml = REPOSITORY / "yamls" / "federation" / f"{experiment}.yaml"
         folder = f"callbacks.run_files.folder={self.folder}/server/runs/{name}"
         config = extends.resolve(extends.load(yaml, [*self.options(name, *more), folder]))
-        grid = SocketGrid([self.socket(silo) for silo in SILOS], before_push)
+        sockets = [self.socket(silo) for silo in SILOS]
+        grid = SocketGrid(sockets, before_push, lambda: self.check(watched))
         return server_app.serve(grid, config), grid
 
     def train_all(self, experiment, name, *more, before_push=lambda parcel, node: None):
@@ -70,6 +73,13 @@ class Parties(Federation):
         found = self.serve_here(experiment, name, *more, before_push=before_push)
         self.end(name)
         return found
+
+    def check(self, silos):
+        """A trainer that has failed would be waited for until the round's timeout."""
+        for silo in silos:
+            trainer = self.processes.get(f"{silo}/trainer")
+            failed = trainer is not None and (trainer.exitcode or 0) > 0  # below 0: it was killed
+            assert not failed, self.log(silo, "trainer")[-5000:]
 
     def end(self, name):
         for silo in SILOS:
@@ -303,7 +313,7 @@ def test_a_silo_of_another_yaml_is_refused_on_both_sides(parties, caplog):
     parties.start_trainer("middle", "dept_spec", name, "model.d_model=64")
     parties.start_trainer("right", "dept_trim", name)
     more = ["algorithms.dept.federation.round_timeout=60"]
-    state, _ = parties.serve_here("dept_spec", name, *more)
+    state, _ = parties.serve_here("dept_spec", name, *more, watched=["left"])
     assert state.history[0]["averaged"] == SILOS["left"]
     for silo, why in (
         ("middle", "model.d_model is 64 in the yaml of the silo and 32 in that of the server"),

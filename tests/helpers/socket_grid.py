@@ -11,13 +11,16 @@ from dept.transport.flower.record import of_record, to_record
 
 
 class SocketGrid:
-    """Silos by number of their node, each reached at its socket as by its ClientApp."""
+    """Silos by number of their node, each reached at its socket as by its ClientApp.
 
-    def __init__(self, paths, before_push=lambda parcel, node: None):
+    ``check`` is called whenever the server asks for replies, and raises if none can come.
+    """
+
+    def __init__(self, paths, before_push=lambda parcel, node: None, check=lambda: None):
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         self.paths = dict(enumerate(paths, 1))
         self.online, self.messages = set(self.paths), []
-        self.before_push = before_push
+        self.before_push, self.check = before_push, check
         self._ready, self._count, self._lock = {}, 0, threading.Lock()
 
     def get_node_ids(self):
@@ -34,6 +37,7 @@ class SocketGrid:
         return ids
 
     def pull_messages(self, ids):
+        self.check()
         with self._lock:
             return [self._ready.pop(i) for i in ids if i in self._ready]
 

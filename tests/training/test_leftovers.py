@@ -29,6 +29,7 @@ def gone():
 
 
 def test_a_job_has_a_folder_of_its_own_and_removes_those_of_jobs_that_are_gone(base):
+    (base / f"dept-{gone()}").symlink_to("nowhere")  # as one that another job removes meanwhile
     left, running = base / f"dept-{gone()}", base / f"dept-{os.getppid()}"
     for folder in (left, running, base / "dept-notes"):
         folder.mkdir()
