@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dept.checkpoint import durable
 
 FOLDER = "sources"
@@ -110,6 +108,8 @@ class SourceFiles:
             OSError: the disk does not take it. Torch raises a ``RuntimeError`` for some failed
                 writes.
         """
+        import torch  # here, since commands that only look at folders have no use for it
+
         path = self._path(source, round_index, step)
         with durable.replacing(path) as temporary, open(temporary, "wb") as file:
             torch.save(dict(state), file)  # with a path, torch would write its name into the file
@@ -161,6 +161,8 @@ class SourceFiles:
                 f"{path} is cut short or was altered since it was written: remove it and the "
                 f"checkpoints after it, to resume from an earlier one"
             )
+        import torch
+
         return torch.load(path, map_location="cpu", weights_only=True)
 
     def torn(self, round_index: int) -> tuple[list[Path], bool]:

@@ -15,13 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dept.checkpoint import durable, library_patches
 from dept.config import extends
-from dept.evaluation import finetune
 from dept.evaluation.finetuning.options import read_options
-from dept.evaluation.report import run_records, writing
 from dept.evaluation.reproduce.jobs import Job
 from dept.evaluation.reproduce.records import record
 from dept.training import arguments as training
-from dept.training.earlier_job import look_into
 from dept.training.summary import read_summary
 
 
@@ -33,11 +30,14 @@ def is_finished(job: Job) -> bool:
     """
     if summary_of(job) is None:
         return False
+    from dept.evaluation import finetune  # they read checkpoints with torch; a list without
+    from dept.training import earlier_job  # finished runs is printed at once
+
     config = extends.resolve(extends.load(job.yaml, job.overrides))
     if job.stage == "downstream":
         options = read_options(config)
         return finetune.look_into(Path("runs") / job.name, options) is not None
-    return look_into(Path("runs") / job.name, config, is_first=False) is not None
+    return earlier_job.look_into(Path("runs") / job.name, config, is_first=False) is not None
 
 
 def summary_of(job: Job) -> dict | None:
@@ -102,6 +102,8 @@ def write(wanted: list[Job], results: Path) -> None:
         wanted: the jobs to write; those without a summary are left out.
         results: folder of the results.
     """
+    from dept.evaluation.report import run_records, writing  # they draw: a list has no use for it
+
     for job in wanted:
         if summary_of(job):
             text = json.dumps(record(job, Path("runs") / job.name), indent=1)
@@ -140,6 +142,8 @@ def _train(job: Job) -> None:
         os.dup2(log.fileno(), sys.stderr.fileno())
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK"):
         os.environ.pop(name, None)  # a run is a separate job, however the comparison was started
+    from dept.evaluation import finetune
+
     try:
         command = finetune.main if job.stage == "downstream" else training.main
         sys.exit(command([job.yaml, *job.overrides]))
