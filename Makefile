@@ -103,13 +103,13 @@ gpu:  ## whether, how fast and with how much memory DEPT runs on one GPU, in ten
 	bash bench/gpu.sh $(ARGS)
 
 faults: data  ## killed runs compared with an uninterrupted one; detection of a damaged corpus
-	$(BIN)/python bench/faults.py kills --workers 1 $(ARGS)
-	$(BIN)/python bench/faults.py kills --workers 2 $(ARGS)
-	$(BIN)/python bench/faults.py kills --workers 2 --launcher --window 2 $(ARGS)
-	$(BIN)/python bench/faults.py damage
+	$(BIN)/python bench/kills.py --workers 1 $(ARGS)
+	$(BIN)/python bench/kills.py --workers 2 $(ARGS)
+	$(BIN)/python bench/kills.py --workers 2 --launcher --window 2 $(ARGS)
+	$(BIN)/python bench/damage.py
 
 soak: data  ## a thousand short rounds: memory, open files, shared memory, threads
-	$(BIN)/python bench/faults.py soak $(ARGS)
+	$(BIN)/python bench/soak.py $(ARGS)
 
 federation: data  ## three silos and a server over Flower, on this machine, compared with one job
 	$(BIN)/python bench/federation.py $(ARGS)

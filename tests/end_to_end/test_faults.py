@@ -5,7 +5,7 @@ import os
 import resource
 import signal
 
-import faults
+import kills
 import pytest
 import torch
 from forks import forks
@@ -165,11 +165,11 @@ def test_a_run_killed_again_and_again_learns_the_same_bits(prepared, monkeypatch
             (prepared / entry).symlink_to(REPOSITORY / entry)
     forks()  # the same server for all files
     monkeypatch.chdir(prepared)
-    options = [*faults.SMALL, "variables.corpus=tiny", "max_seq_len=32", "variables.local_steps=12"]
-    fire = faults.Fire(kills=8, seed=workers)
-    outcome = faults.compare("yamls/dept_spec.yaml", options, workers, fire)
+    options = [*kills.SMALL, "variables.corpus=tiny", "max_seq_len=32", "variables.local_steps=12"]
+    fire = kills.Fire(kills=8, seed=workers)
+    outcome = kills.compare("yamls/dept_spec.yaml", options, workers, fire)
     assert (outcome.failure, outcome.differences) == (None, [])
-    assert outcome.survived == dict.fromkeys(faults.DEATHS, 2)
+    assert outcome.survived == dict.fromkeys(kills.DEATHS, 2)
     assert max(outcome.lost["SIGTERM to all"]) == 0
     assert max(max(lost) for lost in outcome.lost.values()) <= 2
 
