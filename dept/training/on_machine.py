@@ -7,7 +7,7 @@ from typing import Any
 
 from dept.config import machine_choices
 from dept.config.options import options_of
-from dept.transport import devices
+from dept.transport import cpu, devices
 from dept.transport.topology import Place
 
 
@@ -33,5 +33,8 @@ def choose(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
         devices.confine(place)
     devices.use_threads(place.local_world)
     device = devices.device()
+    if device.gpu is None:
+        cpu.keep_memory()
+        cpu.multiply_with_onednn()
     chosen = machine_choices.choices(config, device) if "model" in config else {}
     return chosen, machine_choices.line(machine_choices.put(config, chosen), device)
