@@ -92,7 +92,8 @@ class Compression:
             places = [room[p if self.decay else slice(p.stop - p.start)] for p in pieces]
             for rows, blocks in zip(pieces, _filled(places, name, update, by_row), strict=True):
                 if before is not None:
-                    blocks += self.decay * before[rows].to(device)
+                    earlier = before[rows].to(device)
+                    blocks += earlier if self.decay == 1 else self.decay * earlier
                 coded[rows] = codec.encode(blocks)
                 if self.decay:
                     blocks -= codec.decode(coded[rows])
