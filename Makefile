@@ -114,8 +114,10 @@ soak: data  ## a thousand short rounds: memory, open files, shared memory, threa
 federation: data  ## three silos and a server over Flower, on this machine, compared with one job
 	$(BIN)/python bench/federation.py $(ARGS)
 
-costs: $(READY)  ## the paper's table of costs beside ours
+costs: $(READY)  ## the paper's table of costs beside ours, and the bytes of coded updates
 	$(BIN)/python -m dept.costs --paper
+	$(BIN)/python -m dept.costs --codecs $(wildcard yamls/mc4/*_glob.yaml yamls/mc4/*_trim.yaml \
+		yamls/mc4/*_spec_opt.yaml yamls/pile/*_glob.yaml yamls/pile/*_spec.yaml)
 
 lm-eval: $(READY)  ## lm-evaluation-harness on the export MODEL, with validation text of CORPUS and SOURCE
 	test -x .venv-lm-eval/bin/python || $(PYTHON) -m venv .venv-lm-eval

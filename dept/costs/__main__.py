@@ -1,10 +1,12 @@
 """Compute the costs of experiments from their yamls alone:
 
     python -m dept.costs yamls/mc4/1b_spec_opt.yaml yamls/mc4/1b_std.yaml [key=value ...] [--json]
+    python -m dept.costs --codecs yamls/mc4/1b_spec_opt.yaml ...
     python -m dept.costs --paper
 
-The first prints parameters, memory and communication. The second prints the paper's table of costs
-beside ours, and exits with 1 if a number differs and no note explains it.
+The first prints parameters, memory and communication. The second prints the bytes of an exchange
+under each compression. The third prints the paper's table of costs beside ours, and exits with 1 if
+a number differs and no note explains it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from rich.table import Table
 
 from dept import terminal
 from dept.config import extends
-from dept.costs import paper
+from dept.costs import codings, paper
 from dept.costs.experiment import Costs, costs_of
 from dept.log import log
 
@@ -43,21 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     yamls = [argument for argument in chosen.yamls if "=" not in argument]
     overrides = [argument for argument in chosen.yamls if "=" in argument]
     if chosen.paper:
-        if chosen.yamls or chosen.json or chosen.build:
+        if chosen.yamls or chosen.json or chosen.build or chosen.codecs:
             _parser().error("--paper takes no yamls or options: it has its own yamls")
         return paper.show()
     if not yamls or chosen.slots < 1:
         _parser().error("name a yaml, or give --paper; --slots is 1 or more")
-    every = {}
+    every, by_codec = {}, {}
     for path in yamls:
         try:
             config = extends.resolve(extends.load(path, overrides))
+            if chosen.codecs:
+                by_codec[path] = codings.costs_by_codec(config)
+                continue
             with _hushed() if chosen.build else nullcontext():
                 every[path] = costs_of(config, slots=chosen.slots, build=chosen.build)
         except ValueError as error:
             log.error(f"{path}: {error}")
             return 2
-    if chosen.json:
+    if chosen.codecs:
+        terminal.show(codings.table(by_codec, number))
+    elif chosen.json:
         print(json.dumps({path: costs.as_dict() for path, costs in every.items()}, indent=1))
     else:
         terminal.show(_table(every))
@@ -85,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="count the model that llm-foundry builds on the meta device (half a minute of "
         "imports), of any kind; otherwise an MPT by formula",
+    )
+    parser.add_argument(
+        "--codecs", action="store_true", help="bytes of an exchange under each compression"
     )
     parser.add_argument("--paper", action="store_true", help="the paper's table beside ours")
     return parser

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,10 +99,11 @@ class Integers:
     def encode(self, blocks: Tensor) -> Tensor:
         most = 2 ** (self.bits - 1) - 1
         step = blocks.abs().amax(dim=1, keepdim=True) / most
-        whole = (blocks / step.clamp(min=_TINY)).round_().clamp_(-most, most).to(torch.int8)
+        # No quotient is above ``most`` by more than rounding, so none needs a limit.
+        whole = (blocks / step.clamp(min=_TINY)).round_().to(torch.int8)
         if self.bits == 4:
-            halves = (whole + 8).view(torch.uint8).view(len(blocks), -1, 2)
-            numbers = halves[..., 0] | (halves[..., 1] << 4)
+            pairs = whole.add_(8).view(torch.int16)
+            numbers = (pairs | pairs >> 4).to(torch.uint8)
         else:
             numbers = whole.view(torch.uint8)
         return torch.cat([step.view(torch.uint8), numbers], dim=1)
@@ -109,9 +111,11 @@ class Integers:
     def decode(self, coded: Tensor) -> Tensor:
         step, numbers = _floats(coded[:, :4]), coded[:, 4:]
         if self.bits == 4:
-            halves = torch.stack([numbers & 15, numbers >> 4], dim=-1).flatten(1)
-            return (halves.to(torch.float32) - 8) * step
-        return numbers.contiguous().view(torch.int8).to(torch.float32) * step
+            pairs = numbers.to(torch.int16)
+            whole = ((pairs | pairs << 4) & 0x0F0F).view(torch.int8).sub_(8)
+        else:
+            whole = numbers.view(torch.int8)
+        return whole.to(torch.float32).mul_(step)
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class TopK:
     A coded block is the largest magnitude (float32), then the indices of the kept numbers in
     ascending order, then their levels: ``2 ** bits`` levels, evenly spaced from minus to plus the
     largest magnitude. Indices and levels are packed without gaps, lowest bit first, and each of the
-    two is padded to whole bytes.
+    two is padded to whole bytes. Of numbers of equal magnitude those with lower indices are kept.
 
     Args:
         density: fraction of a block that is kept.
@@ -148,7 +152,7 @@ class TopK:
         return 4 + _packed(self.kept, self.place_bits) + _packed(self.kept, self.bits)
 
     def encode(self, blocks: Tensor) -> Tensor:
-        places = blocks.abs().topk(self.kept, dim=1).indices.sort(dim=1).values
+        places = self._largest(blocks)
         values = blocks.gather(1, places)
         largest = values.abs().amax(dim=1, keepdim=True)
         top = 2**self.bits - 1
@@ -160,6 +164,30 @@ class TopK:
             _pack(levels, self.bits),
         ]
         return torch.cat(parts, dim=1)
+
+    def _largest(self, blocks: Tensor) -> Tensor:
+        """The indices of the numbers to keep, in ascending order: int64[n, kept]."""
+        count, kept = len(blocks), self.kept
+        # Magnitudes have the order of their bits, read as integers, in which NaN has a place too.
+        sizes = blocks.view(torch.int32) & 0x7FFFFFFF
+        groups = self.block
+        while groups % 2 == 0 and groups >= 8 * kept:
+            groups //= 2
+        # As many groups as numbers to keep have their largest number at ``least`` or above, so that
+        # all numbers to keep are. These are few, and only they need to be compared.
+        least = _at_rank(sizes.view(count, -1, groups).amax(dim=1), kept)
+        places = _reached(sizes, least)
+        rows = places // self.block
+        each = rows.bincount(minlength=count)
+        first = (each.cumsum(0) - each).gather(0, rows)
+        found = sizes.new_full((count, int(each.max())), -1)
+        cells = torch.arange(len(rows), device=rows.device) - first + rows * found.shape[1]
+        found.view(-1).scatter_(0, cells, sizes.view(-1).gather(0, places))
+        last = _at_rank(found, kept)
+        is_kept, equal = found > last, found == last
+        is_kept |= equal & (equal.cumsum(dim=1) <= kept - is_kept.sum(dim=1, keepdim=True))
+        is_kept = is_kept.view(-1).gather(0, cells)
+        return (places - rows * self.block)[is_kept].view(count, kept)
 
     def decode(self, coded: Tensor) -> Tensor:
         places_end = 4 + _packed(self.kept, self.place_bits)
@@ -232,18 +260,50 @@ def _packed(count: int, bits: int) -> int:
     return (count * bits + 7) // 8
 
 
+def _at_rank(values: Tensor, rank: int) -> Tensor:
+    """The number of ``rank``, from 1 for the largest, in each row: int32[n, m] to int32[n, 1]."""
+    if not values.is_cpu:
+        return values.topk(rank, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    place = values.shape[1] - rank
+    ordered = np.partition(values.numpy(), place, axis=1)  # many times as fast as topk on a CPU
+    return torch.from_numpy(ordered[:, place : place + 1])
+
+
+def _reached(values: Tensor, least: Tensor) -> Tensor:
+    """Where a flattened int32[n, m] is at least as large as its row's int32[n, 1], ascending."""
+    if not values.is_cpu:
+        return (values >= least).flatten().nonzero().flatten()
+    return torch.from_numpy(np.flatnonzero(values.numpy() >= least.numpy()))  # as fast
+
+
 def _pack(numbers: Tensor, bits: int) -> Tensor:
-    """Pack int64[n, count], each number below ``2 ** bits``, into uint8[n, bytes]."""
-    shifts = torch.arange(bits, device=numbers.device)
-    stream = ((numbers.unsqueeze(-1) >> shifts) & 1).to(torch.uint8).flatten(1)
-    stream = torch.nn.functional.pad(stream, (0, -stream.shape[1] % 8)).view(len(numbers), -1, 8)
-    weights = (1 << torch.arange(8, device=numbers.device)).to(torch.uint8)
-    return (stream * weights).sum(dim=-1, dtype=torch.uint8)
+    """Pack int64[n, count], each number below ``2 ** bits``, into uint8[n, bytes]; 16 bits at most.
+
+    Eight numbers are ``bits`` bytes: the first of two words of 8 bytes. Each word of ``halves`` has
+    four numbers.
+    """
+    rows, count = numbers.shape
+    fours = torch.nn.functional.pad(numbers, (0, -count % 8)).view(rows, -1, 2, 4)
+    halves = (fours << _shifts(bits, numbers.device)).sum(dim=-1)
+    words, size = halves.clone(), 4 * bits
+    if size < 64:
+        words[..., 0] |= halves[..., 1] << size
+        words[..., 1] >>= 64 - size
+    return words.view(torch.uint8)[..., :bits].flatten(1)[:, : _packed(count, bits)]
 
 
 def _unpack(packed: Tensor, count: int, bits: int) -> Tensor:
     """Invert ``_pack``: int64[n, count]."""
-    shifts = torch.arange(8, device=packed.device).to(torch.uint8)
-    stream = ((packed.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, : count * bits]
-    weights = 1 << torch.arange(bits, device=packed.device)
-    return (stream.view(len(packed), count, bits).to(torch.int64) * weights).sum(dim=-1)
+    rows, size = len(packed), 4 * bits
+    eights = torch.nn.functional.pad(packed, (0, -packed.shape[1] % bits)).view(rows, -1, bits)
+    words = torch.nn.functional.pad(eights, (0, 16 - bits)).view(torch.int64)
+    if size < 64:
+        in_first = words[..., 0] >> size & ((1 << (64 - size)) - 1)
+        words[..., 1] = words[..., 1] << (64 - size) | in_first
+    numbers = words.unsqueeze(-1) >> _shifts(bits, packed.device) & ((1 << bits) - 1)
+    return numbers.flatten(1)[:, :count]
+
+
+def _shifts(bits: int, device: torch.device) -> Tensor:
+    """Where four numbers begin in a word."""
+    return torch.arange(0, 4 * bits, bits, device=device)

@@ -9,7 +9,7 @@ each row is a block (docs/compression.md has an example).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ WHOLE = ""
 """Key of the error of all parameters averaged as a whole; other keys are parameter names."""
 
 CHECKSUM = 4
+
+AT_ONCE, ELSEWHERE = {"cpu": 1 << 19}, 1 << 26
+"""How many numbers are coded at once: on a CPU what its caches hold, elsewhere what memory does."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,27 @@ class Compression:
             The message, uint8[n], and the new error by name. The error is on the CPU, and empty
             without error feedback.
         """
-        codes, left = [], {}
-        for name, codec, blocks in self._blocks(update, by_row):
-            if error and name in error:
-                blocks = blocks + self.decay * error[name].to(blocks.device)
-            coded = codec.encode(blocks)
-            codes.append(coded.flatten())
+        device = next(iter(update.values())).device
+        message = torch.empty(self.size(update, by_row), dtype=torch.uint8, device=device)
+        payload, left = message[:-CHECKSUM], {}
+        for name, codec, coded in self._coded(payload, update, by_row):
+            before, count = (error or {}).get(name), len(coded)
+            pieces = _pieces(count, codec.block, device)
+            # With error feedback, numbers are coded in the place where their error is kept.
+            most = count if self.decay or not count else pieces[0].stop
+            room = torch.empty(most, codec.block, device=device)
+            places = [room[p if self.decay else slice(p.stop - p.start)] for p in pieces]
+            for rows, blocks in zip(pieces, _filled(places, name, update, by_row), strict=True):
+                if before is not None:
+                    earlier = before[rows].to(device)
+                    blocks += earlier if self.decay == 1 else self.decay * earlier
+                coded[rows] = codec.encode(blocks)
+                if self.decay:
+                    blocks -= codec.decode(coded[rows])
             if self.decay:
-                left[name] = (blocks - codec.decode(coded)).cpu()
-        payload = torch.cat(codes)
-        return torch.cat([payload, _checksum(payload)]), left
+                left[name] = room.cpu()
+        message[-CHECKSUM:] = _checksum(payload)
+        return message, left
 
     @torch.no_grad()
     def decode(
@@ -114,21 +128,20 @@ class Compression:
                 f"the coded update of {sender} was cut or altered in transit, and the global model "
                 f"is unchanged: check the network, and resume from the last checkpoint"
             )
-        update: dict[str, Tensor] = {}
-        for name, codec, (count, _) in self._layout(like, by_row):
-            coded, payload = payload.split(
-                [count * codec.width, len(payload) - count * codec.width]
-            )
-            values = codec.decode(coded.view(count, codec.width))
+        decoded: dict[str, Tensor] = {}
+        for name, codec, coded in self._coded(payload, like, by_row):
+            values = torch.empty(len(coded), codec.block, device=message.device)
+            for rows in _pieces(len(coded), codec.block, message.device):
+                values[rows] = codec.decode(coded[rows])
             if name != WHOLE:
-                width = like[name][0].numel() if count else 0
-                update[name] = values[:, :width].reshape(like[name].shape)
+                width = like[name][0].numel() if len(coded) else 0
+                decoded[name] = values[:, :width].reshape(like[name].shape)
                 continue
             names = [n for n in sorted(like) if n not in by_row]
             sizes = [like[n].numel() for n in names]
             parts = values.flatten()[: sum(sizes)].split(sizes)
-            update |= {n: part.view(like[n].shape) for n, part in zip(names, parts, strict=True)}
-        return update
+            decoded |= {n: part.view(like[n].shape) for n, part in zip(names, parts, strict=True)}
+        return decoded
 
     def bytes_of(self, numbers: int, rows: float, width: int) -> float:
         """Bytes of a message, from counts.
@@ -148,38 +161,60 @@ class Compression:
             like: tensors with the names and shapes of the update.
             by_row: names of the parameters whose rows are blocks.
         """
-        blocks = [count * codec.width for _, codec, (count, _) in self._layout(like, by_row)]
-        return sum(blocks) + CHECKSUM
+        parts = self._layout(like, by_row)
+        return sum(count * codec.width for _, codec, count in parts) + CHECKSUM
 
     def _layout(
         self, like: Mapping[str, Tensor], by_row: Collection[str]
-    ) -> list[tuple[str, Codec, tuple[int, int]]]:
-        """Name, codec, and the number of blocks and of numbers in each."""
+    ) -> list[tuple[str, Codec, int]]:
+        """Name, codec, and number of blocks of each part of a message."""
         numbers = sum(value.numel() for name, value in like.items() if name not in by_row)
-        whole = (-(-numbers // self.codec.block), self.codec.block)
-        layout = [(WHOLE, self.codec, whole)] if numbers else []
+        layout = [(WHOLE, self.codec, -(-numbers // self.codec.block))] if numbers else []
         for name in sorted(by_row):
             rows = like[name].flatten(1)
-            codec = of_rows(self.codec, rows.shape[1])
-            layout.append((name, codec, (len(rows), codec.block)))
+            layout.append((name, of_rows(self.codec, rows.shape[1]), len(rows)))
         return layout
 
-    def _blocks(
-        self, update: Mapping[str, Tensor], by_row: Collection[str]
-    ) -> list[tuple[str, Codec, Tensor]]:
-        found = []
-        for name, codec, (count, block) in self._layout(update, by_row):
-            if name == WHOLE:
-                names = [n for n in sorted(update) if n not in by_row]
-                flat = torch.cat([update[n].flatten().float() for n in names])
-                blocks = torch.nn.functional.pad(flat, (0, count * block - len(flat)))
-                found.append((name, codec, blocks.view(count, block)))
-            else:
-                rows = update[name].flatten(1).float()
-                found.append(
-                    (name, codec, torch.nn.functional.pad(rows, (0, block - rows.shape[1])))
-                )
-        return found
+    def _coded(
+        self, payload: Tensor, like: Mapping[str, Tensor], by_row: Collection[str]
+    ) -> Iterator[tuple[str, Codec, Tensor]]:
+        """Name, codec, and coded blocks of each part of a payload, as views of it."""
+        first = 0
+        for name, codec, count in self._layout(like, by_row):
+            last = first + count * codec.width
+            yield name, codec, payload[first:last].view(count, codec.width)
+            first = last
+
+
+def _pieces(count: int, block: int, device: torch.device) -> list[slice]:
+    """Cut blocks into pieces that are coded one after another."""
+    step = max(1, AT_ONCE.get(device.type, ELSEWHERE) // block)
+    return [slice(at, min(at + step, count)) for at in range(0, count, step)]
+
+
+def _filled(
+    places: Iterable[Tensor], name: str, update: Mapping[str, Tensor], by_row: Collection[str]
+) -> Iterator[Tensor]:
+    """Fill each of ``places``, float32[n, block], with the next blocks of a part of an update."""
+    if name != WHOLE:
+        rest = update[name].flatten(1)
+        for blocks in places:
+            blocks[:, : rest.shape[1]] = rest[: len(blocks)]
+            blocks[:, rest.shape[1] :] = 0.0
+            rest = rest[len(blocks) :]
+            yield blocks
+        return
+    numbers = (update[n].flatten() for n in sorted(update) if n not in by_row)
+    rest = next(numbers)
+    for blocks in places:
+        free = blocks.view(-1)
+        while len(free):
+            taken = min(len(free), len(rest))
+            free[:taken] = rest[:taken]
+            free, rest = free[taken:], rest[taken:]
+            if not len(rest):
+                rest = next(numbers, torch.zeros((), device=free.device).expand(len(free)))
+        yield blocks
 
 
 LOSSLESS = Compression(Float32(), 0.0)

@@ -86,19 +86,38 @@ class Workers:
         """
         if self.count == 1:
             return list(pieces)
-        lengths = [piece.numel() for piece in pieces]
-        device = pieces[0].device
-        send = self._travelling(torch.cat(list(pieces)))
-        received = send.new_empty(sum(sizes))
-        others = sum(lengths) - lengths[self.place.worker]
-        self.sent[kind] += others * send.element_size()
-        self._run(
-            lambda: self.tensors.alltoall_base(
-                received, send, list(sizes), lengths, dist.AllToAllOptions()
-            ),
-            stage,
-        )
-        return list(received.to(device).split(list(sizes)))
+        here, like = self.place.worker, pieces[0]
+        sent = sum(piece.numel() for piece in pieces) - pieces[here].numel()
+        self.sent[kind] += sent * like.element_size()
+        if self.tensors is not self.control:
+            send, received = torch.cat(list(pieces)), like.new_empty(sum(sizes))
+            lengths = [piece.numel() for piece in pieces]
+            self._run(
+                lambda: self.tensors.alltoall_base(
+                    received, send, list(sizes), lengths, dist.AllToAllOptions()
+                ),
+                stage,
+            )
+            return list(received.split(list(sizes)))
+        into = [torch.empty(size, dtype=like.dtype) for size in sizes]
+        outgoing = [self._travelling(piece) for piece in pieces]
+        self._run(lambda: self._each_to_each(outgoing, into), stage)
+        received = [tensor.to(like.device) for tensor in into]
+        received[here] = pieces[here]
+        return received
+
+    def _each_to_each(self, pieces: Sequence[Tensor], into: Sequence[Tensor]) -> _Several:
+        """Start to receive from all other workers, and only then to send, through gloo.
+
+        gloo sends a message when its receiver has asked for it, and the request travels behind what
+        the receiver itself is sending. Its own all-to-all sends first, so that the later of two
+        workers has all its numbers sent before the other one begins.
+        """
+        assert self.control is not None
+        others = [w for w in range(self.count) if w != self.place.worker]
+        receives = [self.control.recv([into[w]], w, 0) for w in others if into[w].numel()]
+        sends = [self.control.send([pieces[w]], w, 0) for w in others if pieces[w].numel()]
+        return _Several([*receives, *sends])
 
     def _travelling(self, tensor: Tensor) -> Tensor:
         """The tensor where its group can read it: on the CPU for gloo."""
@@ -272,7 +291,7 @@ class Workers:
         dist.broadcast_object_list(box, src=0, group=self._of_ranks())
         return box[0]
 
-    def _run(self, start: Callable[[], dist.Work], stage: str) -> None:
+    def _run(self, start: Callable[[], dist.Work | _Several], stage: str) -> None:
         """Run one exchange; if it fails, name the missing workers."""
         assert self.store is not None
         self._exchanges += 1
@@ -295,6 +314,18 @@ class Workers:
             f"{who} did not come to {stage} {how}: see its own output for why; the same command "
             f"resumes from the last checkpoint"
         )
+
+
+@dataclass
+class _Several:
+    """Messages that are waited for together."""
+
+    works: Sequence[dist.Work]
+
+    def wait(self) -> None:
+        """Wait until every message has been received, or sent."""
+        for work in self.works:
+            work.wait()
 
 
 _current = Workers(Place())

@@ -80,10 +80,14 @@ TOPICS = {
     "downstream": "Fine-tuning",
     "norms": "Stability",
     "communication": "Communication",
+    "compression": "Compression",
+    "inner_state": "Inner state",
     "tuning": "Learning rates tried",
     "study": "Other settings",
     "setting": "Setting",
 }
+# Stages of studies, and what their settings are compared with: what methods of the comparison have.
+STUDIED = {"compression": "none", "inner_state": "keep"}
 COMPARED = ("cpt_random", "cpt_random_long", "cpt_pretrained", "cpt_merged", "pretrain")
 PLASTICITY = ("plasticity", "plasticity_long")
 
@@ -100,6 +104,10 @@ STAGES = {
     "plasticity_long": "plasticity",
     "stability": "stability",
     "study": "study",
+    "compression": "compression",
+    "compression_cpt": "compression, CPT",
+    "inner_state": "inner state",
+    "inner_state_cpt": "inner state, CPT",
     "downstream": "fine-tuning",
 }
 
@@ -111,7 +119,8 @@ METRICS = {"perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 
 def metric_of(stage: str) -> str:
     """The metric of comparisons: perplexity only if all methods have the same tokenizer."""
-    return "bits_per_byte" if stage in ("pretrain", "tuning", "study") else "perplexity"
+    of_bytes = ("pretrain", "tuning", "study", *STUDIED)
+    return "bits_per_byte" if stage in of_bytes else "perplexity"
 
 
 def label(method: str) -> str:

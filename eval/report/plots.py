@@ -9,14 +9,23 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from dept.evaluation.report import curves, drawing
 from dept.evaluation.report.compare import AVERAGE, Comparison
 from dept.evaluation.report.comparison_tables import comparisons
 from dept.evaluation.report.curves import Line
-from dept.evaluation.report.names import COMPARED, METHODS, METRICS, PLASTICITY, metric_of
-from dept.evaluation.report.run_records import stage_name
-from dept.evaluation.report.sent import sent
+from dept.evaluation.report.names import (
+    COMPARED,
+    METHODS,
+    METRICS,
+    PLASTICITY,
+    STUDIED,
+    metric_of,
+)
+from dept.evaluation.report.run_records import number, select, stage_name
+from dept.evaluation.report.sent import bytes_exchanged, sent
+from dept.evaluation.report.studies import studied
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ def plots(records: pd.DataFrame) -> list[Plot]:
             found += [_plasticity(records, corpus, stage) for stage in PLASTICITY]
             found.append(_norms(records, corpus))
             found.append(_bytes(records, corpus, here))
+            found.append(_coded(records, corpus))
     return [plot for plot in found if plot]
 
 
@@ -199,6 +209,56 @@ def _bytes(records: pd.DataFrame, corpus: str, here: list[Comparison]) -> Plot |
     )
     title = "bytes exchanged in pre-training against what is reached"
     return _plot(figure, corpus, "communication", "", title, caption)
+
+
+def _coded(records: pd.DataFrame, corpus: str) -> Plot | None:
+    """Bits per byte against bytes sent: every method, and the settings of the compression study."""
+    runs = studied(records, corpus, "compression", "pretrain")
+    if set(runs.index.get_level_values("setting")) <= {STUDIED["compression"]}:
+        return None
+    every = select(records, corpus, "pretrain")
+    every = every[every["source"].isna()]
+    values = [number(of.get("bits_per_byte")) for of in every["average"]]
+    every = every.assign(value=values, sent=bytes_exchanged(every), setting=STUDIED["compression"])
+    runs = pd.concat([every.set_index(runs.index.names)[["value", "sent"]], runs])
+    runs = runs[~runs.index.duplicated()]
+    runs = runs[np.isfinite(runs["value"]) & (runs["sent"] > 0)]
+    found = runs.groupby(level=["method", "setting"], sort=False).agg(
+        {"value": ["mean", "std", "count"], "sent": ["mean"]}
+    )
+    figure, (axes,) = drawing.panels(1, 4.4)
+    named: set[tuple[str, str]] = set()
+    for (method, setting), (mean, spread, _, sent_bytes) in found.iterrows():
+        look, is_plain = METHODS[method], setting == STUDIED["compression"]
+        name, _, without = setting.partition(", ")
+        axes.errorbar(
+            sent_bytes,
+            mean,
+            spread,
+            fmt=look.marker,
+            color=look.colour,
+            markerfacecolor="white" if without else look.colour,
+            markersize=8 if is_plain else 6,
+            capsize=3,
+        )
+        if not is_plain and (method, name) not in named:
+            named.add((method, name))
+            place = {"xytext": (0, -12), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(name, (sent_bytes, mean), fontsize=7, color=look.colour, **place)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(drawing.short))
+    axes.set_xlabel("bytes that a source gives to the average in pre-training")
+    axes.set_ylabel("bits per byte, average over sources")
+    drawing.legend(figure, _of(found.index.get_level_values("method")), shape="point")
+    runs_each = _counts(found["value", "count"].astype(int))
+    caption = (
+        "Horizontally: bytes that a source sends in all of pre-training, as coded, logarithmic; "
+        "STD sends its gradients at every step (DDP). Large: methods as compared, not coded; "
+        "small, with a name: coded; hollow: without error feedback. Point: mean over runs "
+        f"({runs_each} each); line: ± their sample standard deviation (n - 1)."
+    )
+    title = "bits per byte after pre-training over bytes sent"
+    return _plot(figure, corpus, "compression", "", title, caption)
 
 
 def _points(comparison: Comparison, given: pd.Series) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from dept.evaluation.report.names import COMPARED, METHODS, PLASTICITY, STAGES, STARTS
+from dept.evaluation.report.names import COMPARED, METHODS, PLASTICITY, STAGES, STARTS, STUDIED
 
 Record = Mapping[str, Any]
 
@@ -27,6 +27,7 @@ random embedding they start from, -1 where a plan draws none."""
 
 _NESTED = ("sources", "held_out", "average", "communication", "curves", "norms")
 _WHOLE = ("tokens", "steps", "rounds", "local_steps")  # not of fine-tuning
+_WITH_SETTINGS = ["study", "downstream", *STUDIED, *(f"{stage}_cpt" for stage in STUDIED)]
 _ORDER = {"stage": list(STAGES).index, "method": list(METHODS).index}
 
 
@@ -94,7 +95,7 @@ def check(records: pd.DataFrame) -> None:
     stage = records["stage"]
     place = records[["corpus", "stage", "method", "seed", "source", "start"]].assign(
         rate=records["learning_rate"].where(stage.isin(["tuning", "tuning_cpt"])),
-        setting=records["setting"].where(stage.isin(["study", "downstream"])),
+        setting=records["setting"].where(stage.isin(_WITH_SETTINGS)),
     )
     for _, runs in records.groupby([place[key] for key in place], dropna=False):
         if (same := runs["draw"].duplicated(keep=False)).any():

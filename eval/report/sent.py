@@ -14,6 +14,21 @@ BYTES_PER_PARAMETER = 4  # averages are taken in float32
 _COUNTED = ["parameters_per_step", "reduction", "sent_bytes", "every_step_bytes"]
 
 
+def bytes_exchanged(runs: pd.DataFrame) -> pd.Series:
+    """The bytes that a source of each run gives to the average, or to that of gradients, in all.
+
+    Args:
+        runs: records, as ``run_records.arranged`` gives them.
+    """
+    columns = ["parameters_per_step", "bytes_per_exchange", "reduction"]
+    counted = pd.DataFrame(list(runs["communication"]), runs.index, columns, dtype=float)
+    steps, rounds = runs["sequential"].astype(float), runs["rounds"].astype(float)
+    # STD, which has no reduction, exchanges at every step.
+    times = rounds.where(counted["reduction"].notna(), steps)
+    uncoded = counted["parameters_per_step"] * steps * BYTES_PER_PARAMETER
+    return (counted["bytes_per_exchange"] * times).fillna(uncoded)
+
+
 def sent(records: pd.DataFrame, corpus: str) -> pd.DataFrame:
     """The communication of each method (rows) that was counted, as means over its runs.
 
@@ -34,13 +49,12 @@ def sent(records: pd.DataFrame, corpus: str) -> pd.DataFrame:
     here = select(records, corpus, "pretrain")
     here = here[here["communication"].astype(bool)]
     counted = pd.DataFrame(list(here["communication"]), here.index, _COUNTED, dtype=float)
-    counted["steps"] = here["sequential"].astype(float)
+    counted["exchanged"] = bytes_exchanged(here)
     found = counted.groupby(here["method"], sort=False).mean()
     whole = found["reduction"].isna() & (found["parameters_per_step"] > 0)
     found.loc[whole, "reduction"] = 1.0  # STD's runs leave it out: the whole model, at every step
     runs = here.set_index(RUN).groupby("method", sort=False)
     found["runs"] = pd.Series({method: runs_of(of.index) for method, of in runs})
-    found["exchanged"] = found["parameters_per_step"] * found.pop("steps") * BYTES_PER_PARAMETER
     alone = here["source"].notna().groupby(here["method"], sort=False).all()
     found.loc[alone, found.columns != "runs"] = math.nan
     found.loc[alone, ["parameters_per_step", "exchanged"]] = 0.0

@@ -11,6 +11,7 @@ from dept.evaluation.report.names import METRICS, STAGES, label
 from dept.evaluation.report.overview import methods, overview
 from dept.evaluation.report.run_records import RUN, number, select
 from dept.evaluation.report.sent import sent
+from dept.evaluation.report.studies import studies
 from dept.evaluation.report.table import Table
 from dept.evaluation.report.tuning import tuning, tuning_cpt
 
@@ -27,7 +28,7 @@ def tables(records: pd.DataFrame) -> list[Table]:
         for comparison in every:
             if comparison.corpus == corpus:
                 found += comparison_tables(comparison)
-        for make in (downstream, communication, tuning, tuning_cpt, study, setting):
+        for make in (downstream, communication, studies, tuning, tuning_cpt, study, setting):
             found += make(records, corpus)
     return found
 

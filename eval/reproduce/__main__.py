@@ -44,6 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         for job in wanted:
             print(job.name, "finished" if job.name in done else "")
+        left = [job for job in wanted if job.name not in done]
+        seconds = [plan.seconds.get(job.stage) for job in left]
+        about = "" if None in seconds else f": about {sum(seconds) / 3600:.1f} hours of one core"
+        log.info(f"{len(wanted)} runs, {len(left)} of them not finished{about}")
         return 0
     failed = runner.run(wanted, done, options.jobs)
     runner.write(wanted, options.results)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from dept.errors import ConfigError
-from dept.evaluation.reproduce.plan import Continuation, Downstream, Method, Plan, Variations
+from dept.evaluation.reproduce.plan import Continuation, Downstream, Method, Plan, Study, Variations
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def jobs(plan: Plan, sources: Mapping[str, Sequence[str]]) -> list[Job]:
                 result += _continuations(plan, stage, continuation, trained)
     for stage, variations in plan.variations.items():
         result += _variations(plan, stage, variations)
+    for stage, study in plan.studies.items():
+        result += _study(plan, stage, study)
     if plan.downstream:
         bodies = [job for job in result if plan.downstream.covers(plan, job.corpus, job.seed)]
         result += [job for body in bodies for job in _fine_tuning(plan.downstream, body)]
@@ -142,6 +144,27 @@ def _variations(plan: Plan, stage: str, variations: Variations) -> Iterable[Job]
                 )
                 names[name] = job.name
                 yield job
+
+
+def _study(plan: Plan, stage: str, study: Study) -> Iterable[Job]:
+    for seed, corpus in product(plan.seeds, plan.corpora):
+        if not study.covers(plan, corpus, seed):
+            continue
+        bodies = []
+        for name, (setting, overrides) in product(study.methods, study.settings.items()):
+            method = plan.methods[name]
+            own = (f"optimizer.lr={method.learning_rate}", *method.overrides, *overrides)
+            place = {"corpus": corpus, "stage": stage, "method": name, "seed": seed}
+            place |= {"setting": setting, "baseline": method.baseline}
+            bodies.append((_job(plan, method.yaml, own, **place), place))
+        yield from (job for job, _ in bodies)
+        if study.draws is None:
+            continue
+        for (body, place), draw in product(bodies, _draws(study.draws)):
+            own = (_checkpoint(body.name, plan.methods[body.method]),)
+            own += tuple(plan.corpora[corpus].continued)
+            place = place | {"stage": f"{stage}_cpt", "draw": draw, "after": body.name}
+            yield _job(plan, "continued", own, **place)
 
 
 def _fine_tuning(downstream: Downstream, body: Job) -> Iterable[Job]:

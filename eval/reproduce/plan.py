@@ -130,6 +130,24 @@ class Variations:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Study(Part):
+    """One thing that is varied in several methods, and how each setting is continued.
+
+    The runs to compare with are those of the same methods in pre-training, and in ``cpt_random``.
+
+    Attributes:
+        methods: names of methods in the plan.
+        settings: overrides of pre-training by the name of a setting.
+    """
+
+    methods: list[str]
+    settings: dict[str, list[str]]
+    draws: int | None = None
+    """How many random embeddings to continue each body from, in the stage ``<name>_cpt``; no
+    continued pre-training if not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Downstream(Part):
     """Fine-tuning of what continued pre-training from random embeddings gave.
 
@@ -170,6 +188,12 @@ class Plan:
     variations: dict[str, Variations]
     """By stage."""
 
+    studies: dict[str, Study] = field(default_factory=dict)
+    """By the stage of their pre-training."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What a run of each stage takes on one core, for an estimate."""
+
     overrides: list[str] = field(default_factory=list)
     """Overrides of every run of ``train.py``."""
 
@@ -194,13 +218,15 @@ def read_plan(path: str | Path) -> Plan:
         ("methods", Method),
         ("continued", Continuation),
         ("variations", Variations),
+        ("studies", Study),
     ):
         entries = given.get(section) or {}
         given[section] = {k: parse(cls, f"{path}: {section}.{k}", v) for k, v in entries.items()}
     if given.get("downstream"):
         given["downstream"] = parse(Downstream, f"{path}: downstream", given["downstream"])
     plan = parse(Plan, str(path), given)
-    for stage in (*plan.continued, *plan.variations):
+    studied = [name for study in plan.studies for name in (study, f"{study}_cpt")]
+    for stage in (*plan.continued, *plan.variations, *studied, *plan.seconds):
         if stage not in STAGES:
             raise ConfigError(f"{path}: {stage!r} is no stage: it may be {', '.join(STAGES)}")
     for name, method in plan.methods.items():

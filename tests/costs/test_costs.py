@@ -12,7 +12,7 @@ from tiny import TinyLM
 from training import REPOSITORY, load
 
 from dept.config import extends
-from dept.costs import paper
+from dept.costs import codings, paper
 from dept.costs.__main__ import main, number
 from dept.costs.experiment import costs_of
 from dept.costs.memory import STATE, dept_memory, state_numbers
@@ -245,6 +245,26 @@ def test_a_figure_that_drifts_is_noticed(monkeypatch, tmp_path, what, value):
     monkeypatch.setattr(paper, what, value)
     assert paper.show(Console(file=written, width=120)) == 1
     assert "(?)" in written.getvalue() and "without a note" in written.getvalue()
+
+
+def test_bytes_of_each_codec_by_hand(capsys):
+    """A body of numbers and rows of tokens, by the table of docs/compression.md alone."""
+    path = str(REPOSITORY / "yamls/mc4/1b_spec_opt.yaml")
+    found = codings.costs_by_codec(extends.resolve(extends.load(path)), measured=False)
+    body = found["none"].message / 4
+    blocks = {"bf16": (1024, 2048), "int8": (512, 516), "int4": (1024, 516), "topk": (4096, 116)}
+    for name, (block, width) in blocks.items():
+        assert found[name].message == -(-body // block) * width + 4
+    path = str(REPOSITORY / "yamls/pile/350m_trim.yaml")
+    found = codings.costs_by_codec(extends.resolve(extends.load(path)), measured=False)
+    body = found["none"].message / 4 - 45_554 * 1024
+    rows = {"int8": 1028, "int4": 516, "topk": 4 + 16 * (10 + 2) // 8}  # of 1024 numbers each
+    for name, width in rows.items():
+        block, whole = blocks[name]
+        assert found[name].message == -(-body // block) * whole + 45_554 * width + 4
+    assert main(["--codecs", path]) == 0
+    assert "int4" in capsys.readouterr().out
+    assert main(["--codecs", str(REPOSITORY / "yamls/mc4/1b_std.yaml")]) == 2
 
 
 def test_the_command_imports_nothing_slow():

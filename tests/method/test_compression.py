@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import dept.method.compression as of_compression
 from dept.errors import ConfigError, NumericalFault
 from dept.method.codecs import CODECS, codec_of
 from dept.method.compression import Compression
@@ -53,6 +54,44 @@ def test_a_block_is_read_by_a_decoder_of_its_own(name):
     assert coded.dtype == torch.uint8 and coded.shape == (len(blocks), codec.width)
     expected = np.stack([decoded_by_hand(name, codec, block) for block in coded])
     np.testing.assert_allclose(codec.decode(coded).numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("block", [2, 10, 64, 130, 1000, 8192, 1 << 16])
+def test_numbers_of_any_width_are_read_by_the_decoder(block, bits):
+    codec = codec_of("topk", density=0.5, block=block, bits=bits)
+    blocks = torch.randn(3, block, generator=torch.Generator().manual_seed(0))
+    coded = codec.encode(blocks)
+    expected = np.stack([decoded_by_hand("topk", codec, block) for block in coded])
+    np.testing.assert_allclose(codec.decode(coded).numpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("density", [1 / 512, 1 / 64, 0.2, 0.9, 1.0])
+@pytest.mark.parametrize("block", [24, 1000, 4096])
+@pytest.mark.parametrize("values", ["many", "few", "one", "in a column"])
+def test_the_largest_are_kept_and_of_equal_ones_the_first(values, block, density):
+    """Against a stable sort of numpy, where magnitudes differ, are often equal, or all are."""
+    generator = torch.Generator().manual_seed(1)
+    blocks = torch.randn(20, block, generator=generator)
+    if values in ("few", "one"):
+        blocks = (blocks * (3 if values == "few" else 0)).round() + 1
+    if values == "in a column":
+        blocks[:, ::8] *= 100
+    codec = codec_of("topk", density=density, block=block, bits=8)
+    decoded = codec.decode(codec.encode(blocks)).numpy()  # 256 levels, none of which is 0
+    order = np.argsort(-blocks.abs().numpy(), axis=1, kind="stable")[:, : codec.kept]
+    np.testing.assert_array_equal([np.flatnonzero(row) for row in decoded], np.sort(order, axis=1))
+
+
+def test_a_block_with_a_number_that_is_not_finite_is_coded_all_the_same():
+    """Whether an update is finite is judged elsewhere, after it has been decoded too."""
+    for name in CODECS:
+        codec = codec_of(name)
+        blocks = blocks_of(codec)
+        blocks[1, 3], blocks[2, 5] = torch.nan, torch.inf
+        coded = codec.encode(blocks)
+        assert torch.equal(coded[3:], codec.encode(blocks[3:]))
+        assert not codec.decode(coded)[1].isfinite().all()
 
 
 @pytest.mark.parametrize(("name", "most"), [("bf16", 2**-8), ("int8", 1 / 254), ("int4", 1 / 14)])
@@ -102,6 +141,35 @@ def test_a_message_holds_all_parameters_by_name(name, by_row):
     assert all((received[n] - sent[n]).abs().max() < close for n in sent)
     shuffled = {n: sent[n] for n in reversed(sent)}
     assert torch.equal(compression.encode(shuffled, by_row)[0], message)
+
+
+@pytest.mark.parametrize("by_row", [(), ("wpe", "wte")])
+@pytest.mark.parametrize("name", CODECS)
+def test_a_message_does_not_depend_on_how_much_is_coded_at_once(name, by_row, monkeypatch):
+    coding = Compression.of({"name": name, "block": 8, "decay": 0.9})
+    whole, error = [], None
+    for seed in range(3):
+        message, error = coding.encode(update(seed), by_row, error)
+        whole.append((message, error, coding.decode(message, update(), by_row, sender="one")))
+    for at_once in (1, 100):
+        monkeypatch.setitem(of_compression.AT_ONCE, "cpu", at_once)
+        error = None
+        for seed, (message, left, decoded) in enumerate(whole):
+            again, error = coding.encode(update(seed), by_row, error)
+            assert torch.equal(again, message)
+            assert all(torch.equal(error[n], left[n]) for n in left)
+            received = coding.decode(again, update(), by_row, sender="one")
+            assert all(torch.equal(received[n], decoded[n]) for n in decoded)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_no_row_at_all_is_a_message_too(name):
+    coding = Compression.of({"name": name})
+    sent = {**update(), "wte": torch.empty(0, 6)}
+    message, error = coding.encode(sent, ["wte"])
+    assert error["wte"].shape == (0, 6)
+    received = coding.decode(message, sent, ["wte"], sender="one")
+    assert received["wte"].shape == (0, 6) and received["blocks.b"].any()
 
 
 def test_a_message_that_was_cut_or_altered_is_refused():

@@ -7,6 +7,7 @@ import socket
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -240,6 +241,19 @@ def test_rows_that_krum_left_out_keep_their_value_and_are_not_held():
             kept = np.unique(np.concatenate([share.rows["phi"] for _, share in given[:3]]))
             assert np.array_equal(phi.held.nonzero().flatten().numpy(), kept)
             assert torch.equal(phi.value[~phi.held], start["phi"][~phi.held])
+
+
+def test_a_worker_asks_for_all_its_pieces_before_it_sends_any():
+    """gloo sends a request behind the numbers that are on their way, so it has to be first."""
+    group, calls = Mock(), []
+    group.recv.side_effect = lambda tensors, worker, tag: calls.append(("ask", worker)) or Mock()
+    group.send.side_effect = lambda tensors, worker, tag: calls.append(("send", worker)) or Mock()
+    workers = Workers(Place(worker=1, workers=4), Mock(), group, group)
+    pieces = [torch.ones(n) for n in (5, 3, 0, 2)]
+    received = workers.all_to_all(pieces, [7, 3, 1, 0], kind="model", stage="here")
+    assert calls == [("ask", 0), ("ask", 2), ("send", 0), ("send", 3)]
+    assert [len(piece) for piece in received] == [7, 3, 1, 0] and received[1] is pieces[1]
+    assert workers.sent["model"] == 4 * (5 + 2)
 
 
 def test_costs_by_hand():
