@@ -2,8 +2,8 @@
 
 Words of each source's training text are counted once (`count_words`), and every tokenizer is
 trained on such counts: the global one on the sum over the sources, weighted by temperature, or
-equally if it is universal. Counts make training an order of magnitude faster than raw text and honour the weights exactly, without
-drawing documents.
+equally if it is universal. Counts make training an order of magnitude faster than raw text and
+honour the weights exactly, without drawing documents.
 
 The unigram model is trained by `sentencepiece` and saved for `tokenizers`. Its own trainer is not
 used because two runs of it differ. Text is never changed, so that decode(encode(text)) == text

@@ -26,10 +26,11 @@ class StartFromOptions:
     of all draws of pre-training."""
 
     combination: str = "mean"
-    """How ``merged`` makes a row (``embeddings/combinations.py``). A token that several sources hold
-    is the mean of its rows. One that a single source holds is, with ``mean``, its row there; with
-    ``subwords`` the mean of the shared tokens that spell it; with ``sparse`` a sparse combination of
-    shared tokens, by orthogonal matching pursuit. One that none holds is made of what spells it."""
+    """How ``merged`` makes a row (``embeddings/combinations.py``). A token that several sources
+    hold is the mean of its rows. One that a single source holds is, with ``mean``, its row there;
+    with ``subwords`` the mean of the shared tokens that spell it; with ``sparse`` a sparse
+    combination of shared tokens, by orthogonal matching pursuit. One that none holds is made of
+    what spells it."""
 
     weighting: str = "counts"
     """Weights of sources that hold the same token: by ``counts`` of it, or ``uniform``."""

@@ -59,6 +59,9 @@ class JsonlLogger(LoggerDestination):
     def eval_after_all(self, state: State, logger: Logger) -> None:
         self._flush(state)
 
+    def eval_standalone_end(self, state: State, logger: Logger) -> None:
+        self._flush(state)
+
     def epoch_end(self, state: State, logger: Logger) -> None:
         self._flush(state)
 
@@ -97,7 +100,7 @@ class JsonlLogger(LoggerDestination):
         buffer, self._buffer = self._buffer, {}
         if buffer and dist.get_global_rank() == 0:
             self._waiting.append(json.dumps(self._now | buffer) + "\n")
-        # An evaluation before training (`eval_first`) comes before the file is cut to its checkpoint.
+        # An evaluation before training (`eval_first`) comes before the file is cut to its length.
         if not self._waiting or not self._is_open:
             return
         try:

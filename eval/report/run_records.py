@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from dept.evaluation.report.names import COMPARED, METHODS, PLASTICITY, STAGES, STARTS
+from dept.evaluation.report.names import COMPARED, METHODS, PLASTICITY, STAGES, STARTS, STUDIES
 
 Record = Mapping[str, Any]
 
@@ -25,7 +25,7 @@ RUN = ["seed", "draw"]
 """What runs of two methods have in common where they are paired: the seed of the body, and which
 random embedding they start from, -1 where a plan draws none."""
 
-_NESTED = ("sources", "held_out", "average", "communication", "curves", "norms")
+_NESTED = ("sources", "held_out", "average", "communication", "curves", "norms", "updates")
 _WHOLE = ("tokens", "steps", "rounds", "local_steps")  # not of fine-tuning
 _ORDER = {"stage": list(STAGES).index, "method": list(METHODS).index}
 
@@ -55,7 +55,7 @@ def arranged(records: Iterable[Record]) -> pd.DataFrame:
     Raises:
         ValueError: of what ``check`` refuses.
     """
-    optional = dict.fromkeys((*_WHOLE, "setting", "draw"))
+    optional = dict.fromkeys((*_WHOLE, "setting", "draw", "after"))
     rows = [optional | dict(r) | {key: r.get(key) or {} for key in _NESTED} for r in records]
     frame = pd.DataFrame(rows).astype(dict.fromkeys(_WHOLE, "Int64"))
     frame["draw"] = frame["draw"].astype("Int64").fillna(-1).astype(int)
@@ -94,7 +94,7 @@ def check(records: pd.DataFrame) -> None:
     stage = records["stage"]
     place = records[["corpus", "stage", "method", "seed", "source", "start"]].assign(
         rate=records["learning_rate"].where(stage.isin(["tuning", "tuning_cpt"])),
-        setting=records["setting"].where(stage.isin(["study", "downstream"])),
+        setting=records["setting"].where(stage.isin([*STUDIES, "downstream"])),
     )
     for _, runs in records.groupby([place[key] for key in place], dropna=False):
         if (same := runs["draw"].duplicated(keep=False)).any():

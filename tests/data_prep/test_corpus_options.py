@@ -135,7 +135,9 @@ def test_recipes_of_data_made_before_the_option_stay_as_they_were(tmp_path):
 
 
 def test_the_universal_languages_are_the_languages():
-    base, universal = (load_corpus(CORPORA / f"languages{name}.yaml") for name in ("", "_universal"))
+    base, universal = (
+        load_corpus(CORPORA / f"languages{name}.yaml") for name in ("", "_universal")
+    )
     assert universal.corpus == "languages_universal" and universal.global_tokenizer.universal
     assert universal.sources == base.sources and universal.held_out == base.held_out
     assert universal.split == base.split and universal.near_copies == base.near_copies

@@ -179,8 +179,8 @@ def test_a_subword_row_is_the_mean_of_the_shared_tokens_that_spell_it(sources, t
         return max(options, default=None)
 
     run = sources["run"]
-    alone = [t for t in run.tokens if t not in shared and len(t) < 10][:12] + ["sourcecheckpoint"]
-    for token in alone:
+    alone = [t for t in run.tokens if t not in shared and len(t) < 10]
+    for token in (*alone[:12], "sourcecheckpoint"):
         row = merged.vectors[target.index(token)].numpy()
         expected = np.mean([shared[piece] for piece in best(token)[1]], axis=0)
         np.testing.assert_allclose(row, expected, rtol=1e-3, atol=1e-5)

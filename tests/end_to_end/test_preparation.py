@@ -271,7 +271,8 @@ def test_found_sources_are_the_same_for_any_number_of_workers(tmp_path):
 def test_a_universal_tokenizer_knows_held_out_text_and_random_parts_take_a_prepared_corpus(whole):
     extended = "extends: mine.yaml\ncorpus: universal\ntokenizers: {global: {universal: true}}\n"
     parts = (
-        "corpus: parts\nsequence_length: 32\ntokenizers: {global: {path: tokenizers/universal/global}}\n"
+        "corpus: parts\nsequence_length: 32\n"
+        "tokenizers: {global: {path: tokenizers/universal/global}}\n"
         "sources: {part: {k: 3, method: random, files: ['data/mine/en/text/*/*.jsonl.zst', "
         "'data/mine/it/text/*/*.jsonl.zst']}}\n"
     )
