@@ -11,6 +11,7 @@ import pandas as pd
 
 from dept.evaluation.report.compare import AVERAGE, Comparison
 from dept.evaluation.report.comparison_tables import percent, text_of
+from dept.evaluation.report.first_embeddings import on
 from dept.evaluation.report.measured import SPREAD, runs_of, text
 from dept.evaluation.report.names import BUDGETS, METRICS, STUDIES, label
 from dept.evaluation.report.run_records import RUN, number, select
@@ -131,10 +132,11 @@ def _settings(records: pd.DataFrame) -> Table:
             bits = pd.Series(
                 [number(a.get("bits_per_byte")) for a in tried["average"]], tried.index
             )
-            # What starts from another run is judged beside its like.
-            tried = tried.assign(name=name, bits=bits, starts=tried["after"].notna())
-            groups = tried.groupby(["method", "starts"], sort=False)
-            for (method, starts), of in groups:
+            # Runs are judged beside their like: from a body or not, and over as many sources.
+            over = tried["sources"].map(on)
+            tried = tried.assign(name=name, bits=bits, starts=tried["after"].notna(), over=over)
+            groups = tried.groupby(["method", "starts", "over"], sort=False)
+            for (method, starts, over), of in groups:
                 means = of.groupby("name", sort=False)["bits"].mean().sort_values(kind="stable")
                 means = means[means.map(math.isfinite)]
                 if len(means) < 2:
@@ -143,7 +145,7 @@ def _settings(records: pd.DataFrame) -> Table:
                     f"{name} {text(of['bits'][of['name'] == name], 3)}" for name in means.index[:2]
                 )
                 runs = runs_of(of[of["name"] == means.index[0]].set_index(RUN).index)
-                after = ", continued" if starts else ""
+                after = f", {over}" if stage == "embeddings" else ", continued" if starts else ""
                 rows.append([corpus, what + after, label(method), first, second, len(means), runs])
     caption = (
         f"The best and the second best of the settings tried, by {METRICS['bits_per_byte']}, lower "

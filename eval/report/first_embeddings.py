@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,11 +26,20 @@ def first_embeddings(records: pd.DataFrame, corpus: str) -> list[Table]:
         corpus: name of the corpus.
 
     Returns:
-        One table; none if there are no such runs.
+        A table for runs over the same sources; none if there are no such runs.
     """
     here = select(records, corpus, "embeddings")
-    if here.empty:
-        return []
+    return [
+        _table(of, corpus, name) for name, of in here.groupby(here["sources"].map(on), sort=False)
+    ]
+
+
+def on(sources: Mapping[str, Any]) -> str:
+    """What a run is over, in short: its only source, or how many it has."""
+    return next(iter(sources)) if len(sources) == 1 else f"{len(sources)} sources"
+
+
+def _table(here: pd.DataFrame, corpus: str, name: str) -> Table:
     values = [at_shares(run.curves, int(run.sequential)) for run in here.itertuples()]
     index = pd.MultiIndex.from_frame(here[["method", "setting", *RUN]])
     found = cells(pd.DataFrame(values, index=index, columns=list(SHARES)), 3)
@@ -39,8 +50,8 @@ def first_embeddings(records: pd.DataFrame, corpus: str) -> list[Table]:
         f"{SPREAD.capitalize()}. Rows of one method are of the same body and the same text."
     )
     head = ["first embedding", "method", *SHARES, "runs"]
-    title = f"{corpus}, first embeddings"
-    return [Table(corpus, "embeddings", title, caption, head, rows, texts=2)]
+    title = f"{corpus}, first embeddings, {name}"
+    return Table(corpus, "embeddings", title, caption, head, rows, texts=2)
 
 
 def at_shares(curves: dict, steps: int) -> list[float]:

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from run_record import cells, record
+from run_record import bold, cells, evaluated, record
 
 from dept.evaluation.report import page
 from dept.evaluation.report.run_records import arranged
@@ -132,15 +132,27 @@ def test_first_embeddings_are_shown_at_shares_of_the_steps():
     def curve(*points):
         return {"steps": [0, 25, 75, 225], "average": {"bits_per_byte": list(points)}}
 
-    records = [
-        tried("embeddings", "spec", name, 9.0, curves=curve(*points), rounds=1, local_steps=225)
-        for name, points in (("mean", (3.0, 2.5, 2.0, 1.5)), ("sparse", (2.9, 2.6, 2.1, 1.4)))
-    ]
+    def of(name, curves, bits, *sources):
+        more = {"curves": curves, "rounds": 1, "local_steps": 225, "after": "a"}
+        entry = tried("embeddings", "spec", name, bits, **more)
+        return entry | {"sources": {source: evaluated(9.0) for source in sources}}
+
+    both = (("mean", (3.0, 2.5, 2.0, 1.5)), ("sparse", (2.9, 2.6, 2.1, 1.4)))
+    records = [of(name, curve(*points), points[-1], "en", "it") for name, points in both]
     few = {"steps": [0, 60, 225], "average": {"bits_per_byte": [2.0, 1.9, 1.8]}}
-    records.append(
-        tried("embeddings", "spec", "rarely", 9.0, curves=few, rounds=1, local_steps=225)
-    )
-    (table,) = titled(records, "c, first embeddings").values()
+    records.append(of("rarely", few, 1.8, "en", "it"))
+    records += [of(f"new, {name}", curve(*points), points[-1], "de") for name, points in both]
+    table, new = titled(records, "c, first embeddings").values()
+    assert [t.title for t in (table, new)] == [
+        "c, first embeddings, 2 sources",
+        "c, first embeddings, de",
+    ]
+    assert bold(new) == {("new, sparse", 1), ("new, mean", 2), ("new, mean", 3), ("new, sparse", 4)}
+    chosen = [row[1:5] for row in rows_of(records, "What must I set?")]
+    assert chosen == [
+        ["first embedding, 2 sources", "SPEC", "sparse 1.400", "mean 1.500"],
+        ["first embedding, de", "SPEC", "new, sparse 1.400", "new, mean 1.500"],
+    ]
     assert cells(table) == {
         "mean": ["SPEC", "3.000", "2.500", "2.000", "1.500", "1 seed"],
         "sparse": ["SPEC", "2.900", "2.600", "2.100", "1.400", "1 seed"],
