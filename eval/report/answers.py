@@ -90,7 +90,7 @@ def _help(every: list[Comparison]) -> Table:
     )
     head = ["corpus", "stage", "baselines", "text", "best baseline", "best DEPT"]
     head += ["improvement", "helps"]
-    return _table("help", "Does it help me?", caption, head, rows, texts=6)
+    return _table("help", "Whether DEPT is better, by comparison", caption, head, rows, texts=6)
 
 
 def _cost(records: pd.DataFrame) -> Table:
@@ -118,7 +118,7 @@ def _cost(records: pd.DataFrame) -> Table:
         "Times and memory are the machine's, and stand in the records."
     )
     head = ["corpus", "method", "steps", "million tokens", "exchanged", "reduction", "runs"]
-    return _table("cost", "What does it cost?", caption, head, rows, texts=2)
+    return _table("cost", "What a method computes and exchanges", caption, head, rows, texts=2)
 
 
 def _settings(records: pd.DataFrame) -> Table:
@@ -154,7 +154,7 @@ def _settings(records: pd.DataFrame) -> Table:
     )
     head = ["corpus", "what", "method", "best", "second", "tried", "runs of the best"]
     rows = [[*row[:5], str(row[5]), row[6]] for row in rows]
-    return _table("set", "What must I set?", caption, head, rows, texts=5)
+    return _table("set", "The best of what was tried", caption, head, rows, texts=5)
 
 
 def _table(topic: str, title: str, caption: str, head: list, rows: list, texts: int) -> Table:

@@ -11,6 +11,9 @@ from dept.evaluation.report.table import document
 from dept.evaluation.report.tables import tables
 
 QUESTIONS = ["Does it help me?", "What does it cost?", "What must I set?"]
+HELP = "Whether DEPT is better, by comparison"
+COST = "What a method computes and exchanges"
+SET = "The best of what was tried"
 
 
 def titled(records, *words):
@@ -24,7 +27,7 @@ def rows_of(records, title):
 def test_a_report_opens_with_the_questions_also_where_nothing_answers_them():
     for records in ([record("spec", {"en": 9.0})], [record("std_steps", {}, "tuning")]):
         found = tables(arranged(records))
-        assert [table.title for table in found[:3]] == QUESTIONS
+        assert [table.title for table in found[:3]] == [HELP, COST, SET]
         assert all("No run that answers this has finished" in t.caption for t in found[:1])
         shown = page.html(found, [])
         places = [shown.index(f">{question}</h2>") for question in QUESTIONS]
@@ -53,14 +56,14 @@ def of_pairs(*gains, seeds=(17, 17, 18, 18)):
     ],
 )
 def test_it_helps_if_it_is_better_by_two_standard_errors(gains, answer):
-    ((*_, improvement, found),) = rows_of(of_pairs(*gains), "Does it help me?")
+    ((*_, improvement, found),) = rows_of(of_pairs(*gains), HELP)
     assert found == answer
     assert improvement == f"{sum(gains) / len(gains):+.1f} %"
 
 
 def test_methods_without_a_common_run_have_no_answer():
     records = [record("std_steps", {"en": 9.0}, seed=17), record("spec", {"en": 8.0}, seed=18)]
-    ((*_, found),) = rows_of(records, "Does it help me?")
+    ((*_, found),) = rows_of(records, HELP)
     assert found == "no pairs"
 
 
@@ -74,7 +77,7 @@ def test_costs_are_those_of_the_runs_and_bodies_of_one_source_are_added_up():
             for s in ("en", "it")
         ),
     ]
-    assert rows_of(records, "What does it cost?") == [
+    assert rows_of(records, COST) == [
         ["c", "STD τ=0", "30", "8.0", "100", "1", "1 seed"],
         ["c", "isolated", "30", "2.0", "", "", "1 seed"],
         ["c", "SPEC", "30", "8.0", "25", "40", "1 seed"],
@@ -102,7 +105,7 @@ def test_what_to_set_is_the_best_of_what_was_tried():
         ),
     ]
     what = "local steps, batch, rate"
-    assert rows_of(records, "What must I set?") == [
+    assert rows_of(records, SET) == [
         ["c", "learning rate", "GLOB", "0.008 2.000", "0.004 2.100", "3", "1 seed"],
         ["c", what, "SPEC", "125 x 8 1.700", "500 x 2 1.900", "2", "1 seed"],
         [
@@ -148,7 +151,7 @@ def test_first_embeddings_are_shown_at_shares_of_the_steps():
         "c, first embeddings, de",
     ]
     assert bold(new) == {("new, sparse", 1), ("new, mean", 2), ("new, mean", 3), ("new, sparse", 4)}
-    chosen = [row[1:5] for row in rows_of(records, "What must I set?")]
+    chosen = [row[1:5] for row in rows_of(records, SET)]
     assert chosen == [
         ["first embedding, 2 sources", "SPEC", "sparse 1.400", "mean 1.500"],
         ["first embedding, de", "SPEC", "new, sparse 1.400", "new, mean 1.500"],
