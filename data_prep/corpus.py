@@ -13,6 +13,13 @@ which are the sources (here `part0` to `part7`). It must be the only entry of `s
     sources:
       part: {k: 8, method: tfidf, files: texts/*.jsonl}
 
+A corpus that differs from another in a few keys names it; mappings are merged, other values
+replaced:
+
+    extends: languages.yaml
+    corpus: languages_universal
+    tokenizers: {global: {universal: true}}
+
 Keys that start with an underscore are free, for yaml anchors. Sizes are bytes, or strings like
 64kB, 20MB, 1.5GB.
 """
@@ -48,6 +55,9 @@ class TokenizerOptions:
     path: str | None = None  # directory of a transformers tokenizer to take instead of training one
     hub: str | None = None  # the same from the Hugging Face hub
     temperature: float = 0.3  # global only: a source weighs (bytes of its text) ** temperature
+    # global only: trained on all sources, held-out ones too, each with equal weight (arXiv
+    # 2506.10766); temperature: 0 gives equal weights without held-out ones
+    universal: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,10 +113,12 @@ class ClusterOptions:
     """Keys of a source that is divided into clusters, beside its own."""
 
     k: int = 0  # required: number of clusters
-    method: str = "tfidf"  # balanced k-means of tf-idf vectors, or unigram: EM of token counts
-    balanced: bool = True  # clusters of equal bytes, or each document in its best one
+    # balanced k-means of tf-idf vectors, or unigram: EM of token counts; or random, for a control:
+    # each document in a part drawn by its hash and the seed
+    method: str = "tfidf"
+    balanced: bool = True  # clusters of equal bytes, or each document in its best one; not random
     fit_bytes: int = 32 * 10**6  # text of the sample that clusters are fitted to
-    seed: int = 17  # of first centres
+    seed: int = 17  # of first centres, or of random parts
 
 
 @dataclass(frozen=True)
@@ -145,6 +157,11 @@ class Corpus:
             del source["max_unpacked_bytes"]  # refuses, or changes nothing
         if self.cluster is None:
             del content["cluster"]
+        if not self.global_tokenizer.universal:  # data made before it was an option stays valid
+            del content["global_tokenizer"]["universal"]
+        owns = [content["own_tokenizer"], *(s["tokenizer"] for s in content["sources"])]
+        for own in filter(None, owns):
+            del own["universal"]
         return content
 
 

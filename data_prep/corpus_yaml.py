@@ -36,27 +36,53 @@ KEYS = (
     "part_bytes",
 )
 CHOICES = {"document": ("paragraph", "line", "file"), "bad_documents": ("refuse", "skip")}
-CLUSTER_METHODS = ("tfidf", "unigram")
+CLUSTER_METHODS = ("tfidf", "unigram", "random")
 PACKAGE_ONLY_OURS = ("split", "tokenizer", "bad_documents", "max_document_bytes")
 
 
 def load_corpus(path: Path) -> Corpus:
-    """Reads and checks a corpus yaml.
+    """Reads and checks a corpus yaml, with the one that it extends, if any.
 
     Raises:
         DataError: the file is missing or no yaml, a key is unknown or missing, a value is out of
             range.
     """
+    content = _read(path)
+    base = content.pop("extends", None) if isinstance(content, dict) else None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if base is not None:
+            content = _merged(_extended(path, base), content)
+        return _corpus(content)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): name a corpus yaml.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not yaml ({' '.join(str(error).split())}).") from None
-    try:
-        return _corpus(content)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+
+
+def _extended(path: Path, base: Any) -> dict[str, Any]:
+    """The content of the yaml that another one extends."""
+    if not isinstance(base, str):
+        raise DataError(f"extends is {base!r}: name one corpus yaml, beside this one.")
+    content = _mapping(_read(path.parent / base), base, None)
+    if "extends" in content:
+        raise DataError(f"extends names {base}, which extends another one: name that one.")
+    return dict(content)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged, at all depths; any other value replaces the one of the base."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        merged[key] = _merged(base[key], value) if both else value
+    return merged
 
 
 def _corpus(content: Any) -> Corpus:
@@ -97,7 +123,7 @@ def _corpus(content: Any) -> Corpus:
         split=split,
         near_copies=copies,
         global_tokenizer=_tokenizer(tokenizers.get("global"), "tokenizers.global"),
-        own_tokenizer=None if own is None else _tokenizer(own, "tokenizers.own"),
+        own_tokenizer=None if own is None else _own_tokenizer(own, "tokenizers.own"),
         **sizes,
     )
 
@@ -124,8 +150,6 @@ def _without_cluster(sources: Any) -> tuple[Any, ClusterOptions | None]:
             f"sources.{name}.method is {options.method!r}: write one of "
             f"{', '.join(CLUSTER_METHODS)}."
         )
-    if not isinstance(options.balanced, bool):
-        raise DataError(f"sources.{name}.balanced is {options.balanced!r}: write true or false.")
     return {name: {k: v for k, v in sources[name].items() if k not in keys}}, options
 
 
@@ -166,7 +190,7 @@ def _source(name: Any, content: Any, held_out: bool, split: SplitOptions) -> Sou
     if values.get("tokenizer") is not None:
         if held_out:
             raise DataError(f"{name}.tokenizer: a held-out source has the global one alone.")
-        values["tokenizer"] = _tokenizer(values["tokenizer"], f"{name}.tokenizer")
+        values["tokenizer"] = _own_tokenizer(values["tokenizer"], f"{name}.tokenizer")
     return Source(name=name, held_out=held_out, **values)
 
 
@@ -181,10 +205,19 @@ def _sized(package: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
+def _own_tokenizer(content: Any, where: str) -> TokenizerOptions:
+    options = _tokenizer(content, where)
+    if options.universal:
+        raise DataError(f"{where}.universal: it is for tokenizers.global, which has all sources.")
+    return options
+
+
 def _tokenizer(content: Any, where: str) -> TokenizerOptions:
     options = _options(TokenizerOptions, content, where)
     if options.path and options.hub:
         raise DataError(f"{where} has both path and hub: keep one.")
+    if options.universal and (options.path or options.hub):
+        raise DataError(f"{where}.universal: a tokenizer from elsewhere is not trained; drop one.")
     if options.path or options.hub:
         return options
     size = 8192 if options.vocab_size is None else options.vocab_size
@@ -209,7 +242,7 @@ def _values(cls: type, content: Mapping[str, Any], where: str) -> dict[str, Any]
     for key, value in content.items():
         kind, place = kinds[key], f"{where}.{key}"
         if value is None:
-            if kind in ("int", "float", "str"):
+            if kind in ("int", "float", "str", "bool"):
                 raise DataError(f"{place} has no value: give it one or leave it out.")
         elif kind.startswith("int"):
             value = _size(value, place)
@@ -221,6 +254,8 @@ def _values(cls: type, content: Mapping[str, Any], where: str) -> dict[str, Any]
             ):
                 raise DataError(f"{place} is {value!r}: write a number from 0 to 1.")
             value = float(value)
+        elif kind == "bool" and not isinstance(value, bool):
+            raise DataError(f"{place} is {value!r}: write true or false.")
         elif kind.startswith("str") and not isinstance(value, str):
             raise DataError(f"{place} is {value!r}: write a string, in quotes.")
         values[key] = value

@@ -169,11 +169,14 @@ class Preparation:
         vocab_size."""
         sizes = {
             s.name: {"path": self.data / s.name, "bytes": collected[s.name]["train"]["bytes"]}
-            for s in self.corpus.sources
+            for s in self.sources
         }
+        trained_on = [s.name for s in self.corpus.sources]
+        everything = list(sizes) if self.corpus.global_tokenizer.universal else trained_on
         owns = {s.name: own for s in self.corpus.sources if (own := self.corpus.own(s))}
         options = {GLOBAL: self.corpus.global_tokenizer, **owns}
-        texts = {GLOBAL: sizes, **{name: {name: sizes[name]} for name in owns}}
+        names = {GLOBAL: everything, **{name: [name] for name in owns}}
+        texts = {name: {s: sizes[s] for s in of} for name, of in names.items()}
         todo = [n for n in options if not (self.tokenizers / n).exists()]
         trained = [n for n in todo if not (options[n].path or options[n].hub)]
         words = sorted(

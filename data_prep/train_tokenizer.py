@@ -1,9 +1,9 @@
 """Stage 2: text -> tokenizers.
 
 Words of each source's training text are counted once (`count_words`), and every tokenizer is
-trained on such counts: the global one on the sum over the sources, weighted by temperature. Counts
-make training an order of magnitude faster than raw text and honour the weights exactly, without
-drawing documents.
+trained on such counts: the global one on the sum over the sources, weighted by temperature, or
+equally if it is universal. Counts make training an order of magnitude faster than raw text and
+honour the weights exactly, without drawing documents.
 
 The unigram model is trained by `sentencepiece` and saved for `tokenizers`. Its own trainer is not
 used because two runs of it differ. Text is never changed, so that decode(encode(text)) == text
@@ -92,21 +92,27 @@ def train_tokenizer(
     if options.path or options.hub:
         _fetch(options, work)
     else:
-        words, weighted = _words(options, sources)
+        words, weighted = weighted_words(options, sources)
         _train(target.name, options, words, weighted, work)
     publish_directory(work, target)
     task.report(sum(source["bytes"] for source in sources.values()))
 
 
-def _words(
+def weighted_words(
     options: TokenizerOptions, sources: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Word counts of the sources together: as they are, and weighted by temperature.
+    """Word counts of the sources together: as they are, and weighted.
 
-    Weighted, the text of source k counts in proportion to bytes_k ** temperature.
+    Weighted, the text of source k counts in proportion to bytes_k ** temperature; in a universal
+    tokenizer all sources count alike.
+
+    Args:
+        options: of the tokenizer.
+        sources: name -> `path` (directory of the source) and `bytes` of its training text.
     """
     import zstandard
 
+    temperature = 0.0 if options.universal else options.temperature
     scales = {}
     words = {}
     for name, source in sources.items():
@@ -114,7 +120,7 @@ def _words(
         content = json.loads(zstandard.ZstdDecompressor().decompress(data))
         # The trainer takes U+2581 for a space: a word that has one is left to the bytes.
         words[name] = {w: n for w, n in content["words"].items() if "\u2581" not in w}
-        scales[name] = source["bytes"] ** options.temperature / max(content["bytes"], 1)
+        scales[name] = source["bytes"] ** temperature / max(content["bytes"], 1)
     unit = min(scales.values())  # nothing is scaled down, so no word is rounded away
     total: Counter[str] = Counter()
     weighted: Counter[str] = Counter()

@@ -1,11 +1,13 @@
-"""Two models of clusters of documents: directions of tf-idf vectors, and unigram models of tokens.
+"""Models of clusters of documents: directions of tf-idf vectors, and unigram models of tokens.
 
-Both are fitted to a sample, are saved without code, and score any text afterwards, so that new
-documents and prompts are routed by them.
+They are fitted to a sample, are saved without code, and score any text afterwards, so that new
+documents and prompts are routed by them. Beside them stands a model that knows nothing of the text,
+for a control: parts at random.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,10 +114,43 @@ class Unigram:
         write_json(folder / "model.json", {"method": "unigram"})
 
 
+@dataclass(frozen=True)
+class Random:
+    """Parts that are drawn by the hash of a text: equal texts are in one part.
+
+    Args:
+        k: number of parts.
+        seed: another one gives another division.
+    """
+
+    k: int
+    seed: int
+
+    @property
+    def prices(self) -> np.ndarray:
+        """Zeros: parts are even by chance."""
+        return np.zeros(self.k)
+
+    def scores(self, texts: Sequence[str]) -> np.ndarray:
+        """See :class:`ClusterModel`: 1 for the part of a text, 0 for others."""
+        # A salt of its own: splits and samples are drawn by other hashes of the same text.
+        salt = self.seed.to_bytes(8, "big")
+        digests = (hashlib.blake2b(t.encode(), digest_size=8, salt=salt).digest() for t in texts)
+        parts = [int.from_bytes(digest, "big") % self.k for digest in digests]
+        return np.eye(self.k)[parts]
+
+    def save(self, folder: Path) -> None:
+        """See :class:`ClusterModel`."""
+        write_json(folder / "model.json", {"method": "random", "k": self.k, "seed": self.seed})
+
+
 def load(folder: Path) -> ClusterModel:
     """Read the model that ``save`` wrote into a folder; no code in it is run."""
+    saved = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    method = saved["method"]
+    if method == "random":
+        return Random(saved["k"], saved["seed"])
     arrays: Any = np.load(folder / "arrays.npz", allow_pickle=False)
-    method = json.loads((folder / "model.json").read_text(encoding="utf-8"))["method"]
     if method == "tfidf":
         words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
         return TfIdf(words, *(arrays[k] for k in ("idf", "directions", "centres", "prices")))
@@ -206,7 +241,19 @@ def fit_unigram(texts: Sequence[str], k: int, seed: int, *, balanced: bool) -> U
     return Unigram(tokenizer, log_p.astype(np.float32), division.prices)
 
 
-FITS = {"tfidf": fit_tfidf, "unigram": fit_unigram}
+def fit_random(texts: Sequence[str], k: int, seed: int, *, balanced: bool) -> Random:
+    """Parts at random, whatever the sample.
+
+    Args:
+        texts: the sample.
+        k: number of parts.
+        seed: seed of the parts.
+        balanced: has no effect.
+    """
+    return Random(k, seed)
+
+
+FITS = {"tfidf": fit_tfidf, "unigram": fit_unigram, "random": fit_random}
 """How clusters are fitted, by the ``method`` of the corpus yaml."""
 
 

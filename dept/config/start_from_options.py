@@ -19,12 +19,18 @@ class StartFromOptions:
     embedding: str = "random"
     """``random``: drawn from a separate stream, the same for every method; ``pretrained``: the
     global one of the checkpoint (STD, GLOB, TRIM); ``merged``: made from the private ones of its
-    sources (SPEC, SPEC-OPT), by token string (``embeddings/merged.py``). A new source has no
-    pretrained one."""
+    sources (SPEC, SPEC-OPT), as ``combination`` says. A new source has no pretrained one."""
 
     embedding_seed: int = 0
     """Number of the draw of the random embedding: 0, 1, 2, ... are independent of one another, and
     of all draws of pre-training."""
+
+    combination: str = "mean"
+    """How ``merged`` makes a row (``embeddings/combinations.py``). A token that several sources
+    hold is the mean of its rows. One that a single source holds is, with ``mean``, its row there;
+    with ``subwords`` the mean of the shared tokens that spell it; with ``sparse`` a sparse
+    combination of shared tokens, by orthogonal matching pursuit. One that none holds is made of
+    what spells it."""
 
     weighting: str = "counts"
     """Weights of sources that hold the same token: by ``counts`` of it, or ``uniform``."""
@@ -32,5 +38,6 @@ class StartFromOptions:
     def __post_init__(self) -> None:
         where = "callbacks.start_from"
         one_of("random", "pretrained", "merged").check(f"{where}.embedding", self.embedding)
+        one_of("mean", "subwords", "sparse").check(f"{where}.combination", self.combination)
         one_of("counts", "uniform").check(f"{where}.weighting", self.weighting)
         integer().check(f"{where}.embedding_seed", self.embedding_seed)

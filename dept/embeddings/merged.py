@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -34,6 +34,7 @@ class Origin(str, Enum):
     """The origin of a row."""
 
     SHARED = "shared"  # the same token of the sources that were trained on it
+    SPARSE = "sparse"  # shared tokens whose rows add up to its row: combinations.sparse
     PIECES = "pieces"  # the tokens that spell it
     UNSEEN = "unseen"  # the same token of sources that have it but were never trained on it
     UNTOUCHED = "untouched"  # nothing
@@ -98,9 +99,19 @@ def merge(
     Raises:
         ValueError: ``weighting`` is unknown, or sizes or strings do not fit together.
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting is {weighting!r}: set it to one of {', '.join(WEIGHTINGS)}")
-    check(sources, target, otherwise)
+    check(sources, target, otherwise, weighting)
+    return combine(sources, map(mean_recipe(sources, weighting), target), otherwise, rescale)
+
+
+def mean_recipe(
+    sources: Mapping[str, SourceEmbedding], weighting: str
+) -> Callable[[str], tuple[Origin, Parts]]:
+    """Make a function that gives the parts of a token's row: see :func:`merge`.
+
+    Args:
+        sources: embeddings by name of the source.
+        weighting: ``counts`` or ``uniform``.
+    """
     counts = {name: source.counts.tolist() for name, source in sources.items()}
     rows = {name: index(source.tokens) for name, source in sources.items()}
     spellers = {name: speller(source.tokens, counts[name]) for name, source in sources.items()}
@@ -124,7 +135,7 @@ def merge(
             return Origin.UNSEEN, [(name, row, 1.0) for name, row in held.items()]
         return Origin.UNTOUCHED, []
 
-    return combine(sources, map(recipe, target), otherwise, rescale)
+    return recipe
 
 
 def combine(
@@ -166,21 +177,28 @@ def combine(
     if rescale:
         # Where parts cancel there is no direction to keep: zero stays zero.
         vectors *= lengths / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    untouched = torch.tensor([[origin is Origin.UNTOUCHED] for origin in origins])
-    return Merged(torch.where(untouched, otherwise.float(), vectors), tuple(origins))
+    untouched = torch.tensor([origin is Origin.UNTOUCHED for origin in origins], dtype=torch.bool)
+    filled = torch.where(untouched[:, None], otherwise.float(), vectors)
+    return Merged(filled, tuple(origins))
 
 
-def check(sources: Mapping[str, SourceEmbedding], target: Sequence[str], otherwise: Tensor) -> None:
+def check(
+    sources: Mapping[str, SourceEmbedding], target: Sequence[str], otherwise: Tensor, weighting: str
+) -> None:
     """Refuse arguments that do not fit together: see :func:`merge`.
 
     Args:
         sources: embeddings by name of the source.
         target: token strings of the global tokenizer, in the order of ids.
         otherwise: float[len(target), d]; the rows of tokens that no source has.
+        weighting: one of ``WEIGHTINGS``.
 
     Raises:
-        ValueError: a shape does not fit, or a source has two rows for one token string.
+        ValueError: ``weighting`` is unknown, a shape does not fit, or a source has two rows for one
+            token string.
     """
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting is {weighting!r}: set it to one of {', '.join(WEIGHTINGS)}")
     if otherwise.ndim != 2 or len(otherwise) != len(target):
         raise ValueError(f"{len(target)} target tokens need as many rows, not {otherwise.shape}")
     for name, source in sources.items():

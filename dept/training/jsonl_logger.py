@@ -37,6 +37,7 @@ class JsonlLogger(LoggerDestination):
         self._now: dict[str, int] = {}
         self._waiting: list[str] = []
         self._is_told = False
+        self._is_open = False
 
     def init(self, state: State, logger: Logger) -> None:
         self.path = Path(str(self.path).format(run_name=state.run_name))
@@ -50,11 +51,15 @@ class JsonlLogger(LoggerDestination):
             with open(self.path, "ab") as file:
                 file.truncate(min(self._resumed_at, file.tell()))
         self._buffer = {}
+        self._is_open = True
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self._flush(state)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
+        self._flush(state)
+
+    def eval_standalone_end(self, state: State, logger: Logger) -> None:
         self._flush(state)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
@@ -95,7 +100,8 @@ class JsonlLogger(LoggerDestination):
         buffer, self._buffer = self._buffer, {}
         if buffer and dist.get_global_rank() == 0:
             self._waiting.append(json.dumps(self._now | buffer) + "\n")
-        if not self._waiting:
+        # An evaluation before training (`eval_first`) comes before the file is cut to its length.
+        if not self._waiting or not self._is_open:
             return
         try:
             append(self.path, "".join(self._waiting).encode())

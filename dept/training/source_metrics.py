@@ -134,13 +134,22 @@ class SourceMetrics(Callback):
         if process_group.current().count == 1:
             self._log_average(logger)
 
+    def eval_standalone_end(self, state: State, logger: Logger) -> None:
+        # `eval_first`: Composer runs it outside of training, where eval_after_all is no event.
+        if process_group.current().count == 1:
+            self._log_average(logger)
+        else:
+            self._share("the evaluation before training", logger)
+
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        if process_group.current().count > 1:
+            self._share(f"the evaluation after epoch {state.timestamp.epoch.value}", logger)
+
+    def _share(self, stage: str, logger: Logger) -> None:
+        """Log the sources that other workers have evaluated, and the average."""
         everyone = process_group.current()
-        if everyone.count == 1:
-            return
         new, self._new = self._new, {}
         here = {"latest": new, "held_out": sorted(self.held_out), "sizes": self.vocab_sizes}
-        stage = f"the evaluation after epoch {state.timestamp.epoch.value}"
         for worker, given in enumerate(everyone.gather(here, stage=stage)):
             self.held_out |= set(given["held_out"])
             self.vocab_sizes |= given["sizes"]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from dept.checkpoint.reader import Trained, read_trained, tokens_of
 from dept.config.options import StartFromOptions, parse
 from dept.data.corpus import GLOBAL, PreparedCorpus, read_corpus
-from dept.embeddings.merged import SourceEmbedding, merge
+from dept.embeddings.combinations import COMBINATIONS
+from dept.embeddings.merged import SourceEmbedding
 from dept.embeddings.token_strings import strings_of
 from dept.errors import ConfigError
 from dept.log import log
@@ -98,6 +99,7 @@ class StartFrom(CallbackWithConfig):
         trained = self.trained
         corpus = read_corpus(self.root, trained.corpus or self.corpus.name)
         private, values = trained.private(), {}
+        merge = COMBINATIONS[self.options.combination]
         for name, role in roles.items():
             if role is Role.POSITIONS:
                 values[name] = torch.stack([of[name] for of in private.values()]).mean(dim=0)

@@ -69,6 +69,9 @@ METHODS = {
 
 # A topic is a part of a corpus's report; stages of the comparison have one each.
 TOPICS = {
+    "help": "Does it help me?",
+    "cost": "What does it cost?",
+    "set": "What must I set?",
     "overview": "Overview",
     "cpt_random": "Continued pre-training from random embeddings",
     "cpt_random_long": "Continued pre-training from random embeddings, more steps",
@@ -83,6 +86,10 @@ TOPICS = {
     "compression": "Compression",
     "inner_state": "Inner state",
     "tuning": "Learning rates tried",
+    "pilot": "Pilot: local steps, batch and rate at equal tokens",
+    "control": "Control: sources at random",
+    "scale": "A larger body",
+    "embeddings": "First embeddings",
     "study": "Other settings",
     "setting": "Setting",
 }
@@ -90,6 +97,8 @@ TOPICS = {
 STUDIED = {"compression": "none", "inner_state": "keep"}
 COMPARED = ("cpt_random", "cpt_random_long", "cpt_pretrained", "cpt_merged", "pretrain")
 PLASTICITY = ("plasticity", "plasticity_long")
+BY_SETTING = ("pilot", "control", "scale", "embeddings", "study")
+"""Stages whose runs are named by their settings."""
 
 # Stages of one name differ in steps, which ``run_records.stage_name`` adds.
 STAGES = {
@@ -103,6 +112,10 @@ STAGES = {
     "plasticity": "plasticity",
     "plasticity_long": "plasticity",
     "stability": "stability",
+    "pilot": "pilot",
+    "control": "control",
+    "scale": "larger body",
+    "embeddings": "first embeddings",
     "study": "study",
     "compression": "compression",
     "compression_cpt": "compression, CPT",

@@ -16,7 +16,15 @@ from typing import Any
 
 import pandas as pd
 
-from dept.evaluation.report.names import COMPARED, METHODS, PLASTICITY, STAGES, STARTS, STUDIED
+from dept.evaluation.report.names import (
+    BY_SETTING,
+    COMPARED,
+    METHODS,
+    PLASTICITY,
+    STAGES,
+    STARTS,
+    STUDIED,
+)
 
 Record = Mapping[str, Any]
 
@@ -25,9 +33,9 @@ RUN = ["seed", "draw"]
 """What runs of two methods have in common where they are paired: the seed of the body, and which
 random embedding they start from, -1 where a plan draws none."""
 
-_NESTED = ("sources", "held_out", "average", "communication", "curves", "norms")
+_NESTED = ("sources", "held_out", "average", "communication", "curves", "norms", "updates")
 _WHOLE = ("tokens", "steps", "rounds", "local_steps")  # not of fine-tuning
-_WITH_SETTINGS = ["study", "downstream", *STUDIED, *(f"{stage}_cpt" for stage in STUDIED)]
+_WITH_SETTINGS = ["downstream", *BY_SETTING, *STUDIED, *(f"{stage}_cpt" for stage in STUDIED)]
 _ORDER = {"stage": list(STAGES).index, "method": list(METHODS).index}
 
 
@@ -56,7 +64,7 @@ def arranged(records: Iterable[Record]) -> pd.DataFrame:
     Raises:
         ValueError: of what ``check`` refuses.
     """
-    optional = dict.fromkeys((*_WHOLE, "setting", "draw"))
+    optional = dict.fromkeys((*_WHOLE, "setting", "draw", "after"))
     rows = [optional | dict(r) | {key: r.get(key) or {} for key in _NESTED} for r in records]
     frame = pd.DataFrame(rows).astype(dict.fromkeys(_WHOLE, "Int64"))
     frame["draw"] = frame["draw"].astype("Int64").fillna(-1).astype(int)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+
 import pandas as pd
 
+from dept.evaluation.report.answers import answers
 from dept.evaluation.report.comparison_tables import comparison_tables, comparisons
 from dept.evaluation.report.downstream import downstream
+from dept.evaluation.report.first_embeddings import first_embeddings
 from dept.evaluation.report.measured import SPREAD, runs_of, text
-from dept.evaluation.report.names import METRICS, STAGES, label
+from dept.evaluation.report.names import BY_SETTING, METRICS, STAGES, TOPICS, label
 from dept.evaluation.report.overview import methods, overview
 from dept.evaluation.report.run_records import RUN, number, select
 from dept.evaluation.report.sent import sent
@@ -23,13 +29,17 @@ def tables(records: pd.DataFrame) -> list[Table]:
         records: as ``run_records.arranged`` gives them.
     """
     every = comparisons(records)
-    found = methods(records) + overview(every)
+    found = answers(records, every) + methods(records) + overview(every)
     for corpus in records["corpus"].unique():
         for comparison in every:
             if comparison.corpus == corpus:
                 found += comparison_tables(comparison)
-        for make in (downstream, communication, studies, tuning, tuning_cpt, study, setting):
+        for make in (downstream, communication, studies, tuning, tuning_cpt):
             found += make(records, corpus)
+        for stage in BY_SETTING:
+            make = first_embeddings if stage == "embeddings" else partial(study, stage=stage)
+            found += make(records, corpus)
+        found += setting(records, corpus)
     return found
 
 
@@ -73,21 +83,22 @@ def communication(records: pd.DataFrame, corpus: str) -> list[Table]:
 _AS_COMPARED = {"pretrain": "as compared", "cpt_random": "as compared, CPT"}
 
 
-def study(records: pd.DataFrame, corpus: str) -> list[Table]:
-    """Runs with other settings, named by the plan, below those of the comparison itself.
+def study(records: pd.DataFrame, corpus: str, stage: str = "study") -> list[Table]:
+    """Runs with other settings, named by the plan; of a study below those of the comparison itself.
 
     Args:
         records: records of all runs.
         corpus: name of the corpus.
+        stage: one of ``names.BY_SETTING``.
 
     Returns:
         One table; none if there are no such runs.
     """
-    studied = select(records, corpus, "study")
-    compared = select(records, corpus, *_AS_COMPARED)
+    studied = select(records, corpus, stage)
+    compared = select(records, corpus, *(_AS_COMPARED if stage in ("study", "scale") else ()))
     compared = compared.assign(setting=compared["stage"].map(_AS_COMPARED))
     beside = compared.merge(studied[["method", "seed"]].drop_duplicates())
-    rows = []
+    rows, agree = [], studied["updates"].astype(bool).any()
     for method, of_method in studied.groupby("method", sort=False):
         runs = pd.concat([beside[beside["method"] == method], of_method])
         for name, of in runs.groupby("setting", sort=False):
@@ -95,14 +106,37 @@ def study(records: pd.DataFrame, corpus: str) -> list[Table]:
             found = (pd.Series([number(a.get(m)) for a in of["average"]]) for m in METRICS)
             values = [text(v, digits, len(of)) for v, digits in zip(found, (1, 3), strict=True)]
             runs = runs_of(of.set_index(RUN).index)
-            rows.append([name, label(method), *given, *values, runs])
+            seen = [text(v, 3) for v in agreement(of["updates"])] if agree else []
+            rows.append([name, label(method), *given, *values, *seen, runs])
     caption = (
         "Averages over sources after pre-training, or after continued pre-training where the name "
         f"says so; lower is better; {SPREAD}. Perplexity may be compared within one tokenizer only."
     )
-    head = ["setting", "method", "learning rate", "steps", *METRICS.values(), "runs"]
-    title = f"{corpus}, other settings"
-    return [Table(corpus, "study", title, caption, head, rows, texts=2)] if rows else []
+    head = ["setting", "method", "learning rate", "steps", *METRICS.values()]
+    if agree:
+        head += ["cosine, early", "late", "norm of mean"]
+        caption += (
+            " Cosine: between the updates of two sources, mean over pairs in the first and in the "
+            "last third of the rounds. Norm of mean: of the outer step, over the mean of the "
+            "sources' norms; 1 / sqrt(K) if K updates have nothing in common."
+        )
+    title = f"{corpus}, {TOPICS[stage][0].lower()}{TOPICS[stage][1:]}"
+    return [Table(corpus, stage, title, caption, [*head, "runs"], rows, texts=2)] if rows else []
+
+
+def agreement(updates: Iterable[Mapping[str, list[float]]]) -> list[pd.Series]:
+    """How far updates agree, of each run: cosines in the first and last third, norm of the mean.
+
+    Args:
+        updates: as a record has them, empty where a run has none.
+    """
+    found = []
+    for of in updates:
+        cosines, ratios = of.get("cosine") or [], of.get("norm_of_mean") or []
+        third = -(-len(cosines) // 3)
+        ends = (cosines[:third], cosines[len(cosines) - third :], ratios)
+        found.append([sum(values) / len(values) if values else math.nan for values in ends])
+    return [pd.Series(values, dtype=float) for values in zip(*found, strict=True)]
 
 
 def setting(records: pd.DataFrame, corpus: str) -> list[Table]:

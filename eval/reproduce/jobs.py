@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from dept.errors import ConfigError
@@ -45,16 +45,22 @@ class Job:
     after: str | None = None
     """Name of the job whose checkpoint it starts from."""
 
+    part: str = ""
+    """The part of the plan's order that it is in."""
+
+    cost: float = 1.0
+    """Of a token, for estimates."""
+
 
 def jobs(plan: Plan, sources: Mapping[str, Sequence[str]]) -> list[Job]:
-    """The runs of a plan: seed by seed, each behind the one that it starts from.
+    """The runs of a plan: part by part, then seed by seed, each behind the one it starts from.
 
     Args:
         plan: what to run.
         sources: names of the sources of each corpus.
 
     Raises:
-        ConfigError: a setting starts from one that is not before it.
+        ConfigError: a setting starts from one that is not before it, or a part has no runs.
     """
     result: list[Job] = []
     for seed, corpus in product(dict.fromkeys(plan.seeds), plan.corpora):
@@ -70,18 +76,40 @@ def jobs(plan: Plan, sources: Mapping[str, Sequence[str]]) -> list[Job]:
     if plan.downstream:
         bodies = [job for job in result if plan.downstream.covers(plan, job.corpus, job.seed)]
         result += [job for body in bodies for job in _fine_tuning(plan.downstream, body)]
-    return result
+    return _in_order(result, plan.order) if plan.order else result
+
+
+def _in_order(found: Sequence[Job], order: Mapping[str, str]) -> list[Job]:
+    """Jobs by part; a body is in the part of the first run that starts from it."""
+    parts = [*order, "the rest"]
+    places = {
+        job.name: next(
+            (i for i, pattern in enumerate(order.values()) if re.search(pattern, job.name)),
+            len(order),
+        )
+        for job in found
+    }
+    for place, part in enumerate(order):
+        if place not in places.values():
+            raise ConfigError(f"order.{part} finds no run: correct {order[part]!r}")
+    for job in reversed(found):  # a body is before what starts from it
+        if job.after in places:
+            places[job.after] = min(places[job.after], places[job.name])
+    placed = [replace(job, part=parts[places[job.name]]) for job in found]
+    return sorted(placed, key=lambda job: places[job.name])
 
 
 def _pretraining(plan: Plan, corpus: str, seed: int, sources: Sequence[str]) -> Iterable[Job]:
     for name, method in plan.methods.items():
         if not method.covers(plan, corpus, seed):
             continue
-        for source in sources if method.per_source else (None,):
+        bodies = (method.sources or sources) if method.per_source else (None,)
+        for source in bodies:
             of_source = () if source is None else (f"variables.source={source}",)
-            own = (f"optimizer.lr={method.learning_rate}", *method.overrides, *of_source)
+            own = (*_trained_with(plan, corpus, method), *of_source)
             place = {"corpus": corpus, "stage": "pretrain", "method": name, "seed": seed}
-            yield _job(plan, method.yaml, own, **place, baseline=method.baseline, source=source)
+            place |= {"baseline": method.baseline, "cost": method.cost}
+            yield _job(plan, method.yaml, own, **place, source=source)
 
 
 def _continuations(
@@ -110,6 +138,7 @@ def _continuations(
                 source=source or body.source,
                 draw=draw,
                 after=body.name,
+                cost=body.cost,
             )
 
 
@@ -118,8 +147,7 @@ def _variations(plan: Plan, stage: str, variations: Variations) -> Iterable[Job]
         names = {"pretrain": None}
         for name, setting in variations.settings.items():
             method, after = plan.methods[setting.method], None
-            rate = (f"optimizer.lr={method.learning_rate}",)
-            yaml, overrides = method.yaml, (*rate, *method.overrides)
+            yaml, overrides = method.yaml, _trained_with(plan, corpus, method)
             if setting.after is not None:
                 if setting.after not in names:
                     raise ConfigError(
@@ -141,6 +169,7 @@ def _variations(plan: Plan, stage: str, variations: Variations) -> Iterable[Job]
                     setting=name,
                     draw=draw,
                     after=after,
+                    cost=method.cost * setting.cost,
                 )
                 names[name] = job.name
                 yield job
@@ -153,9 +182,9 @@ def _study(plan: Plan, stage: str, study: Study) -> Iterable[Job]:
         bodies = []
         for name, (setting, overrides) in product(study.methods, study.settings.items()):
             method = plan.methods[name]
-            own = (f"optimizer.lr={method.learning_rate}", *method.overrides, *overrides)
+            own = (*_trained_with(plan, corpus, method), *overrides)
             place = {"corpus": corpus, "stage": stage, "method": name, "seed": seed}
-            place |= {"setting": setting, "baseline": method.baseline}
+            place |= {"setting": setting, "baseline": method.baseline, "cost": method.cost}
             bodies.append((_job(plan, method.yaml, own, **place), place))
         yield from (job for job, _ in bodies)
         if study.draws is None:
@@ -188,6 +217,12 @@ def _fine_tuning(downstream: Downstream, body: Job) -> Iterable[Job]:
             setting=setting,
             after=body.name,
         )
+
+
+def _trained_with(plan: Plan, corpus: str, method: Method) -> tuple[str, ...]:
+    """Overrides of pre-training."""
+    of_corpus = () if method.baseline else plan.corpora[corpus].dept
+    return (f"optimizer.lr={method.learning_rate}", *of_corpus, *method.overrides)
 
 
 def _draws(count: int | None) -> Sequence[int | None]:

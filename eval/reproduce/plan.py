@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,12 @@ class Method(Part):
     per_source: bool = False
     """One model for each source, instead of one over all."""
 
+    sources: list[str] | None = None
+    """With ``per_source``: the sources that have a model; by default all."""
+
+    cost: float = 1.0
+    """Of a token, beside one at the plan's ``speed``; for estimates only."""
+
     overrides: list[str] = field(default_factory=list)
     checkpoint: str = ""
     """File in the folder of checkpoints to start others from; the newest by default."""
@@ -70,6 +77,9 @@ class Corpus:
 
     continued: list[str] = field(default_factory=list)
     """Overrides of continued pre-training on its mixture."""
+
+    dept: list[str] = field(default_factory=list)
+    """Overrides of pre-training on it with methods that are no baselines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +118,9 @@ class Setting:
 
     draws: int | None = None
     """As in a :class:`Continuation`."""
+
+    cost: float = 1.0
+    """As of a :class:`Method`."""
 
 
 @dataclass(frozen=True)
@@ -191,11 +204,16 @@ class Plan:
     studies: dict[str, Study] = field(default_factory=dict)
     """By the stage of their pre-training."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
-    """What a run of each stage takes on one core, for an estimate."""
-
     overrides: list[str] = field(default_factory=list)
     """Overrides of every run of ``train.py``."""
+
+    order: dict[str, str] = field(default_factory=dict)
+    """Parts of the plan, the most valuable first: the first regular expression that finds the name
+    of a run decides its part. Runs that none finds come last. Without parts the order is by seed,
+    corpus, and place in the plan."""
+
+    speed: float = 4000.0
+    """Tokens that one core trains on in a second; for estimates only."""
 
     downstream: Any = None
     """:class:`Downstream`"""
@@ -226,9 +244,16 @@ def read_plan(path: str | Path) -> Plan:
         given["downstream"] = parse(Downstream, f"{path}: downstream", given["downstream"])
     plan = parse(Plan, str(path), given)
     studied = [name for study in plan.studies for name in (study, f"{study}_cpt")]
-    for stage in (*plan.continued, *plan.variations, *studied, *plan.seconds):
+    for stage in (*plan.continued, *plan.variations, *studied):
         if stage not in STAGES:
             raise ConfigError(f"{path}: {stage!r} is no stage: it may be {', '.join(STAGES)}")
+    for name, pattern in plan.order.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(
+                f"{path}: order.{name} is {pattern!r}, no regular expression: {error}"
+            ) from None
     for name, method in plan.methods.items():
         for corpus in set(method.corpora or ()) - set(plan.corpora):
             raise ConfigError(

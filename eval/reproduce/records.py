@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,12 @@ def record(job: Job, folder: Path) -> dict[str, Any]:
         "timing": summary["timing"],
         "curves": curves(lines, summary),
         "norms": norms(lines, summary),
+        "updates": agreement(lines),
     }
 
 
 def _of_job(job: Job) -> dict[str, Any]:
-    keys = ("corpus", "stage", "method", "setting", "baseline", "seed", "draw", "source")
+    keys = ("corpus", "stage", "method", "setting", "baseline", "seed", "draw", "source", "after")
     return {"run": job.name, **{key: getattr(job, key) for key in keys}}
 
 
@@ -67,6 +69,27 @@ def curves(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> di
             for name in names
         },
     }
+
+
+def agreement(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[float]] | None:
+    """How far the updates of sources agree, by round; ``None`` of a run without rounds.
+
+    Args:
+        lines: lines of ``metrics.jsonl``.
+
+    Returns:
+        ``cosine``, the mean over pairs of sources, and ``norm_of_mean``, the norm of the outer step
+        over the mean of the sources' norms: 1 if all updates are the same, and with averages of K
+        updates that have nothing in common 1 / sqrt(K).
+    """
+    found: dict[str, list[float]] = {"cosine": [], "norm_of_mean": []}
+    for line in lines:
+        pairs = [value for key, value in line.items() if key.startswith("dept/cosine/")]
+        single = [v for key, v in line.items() if re.fullmatch(r"dept/[^/]+/update_norm", key)]
+        if pairs and sum(single):
+            found["cosine"].append(sum(pairs) / len(pairs))
+            found["norm_of_mean"].append(line["dept/update_norm"] / sum(single) * len(single))
+    return found if found["cosine"] else None
 
 
 def norms(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any] | None:

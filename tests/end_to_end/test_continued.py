@@ -195,3 +195,37 @@ def test_continued_starts_from_an_embedding_made_of_private_ones(
     made = started[0][1][WTE]
     for token, row in alone.items():
         torch.testing.assert_close(made[target.index(token)], row, msg=token)
+
+
+def test_rows_of_one_source_may_be_written_by_shared_tokens_and_are_measured_before_training(
+    prepared, trained, started
+):
+    """Against the pure function, on what a reader of the checkpoint and the corpus sees."""
+    from dept.data.corpus import GLOBAL, read_corpus
+    from dept.embeddings.combinations import COMBINATIONS
+    from dept.embeddings.merged import SourceEmbedding
+    from dept.embeddings.token_strings import strings_of
+
+    corpus, read = read_corpus(prepared, "tiny"), read_trained(trained("dept_spec"))
+    every, sources = strings_of(corpus.tokenizers[GLOBAL].path), {}
+    for name, values in read.private().items():
+        of = corpus.source(name)
+        ids, counts = of.local_vocabulary(), torch.from_numpy(of.counts()).double()
+        counts *= read.tokens_trained[name] / counts.sum()
+        tokens = tuple(every[i] for i in ids.tolist())
+        sources[name] = SourceEmbedding(tokens, values[WTE], counts[torch.from_numpy(ids)])
+    more = [f"variables.checkpoint={trained('dept_spec')}", "max_duration=1ep", "eval_first=true"]
+    losses, made = {}, {}
+    for combination in COMBINATIONS:
+        option = f"callbacks.start_from.combination={combination}"
+        run(prepared, "continued_merged", combination, *more, option)
+        made[combination] = started[-1][1][WTE]
+        expected = COMBINATIONS[combination](sources, every, made[combination]).vectors
+        torch.testing.assert_close(made[combination], expected, rtol=1e-3, atol=1e-5)
+        lines = [n for n in lines_of(prepared, combination) if "eval/average/loss" in n]
+        assert [line["batch"] for line in lines] == [0, 3]
+        each = [lines[0][f"eval/{source}/loss"] for source in corpus.sources]
+        assert lines[0]["eval/average/loss"] == pytest.approx(sum(each) / len(each))
+        losses[combination] = [line["eval/average/loss"] for line in lines]
+    assert len({first for first, _ in losses.values()}) == len(COMBINATIONS)
+    assert not torch.allclose(made["mean"], made["sparse"])

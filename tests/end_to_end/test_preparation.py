@@ -266,3 +266,31 @@ def test_found_sources_are_the_same_for_any_number_of_workers(tmp_path):
     }
     alphabets = [set("".join(of)) - set(". ") for of in texts]
     assert not alphabets[0] & alphabets[1]
+
+
+def test_a_universal_tokenizer_knows_held_out_text_and_random_parts_take_a_prepared_corpus(whole):
+    extended = "extends: mine.yaml\ncorpus: universal\ntokenizers: {global: {universal: true}}\n"
+    parts = (
+        "corpus: parts\nsequence_length: 32\n"
+        "tokenizers: {global: {path: tokenizers/universal/global}}\n"
+        "sources: {part: {k: 3, method: random, files: ['data/mine/en/text/*/*.jsonl.zst', "
+        "'data/mine/it/text/*/*.jsonl.zst']}}\n"
+    )
+    for name, text in (("universal", extended), ("parts", parts)):
+        (whole / f"{name}.yaml").write_text(text)
+        script = str(REPOSITORY / "data_prep/prepare.py")
+        arguments = [str(whole / f"{name}.yaml"), "--root", str(whole), "--workers", "1"]
+        done = subprocess.run(
+            [sys.executable, script, *arguments], capture_output=True, text=True, cwd=whole
+        )
+        assert done.returncode == 0, done.stderr
+    mine, universal = (read_corpus(whole, name) for name in ("mine", "universal"))
+    tokens = [corpus.source("el", "global").splits["val"].tokens for corpus in (mine, universal)]
+    assert tokens[1] < tokens[0]
+    for name in ("en", "it", "el"):  # the same text, split in the same way
+        texts = [whole / "data" / corpus / name / "text" for corpus in ("mine", "universal")]
+        assert all(tree(texts[0] / split) == tree(texts[1] / split) for split in ("train", "val"))
+    corpus = read_corpus(whole, "parts")
+    assert corpus.sources == ("part0", "part1", "part2")
+    sizes = [corpus.source(name, "global").splits["train"].bytes for name in corpus.sources]
+    assert max(sizes) < 1.15 * min(sizes)

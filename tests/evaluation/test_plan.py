@@ -11,7 +11,7 @@ from dept.config import extends
 from dept.errors import ConfigError
 from dept.evaluation.reproduce.jobs import Job, jobs
 from dept.evaluation.reproduce.plan import PLAN, read_plan
-from dept.evaluation.reproduce.records import record
+from dept.evaluation.reproduce.records import agreement, record
 
 SOURCES = {"multilingual": ("en", "it"), "multidomain": ("python", "bible")}
 
@@ -233,3 +233,56 @@ def test_a_record_has_curves_and_norms_over_sequential_steps(tmp_path):
     assert kept["curves"]["sources"]["en"]["perplexity"] == [4, 8]
     assert kept["norms"]["steps"] == [1, 2, 3, 4]
     assert kept["norms"]["activations"] == [2.0, 3.0, 6.0, 7.0]  # of both sources
+
+
+def test_runs_are_in_the_order_of_parts_and_bodies_before_what_needs_them(tmp_path):
+    methods = {name: {"yaml": "std", "learning_rate": 1.0} for name in ("std", "glob")}
+    continued = {"cpt_random": {"yaml": "continued", "methods": ["glob"]}}
+    order = {"first": "cpt_random", "second": "-std-"}
+    plan = {"methods": methods, "continued": continued, "seeds": [1, 2]}
+    found = planned_by(tmp_path, **plan, order=order)
+    assert [(job.name, job.part) for job in found] == [
+        ("a-pretrain-glob-s1", "first"),
+        ("a-cpt_random-glob-s1", "first"),
+        ("a-pretrain-glob-s2", "first"),
+        ("a-cpt_random-glob-s2", "first"),
+        ("a-pretrain-std-s1", "second"),
+        ("a-pretrain-std-s2", "second"),
+    ]
+    found = planned_by(tmp_path, **plan, order={"first": "-std-s2"})
+    assert [job.part for job in found] == ["first"] + ["the rest"] * 5
+    with pytest.raises(ConfigError, match=r"order.first finds no run: correct 'sdt'"):
+        planned_by(tmp_path, **plan, order={"first": "sdt"})
+    with pytest.raises(ConfigError, match=r"order.first is '\(', no regular expression"):
+        planned_by(tmp_path, **plan, order={"first": "("})
+
+
+def test_some_sources_may_have_a_model_and_dept_its_own_overrides_on_a_corpus(tmp_path):
+    found = planned_by(
+        tmp_path,
+        corpora={"a": {"unseen": [], "dept": ["x=1"]}},
+        methods={
+            "isolated": {
+                "yaml": "isolated", "baseline": True, "learning_rate": 1.0, "per_source": True,
+                "sources": ["it"], "cost": 2.0,
+            },
+            "spec": {"yaml": "dept_spec", "learning_rate": 1.0},
+        },
+    )  # fmt: skip
+    assert [(job.source, job.cost) for job in found] == [("it", 2.0), (None, 1.0)]
+    assert ["x=1" in job.overrides for job in found] == [False, True]
+
+
+def test_a_record_has_how_far_updates_agree(tmp_path):
+    lines = [
+        {"batch": 1, "loss/train/total": 1.0},
+        {"batch": 2, "dept/cosine/en-it": 0.5, "dept/cosine/en-ga": 0.25, "dept/cosine/it-ga": 0.0,
+         "dept/en/update_norm": 3.0, "dept/it/update_norm": 4.0, "dept/ga/update_norm": 5.0,
+         "dept/update_norm": 2.0},
+        {"batch": 4, "dept/cosine/en-it": -0.1, "dept/en/update_norm": 1.0,
+         "dept/it/update_norm": 1.0, "dept/update_norm": 0.7},
+    ]  # fmt: skip
+    found = agreement(lines)
+    assert found["cosine"] == pytest.approx([0.25, -0.1])
+    assert found["norm_of_mean"] == pytest.approx([0.5, 0.7])
+    assert agreement(lines[:1]) is None

@@ -71,3 +71,13 @@ def test_a_checkpoint_holds_the_lines_that_wait(tmp_path, full_disk):
     again.fit_start(None, None)
     log(again, 41)
     assert batches_in(again) == list(range(1, 42))
+
+
+def test_an_evaluation_before_training_is_the_first_line_whatever_was_there(tmp_path):
+    logger = logger_of(tmp_path)
+    logger.path.parent.mkdir()
+    logger.path.write_text('{"batch": 7, "loss": 0}\n')  # of a killed run without a checkpoint
+    log(logger, 0)
+    logger.fit_start(None, None)
+    log(logger, 1, 2)
+    assert batches_in(logger) == [0, 1, 2]

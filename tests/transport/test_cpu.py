@@ -1,4 +1,4 @@
-"""How a CPU multiplies and keeps memory: held against float64, and against what the system counts."""
+"""How a CPU multiplies and keeps memory, against float64 and what the system counts."""
 
 import subprocess
 import sys
