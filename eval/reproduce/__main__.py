@@ -2,8 +2,8 @@
 
 Runs what `eval/reproduce.yaml` plans, or another `--plan`, several runs at a time, each an ordinary
 run of `train.py` with its files in `runs/`; then writes `results/`. After a kill the same command
-resumes. Finished runs are not run again. `--list` names the runs in their order, with an estimate
-of their tokens and core-hours.
+resumes. Finished runs are not run again. `--list` names the runs in their order, `--costs` also
+estimates their tokens and core-hours.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from rich.table import Table
 from dept import terminal
 from dept.data.corpus import read_corpus
 from dept.evaluation.reproduce import runner
-from dept.evaluation.reproduce.budget import by_part, estimate
 from dept.evaluation.reproduce.jobs import Job, jobs
 from dept.evaluation.reproduce.plan import PLAN, read_plan
 from dept.log import log
@@ -37,9 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--only", default="", help="the runs that this regular expression finds")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where to write")
-    parser.add_argument(
-        "--list", action="store_true", help="name the runs and their costs, and end"
-    )
+    parser.add_argument("--list", action="store_true", help="name the runs, and end")
+    parser.add_argument("--costs", action="store_true", help="estimate their costs, and end")
     options = parser.parse_args(arguments)
     try:
         plan = read_plan(options.plan)
@@ -49,8 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         log.error(error)
         return 2
+    if options.costs:
+        return _costs(wanted, done, plan.speed)
     if options.list:
-        return _list(wanted, done, plan.speed)
+        for job in wanted:
+            print(job.name, "finished" if job.name in done else "")
+        return 0
     failed = runner.run(wanted, done, options.jobs)
     runner.write(wanted, options.results)
     for job in failed:
@@ -58,8 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _list(wanted: list[Job], done: set[str], speed: float) -> int:
+def _costs(wanted: list[Job], done: set[str], speed: float) -> int:
     """Print the runs with their costs, and the sums of parts; returns the exit status."""
+    from dept.evaluation.reproduce.budget import by_part, estimate
+
     try:
         costs = estimate(wanted, speed).assign(finished=[job.name in done for job in wanted])
     except ValueError as error:
