@@ -50,6 +50,7 @@ NOT_SHAPING = (
     "algorithms.dept.federation.silo",
     "algorithms.dept.federation.socket",
     "algorithms.dept.federation.metrics",
+    "algorithms.dept.federation.leave",
     "algorithms.dept.federation.min_sources",
     "algorithms.dept.federation.round_timeout",
     "algorithms.dept.federation.grace",

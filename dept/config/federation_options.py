@@ -24,7 +24,8 @@ class FederationOptions:
 
     sources: Sequence[str]
     """All sources of the federation, in the order in which they are drawn. A silo trains those of
-    its own corpus (``train_loader.sources``)."""
+    its own corpus (``train_loader.sources``). With ``algorithms.dept.allow_source_changes`` these
+    are the sources of the first round, and silos may bring others later."""
 
     silo: str | None = None
     """Name of this silo; ``null`` at the server."""
@@ -36,6 +37,9 @@ class FederationOptions:
     metrics: Sequence[str] = field(default_factory=lambda: list(METRICS))
     """Metrics of its sources that a silo reports to the server: some of ``train_loss``,
     ``update_norm``, ``loss`` and ``bits_per_byte`` (of its validation text)."""
+
+    leave: Sequence[str] = ()
+    """Sources of this silo that leave the federation, with the next round that is drawn."""
 
     min_sources: int = 1
     """The fewest sources that make a round. With fewer updates the server waits, and says so."""
@@ -53,6 +57,7 @@ class FederationOptions:
             "silo": TEXT | NULL,
             "socket": PATH,
             "metrics": list_of(one_of(*METRICS)),
+            "leave": list_of(TEXT),
             "min_sources": integer(1),
             "round_timeout": seconds,
             "grace": number(0),
@@ -74,7 +79,12 @@ class FederationOptions:
 
 
 def check_silo(
-    config: Mapping[str, Any], federation: FederationOptions, names: Sequence[str], processes: int
+    config: Mapping[str, Any],
+    federation: FederationOptions,
+    names: Sequence[str],
+    processes: int,
+    *,
+    is_open: bool,
 ) -> None:
     """Check what the yaml of a silo must have.
 
@@ -83,6 +93,7 @@ def check_silo(
         federation: its ``algorithms.dept.federation``.
         names: the sources that it trains.
         processes: how many processes the job has.
+        is_open: whether it may bring sources of its own, and take them out.
 
     Raises:
         ConfigError: it cannot be a silo.
@@ -91,12 +102,21 @@ def check_silo(
         raise ConfigError(
             f"{WHERE}.silo is null, as at the server: set it to the name of this silo"
         )
+    allow = "set algorithms.dept.allow_source_changes to true, here and at the server"
     for name in names:
-        if name not in federation.sources:
+        if name not in federation.sources and not is_open:
             raise ConfigError(
                 f"this silo would train {name}, which {WHERE}.sources does not have: name its "
-                f"sources in train_loader.sources"
+                f"sources in train_loader.sources; to bring a new one, {allow}"
             )
+    for name in federation.leave:
+        if name not in names:
+            raise ConfigError(
+                f"{WHERE}.leave has {name}, which this silo does not train: name some of its "
+                f"train_loader.sources, or remove it"
+            )
+    if federation.leave and not is_open:
+        raise ConfigError(f"{WHERE}.leave is set: {allow}")
     if processes > 1:
         raise ConfigError(
             f"a silo is one process, and this job has {processes}: start train.py without a "

@@ -205,7 +205,8 @@ def ask(link, parcel):
 
 
 def round_of(index, nonce="n", drawn=("en",), arrays=MODEL):
-    fields = {"round": index, "rounds": 3, "nonce": nonce, "drawn": list(drawn), "averaged": []}
+    fields = {"round": index, "rounds": 3, "nonce": nonce, "drawn": list(drawn)}
+    fields |= {"averaged": [], "outside": []}
     return Parcel("round", fields, arrays=dict(arrays))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from dept.method.averaging import Share
 from dept.method.compression import Compression
 from dept.training.federation.server_files import Plan
+from dept.transport.flower.joining import Member, Model
 from dept.transport.flower.messages import Parcel, Refused, check_arrays
-from dept.transport.flower.silos import Member, Model
 
 
 @dataclass
@@ -111,7 +111,6 @@ def share_of(member: Member, source: str, model: Model) -> Share:
 def account(
     plan: Plan,
     replies: Replies,
-    order: Sequence[str],
     moved: Mapping[str, int],
     metrics: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -120,11 +119,10 @@ def account(
     Args:
         plan: the round.
         replies: its replies.
-        order: all sources, in their order.
         moved: bytes of arrays, ``down`` and ``up``.
         metrics: metrics of the silos.
     """
-    averaged = sorted(replies.sources, key=order.index)
+    averaged = [source for source in plan.drawn if source in replies.sources]
     return {
         "round": plan.round_index + 1,
         "drawn": list(plan.drawn),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,8 +20,6 @@ from dept.errors import ConfigError
 from dept.method.averaging import Average, Share
 from dept.method.compression import Compression
 from dept.method.outer_optimizer import OuterOptimizer
-from dept.method.sampling import draw, grouped
-from dept.method.schedule import RoundSchedule
 from dept.method.streams import seed_of
 from dept.training.federation.replies import (
     Replies,
@@ -30,9 +28,11 @@ from dept.training.federation.replies import (
     sentence,
     share_of,
 )
+from dept.training.federation.roster import Roster
 from dept.training.federation.server_files import Plan, ServerFiles, ServerState
+from dept.transport.flower.joining import Member, Model
 from dept.transport.flower.messages import Parcel, Refused, check_arrays, check_metrics
-from dept.transport.flower.silos import Member, Model, Silos
+from dept.transport.flower.silos import Silos
 from dept.transport.flower.theta import hash_of
 from dept.transport.process_group import Workers
 from dept.transport.reductions import Reductions
@@ -49,6 +49,7 @@ class Server:
         silos: the silos.
         files: the files of this server.
         outer_optimizer: takes the outer step.
+        state: what an earlier server has kept, or that of a new run.
         say: shows a sentence.
         clock: seconds.
         sleep: waits some seconds between two looks at the silos.
@@ -77,6 +78,9 @@ class Server:
         self.compression = Compression.of(options.compression)
         self.reductions = Reductions(self.compression, options.aggregation())
         self.state = state
+        self.roster = files.roster(options.sources_per_round) or Roster.of(
+            federation.sources, options.sources_per_round
+        )
         self.reductions.returned_error |= state.coding_error
         if state.outer_optimizer:
             self.outer_optimizer.load_state_dict(state.outer_optimizer)
@@ -109,9 +113,9 @@ class Server:
         is_finishing = self.state.round == self.rounds
         patience = self.federation.grace if is_finishing else self.federation.round_timeout
         while True:
-            self.silos.poll()
-            here = [s for s in self.federation.sources if self.silos.member_of(s) is not None]
-            if len(here) == len(self.federation.sources):
+            self._look()
+            here = [s for s in self.roster.sources if self.silos.member_of(s) is not None]
+            if here and len(here) == len(self.roster.sources):
                 return
             if self.clock() - began > patience:
                 if is_finishing:
@@ -131,17 +135,46 @@ class Server:
         assert self.silos.model is not None
         parcel = None
         while parcel is None:
-            free = self.silos.reachable(0)
-            if free and all(m.asked is None for m in self.silos.members.values()):
-                self.silos.ask(free[0], Parcel("start"))
+            members = list(self.silos.members.values())
+            if all(member.asked is None for member in members):
+                any(self.silos.ask(member, Parcel("start")) for member in members)
             self.sleep()
-            replies = self.silos.poll()
+            replies = self._look()
             parcel = next((p for _, p in replies if p.kind == "started"), None)
         check_arrays(parcel.arrays, self.silos.model.shapes, "the first silo")
         if hash_of(parcel.arrays) != self.silos.model.theta:
             raise ConfigError("the first silo sends another model than it has announced")
         self.state.theta = {n: torch.from_numpy(a.copy()) for n, a in parcel.arrays.items()}
         self._save()
+
+    # --- sources that join and leave -------------------------------------------------------------
+
+    def _look(self) -> list[tuple[Member, Parcel]]:
+        """Collect replies, and let sources join and leave with the next round that is drawn."""
+        replies = self.silos.poll()
+        if not self.options.allow_source_changes:
+            return replies
+        members = self.silos.members.values()
+        leaving = {source for member in members for source in member.leaving}
+        known, here = set(self.roster.sources), {s for m in members for s in m.sources}
+        joined, left = here - known - leaving, known & leaving
+        if joined or left:
+            self._change(joined, left)
+        return replies
+
+    def _change(self, joined: Collection[str], left: Collection[str]) -> None:
+        index = self.state.round
+        coming = index if self.files.plan(index) is None else index + 1
+        if coming >= self.rounds:
+            return
+        self.roster.change(coming, joined=joined, left=left)
+        self.files.write_roster(self.roster)
+        said = [f"{', '.join(sorted(joined))} joined"] if joined else []
+        said += [f"{', '.join(sorted(left))} left"] if left else []
+        self.say(
+            f"from round {coming + 1} on, the sources are {', '.join(self.roster.sources)} "
+            f"({'; '.join(said)})"
+        )
 
     # --- a round ---------------------------------------------------------------------------------
 
@@ -161,20 +194,21 @@ class Server:
 
     def _draw(self) -> Plan:
         """S_t, from the sources of all silos that can train now; the draw of a job if all can."""
-        index = self.state.round
+        index, said = self.state.round, False
         while True:
-            able = {s for m in self.silos.reachable(index) for s in m.sources}
+            here = {s for m in self.silos.reachable(index) for s in m.sources}
+            able = here & set(self.roster.sources)
             if len(able) >= self.federation.min_sources:
                 break
+            if not said:
+                self.say(
+                    f"{len(able)} sources can train round {index + 1}, and min_sources is "
+                    f"{self.federation.min_sources}: the server waits for silos"
+                )
+                said = True
             self.sleep()
-            self.silos.poll()
-        sources = tuple(s for s in self.federation.sources if s in able)
-        wanted = min(self.options.sources_per_round or len(sources), len(sources))
-        if len(sources) == len(self.federation.sources):
-            schedule = RoundSchedule(sources, wanted, self.options.local_steps, self.seed)
-            drawn = schedule.drawn(index)
-        else:
-            drawn = draw(grouped(sources, 1), wanted, seed=self.seed, round_index=index)
+            self._look()
+        drawn = self.roster.drawn(able, seed=self.seed, round_index=index)
         return Plan(index, secrets.token_hex(8), drawn)
 
     def _ask(self, plan: Plan) -> Replies:
@@ -187,7 +221,7 @@ class Server:
                 ):
                     replies.asked.add(member.name)
             self.sleep()
-            for member, parcel in self.silos.poll():
+            for member, parcel in self._look():
                 self._take(plan, replies, member, parcel)
             late = self.clock() - began > self.federation.round_timeout
             if not (late or not self._awaited(plan, replies)):
@@ -217,7 +251,7 @@ class Server:
         return awaited + [name for name in able if name not in done]
 
     def _message(self, plan: Plan, member: Member) -> Parcel:
-        averaged = self.state.averaged
+        averaged, sources = self.state.averaged, self.roster.sources_of(plan.round_index)
         return Parcel(
             "round",
             {
@@ -226,6 +260,7 @@ class Server:
                 "nonce": plan.nonce,
                 "drawn": [s for s in plan.drawn if s in member.sources],
                 "averaged": [f"{s} {averaged[s]}" for s in member.sources if s in averaged],
+                "outside": [s for s in member.sources if s not in sources],
             },
             arrays={name: value.numpy() for name, value in self.state.theta.items()},
         )
@@ -246,6 +281,10 @@ class Server:
             replies.refused.add(member.name)
             return
         replies.updates[member.name] = parcel
+        if set(member.leaving) == set(member.sources) and not (
+            set(member.sources) & set(self.roster.sources_of(plan.round_index))
+        ):
+            self.silos.dismiss(member)
 
     @property
     def _model(self) -> Model:
@@ -294,14 +333,12 @@ class Server:
         """
         noise_seed = seed_of(self.seed, "privacy", self.state.round)
         reduction = self.reductions.open(self.state.theta, drawn, noise_seed)
-        for source in self.federation.sources:
-            if source not in updates:
-                continue
+        for source in (s for s in drawn if s in updates):
             if self.compression is None:
                 reduction.add(source, updates[source], shares[source])
             else:
                 reduction.take(source, updates[source][source])  # type: ignore[attr-defined]
-        ordered = {s: shares[s] for s in self.federation.sources if s in shares}
+        ordered = {s: shares[s] for s in drawn if s in shares}
         averages = reduction.averages(Workers(Place()), [ordered], stage="the outer step")
         self.reductions.close(reduction)
         return averages
@@ -316,7 +353,7 @@ class Server:
             source, _, metric = key.partition("/")
             self.state.latest.setdefault(source, {})[metric] = value
         moved = {way: self.silos.sent[way] - before.get(way, 0) for way in ("down", "up")}
-        line = account(plan, replies, self.federation.sources, moved, metrics)
+        line = account(plan, replies, moved, metrics)
         if plan.drawn:
             self.say(sentence(line, self.rounds))
         return line

@@ -93,6 +93,7 @@ def serve(grid: Grid, config: Mapping[str, Any]) -> ServerState:
             shared,
             dept.federated.sources,
             log.info,
+            is_open=dept.allow_source_changes,
             model=model_of(state),
             is_new=state.round == 0,
             ttl=max(2 * dept.federated.round_timeout, 12 * 3600.0),
@@ -108,7 +109,7 @@ def serve(grid: Grid, config: Mapping[str, Any]) -> ServerState:
             say=log.info,
         )
         server.run()
-        _write(folder, server.state, dept)
+        _write(folder, server, dept)
     return server.state
 
 
@@ -125,7 +126,8 @@ def _outer_optimizer(dept: DeptOptions) -> OuterOptimizer:
     return optimizer
 
 
-def _write(folder: Path, state: ServerState, dept: DeptOptions) -> None:
+def _write(folder: Path, server: Server, dept: DeptOptions) -> None:
+    state = server.state
     with durable.replacing(folder / MODEL) as temporary:
         tensors = {name: value.contiguous() for name, value in state.theta.items()}
         save_file(tensors, temporary, {"variant": dept.variant, "rounds": str(state.round)})
@@ -135,6 +137,7 @@ def _write(folder: Path, state: ServerState, dept: DeptOptions) -> None:
         "rounds": state.round,
         "local_steps": dept.local_steps,
         "sources": state.latest,
+        "source_changes": server.roster.changes,
         "bytes_down": sum(line["bytes_down"] for line in rounds),
         "bytes_up": sum(line["bytes_up"] for line in rounds),
         "missing": {line["round"]: line["missing"] for line in rounds if line["missing"]},

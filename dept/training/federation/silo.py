@@ -68,7 +68,7 @@ class Silo:
                 f"finished {before}: start the server from its newest checkpoint, or remove the "
                 f"folder of this run"
             )
-        if int(message.fields["round"]) > before:
+        if int(message.fields["round"]) > before or (before and self._has_left(message)):
             # An epoch without batches takes the model, evaluates it, and makes a checkpoint.
             self._came_early = message
             state.dataloader_len = 0
@@ -96,6 +96,7 @@ class Silo:
             sources=list(prepared),
             tokenizer="" if own else next(iter(prepared.values())).tokenizer_hash,
             theta=hash_of(model),
+            leaving=list(self.options.leave),
             model=model,
             rows={source: ids.cpu().numpy().astype(np.int32) for source, ids in rows.items()},
             by_row=by_row,
@@ -151,6 +152,16 @@ class Silo:
         """After the new global model was taken: the next round is the one of the message."""
         self.run.totals["rounds"] = int(self._message.fields["round"])
         self._direct(state)
+        if self._has_left(self._message):
+            log.info(
+                f"silo {self.name} has left the federation after round {self.run.totals['rounds']}"
+            )
+            state.stop_training()
+
+    def _has_left(self, message: Parcel) -> bool:
+        """Whether all sources have left the federation, so that this silo ends."""
+        own = set(self.run.schedule.sources)
+        return own <= set(self.options.leave) and own <= set(message.fields["outside"])  # type: ignore[arg-type]
 
     def finish(self, state: State) -> None:
         """After training: report the last evaluation, and leave."""
@@ -231,9 +242,10 @@ class Silo:
             record = self.run.records[source]
             found[f"{source}/train_loss"] = sum(record.losses) / record.steps
             found[f"{source}/update_norm"] = float(record.norm or 0.0)
+        outside: list[str] = self._message.fields["outside"]  # type: ignore[assignment]
         metrics = next((c for c in state.callbacks if isinstance(c, SourceMetrics)), None)
         for source, result in metrics.latest.items() if metrics is not None else ():
-            if source in self.run.schedule.sources:
+            if source in self.run.schedule.sources and source not in outside:
                 found[f"{source}/loss"] = result.loss
                 found[f"{source}/bits_per_byte"] = result.bits_per_byte
         return {k: v for k, v in found.items() if k.split("/")[-1] in self.options.metrics}

@@ -44,6 +44,7 @@ class Announcement:
         theta: hash of its global model, and the model itself as built: float32 by name.
         rows: for TRIM, int32[n] by source: the token rows that it holds.
         by_row: names of the parameters averaged by token row.
+        leaving: those of its sources that leave the federation.
     """
 
     silo: str
@@ -53,6 +54,7 @@ class Announcement:
     model: dict[str, np.ndarray]
     rows: dict[str, np.ndarray] = field(default_factory=dict)
     by_row: list[str] = field(default_factory=list)
+    leaving: list[str] = field(default_factory=list)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -248,6 +250,7 @@ class Link:
                 "theta": announced.theta,
                 "parameters": shapes_to_fields(announced.shapes),
                 "by_row": announced.by_row,
+                "leaving": announced.leaving,
             },
             arrays=announced.rows,
         )
