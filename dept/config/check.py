@@ -205,6 +205,7 @@ def _check_dept(
         check_silo(
             config, dept.federated, names, place.world, is_open=dept.allow_source_changes
         )
+        dept.federated.noise()
     schedule = schedule_of(config, dept, names, place.workers)
     if schedule.moves and not config.get("save_folder"):
         raise nowhere(place.workers)

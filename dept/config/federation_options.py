@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dept.config.schema import NULL, PATH, TEXT, integer, list_of, number, one_of
+from dept.config.schema import FLAG, MAPPING, NULL, PATH, TEXT, integer, list_of, number, one_of
 from dept.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dept.method.local_privacy import LocalPrivacy
 
 METRICS = ("train_loss", "update_norm", "loss", "bits_per_byte")
 """Metrics of a source that a silo may report: of training, and of its validation text."""
@@ -41,6 +44,16 @@ class FederationOptions:
     leave: Sequence[str] = ()
     """Sources of this silo that leave the federation, with the next round that is drawn."""
 
+    share_embedding: bool = False
+    """Whether this silo sends the private embeddings of its sources, with the strings of their
+    tokens, to the server after the last round (SPEC, SPEC-OPT). Others can then start from them."""
+
+    local_privacy: Mapping[str, Any] | None = None
+    """Local differential privacy of the sources of this silo: ``{clip_update_norm: C,
+    noise_multiplier: z, delta: 1.0e-5}`` clips each update to norm ``C`` and adds noise of standard
+    deviation ``z * C`` to each of its numbers, before it is sent. ``null``: none. See
+    ``docs/robust.md``."""
+
     min_sources: int = 1
     """The fewest sources that make a round. With fewer updates the server waits, and says so."""
 
@@ -58,6 +71,8 @@ class FederationOptions:
             "socket": PATH,
             "metrics": list_of(one_of(*METRICS)),
             "leave": list_of(TEXT),
+            "share_embedding": FLAG,
+            "local_privacy": MAPPING | NULL,
             "min_sources": integer(1),
             "round_timeout": seconds,
             "grace": number(0),
@@ -76,6 +91,29 @@ class FederationOptions:
                 f"{WHERE}.min_sources is {self.min_sources}, and there are {len(self.sources)} "
                 f"sources: set it to {len(self.sources)} or less"
             )
+
+
+    def noise(self) -> LocalPrivacy | None:
+        """The noise that this silo adds to what it sends; ``None`` for none.
+
+        Raises:
+            ConfigError: a value is not allowed, or something is sent without noise.
+        """
+        from dept.method.local_privacy import LocalPrivacy  # torch is slow to import
+
+        private = LocalPrivacy.of(self.local_privacy)
+        if private is None:
+            return None
+        for key, given, fix in (
+            ("metrics", self.metrics, "[]"),
+            ("share_embedding", self.share_embedding, "false"),
+        ):
+            if given:
+                raise ConfigError(
+                    f"{WHERE}.local_privacy is set, and {WHERE}.{key} would send what has no "
+                    f"noise: set it to {fix}"
+                )
+        return private
 
 
 def check_silo(

@@ -234,6 +234,16 @@ class DeptOptions:
                 "algorithms.dept.inner_state is average, and silos send no moments: set it to keep "
                 "or reset in a federation"
             )
+        if federation.local_privacy is not None and self.sharing.averages_by_row:
+            raise ConfigError(
+                f"{WHERE}.local_privacy is set, and {self.variant} sends the token rows of a "
+                f"source, which give away its vocabulary: set variant to glob, spec or spec_opt"
+            )
+        if federation.share_embedding and self.sharing.has_global_embedding:
+            raise ConfigError(
+                f"{WHERE}.share_embedding is true, and {self.variant} has no private embeddings: "
+                f"remove it"
+            )
         if self.sampling != UNIFORM:
             raise ConfigError(
                 "algorithms.dept.sampling is stratified, which is for workers of one job: set it "

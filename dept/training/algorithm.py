@@ -212,7 +212,8 @@ class Dept(Algorithm):
         of_round = {"sent_bytes": run.sent_bytes, "update_norm": moved, "left_out": len(left_out)}
         if run.epsilon is not None:
             of_round["privacy/epsilon"] = run.epsilon
-        return round_metrics.metrics(every, of_round) | run.passes(every)
+        found = round_metrics.metrics(every, of_round) | run.passes(every)
+        return found if self.silo is None else found | self.silo.epsilons()
 
     def _set_synchronised(self, state: State, on: bool) -> None:
         """Let the ranks of this worker average their gradients while a source is trained."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dept.checkpoint.shared_embedding import SharedEmbedding
 from dept.method.averaging import Share
 from dept.method.compression import Compression
 from dept.training.federation.server_files import Plan
@@ -91,6 +92,29 @@ def check_update(
     kind = "float32" if compression is None else "uint8"
     if any(array.dtype.name != kind for array in parcel.arrays.values()):
         raise Refused(f"its arrays are not {kind}")
+
+
+def embeddings_of(parcel: Parcel, member: Member) -> dict[str, SharedEmbedding]:
+    """The private embeddings that a silo shares, by source.
+
+    Raises:
+        Refused: they are not of its sources, or no embeddings.
+    """
+    sources: list[str] = list(parcel.fields["sources"])  # type: ignore[arg-type]
+    named = {name.partition("/")[0] for name in parcel.arrays}
+    if not set(sources) <= set(member.sources) or named != set(sources):
+        raise Refused("it shares embeddings of sources that are not its own")
+    try:
+        return {source: SharedEmbedding.of_arrays(parcel.arrays, source) for source in sources}
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def without_embeddings(parcel: Parcel) -> Parcel:
+    """The rest of a message with embeddings, as an update without sources."""
+    fields = {name: parcel.fields[name] for name in ("round", "nonce", "silo")}
+    fields |= {"refusal": "", "sources": [], "left_out": []}
+    return Parcel("update", fields, parcel.metrics)
 
 
 def like_local(member: Member, source: str, model: Model) -> dict[str, Tensor]:

@@ -25,8 +25,10 @@ from dept.training.federation.replies import (
     Replies,
     account,
     check_update,
+    embeddings_of,
     sentence,
     share_of,
+    without_embeddings,
 )
 from dept.training.federation.roster import Roster
 from dept.training.federation.server_files import Plan, ServerFiles, ServerState
@@ -267,7 +269,9 @@ class Server:
 
     def _take(self, plan: Plan, replies: Replies, member: Member, parcel: Parcel) -> None:
         """Take a reply, or drop one that is late, twice there, or not as it should be."""
-        if parcel.kind != "update" or (
+        may_share = plan.round_index == self.rounds and not plan.drawn
+        kinds = ("update", "embeddings") if may_share else ("update",)
+        if parcel.kind not in kinds or (
             parcel.fields["round"] != plan.round_index or parcel.fields["nonce"] != plan.nonce
         ):
             self.say(f"a late reply of silo {member.name} is dropped")
@@ -275,6 +279,9 @@ class Server:
         if member.name in replies.updates:
             return
         try:
+            if parcel.kind == "embeddings":
+                self._take_embeddings(member, parcel)
+                parcel = without_embeddings(parcel)
             check_update(parcel, plan, member, self._model, self.compression)
         except Refused as error:
             self.say(f"the update of silo {member.name} is not averaged: {error}")
@@ -285,6 +292,19 @@ class Server:
             set(member.sources) & set(self.roster.sources_of(plan.round_index))
         ):
             self.silos.dismiss(member)
+
+    def _take_embeddings(self, member: Member, parcel: Parcel) -> None:
+        """Write the private embeddings that a silo has chosen to share.
+
+        Raises:
+            Refused: they are no embeddings of its sources, or the variant has none.
+        """
+        shared = embeddings_of(parcel, member)
+        if self.options.sharing.has_global_embedding:
+            raise Refused(f"{self.options.variant} has no private embeddings")
+        for source, embedding in shared.items():
+            path = self.files.write_embedding(source, embedding, self.options.variant)
+            self.say(f"silo {member.name} shares the embedding of {source}: {path}")
 
     @property
     def _model(self) -> Model:

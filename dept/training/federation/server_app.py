@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in train.py, before torch is
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from dept.checkpoint import durable, run_folder
@@ -30,7 +31,7 @@ from dept.training.federation.server import Server, model_of
 from dept.training.federation.server_files import ServerFiles, ServerState
 from dept.transport.flower.silos import Silos
 
-MODEL, SUMMARY = "model.safetensors", "summary.json"
+MODEL, SUMMARY = run_folder.SERVER_MODEL, "summary.json"
 
 app = ServerApp()
 
@@ -109,7 +110,7 @@ def serve(grid: Grid, config: Mapping[str, Any]) -> ServerState:
             say=log.info,
         )
         server.run()
-        _write(folder, server, dept)
+        _write(folder, server, dept, config)
     return server.state
 
 
@@ -126,11 +127,18 @@ def _outer_optimizer(dept: DeptOptions) -> OuterOptimizer:
     return optimizer
 
 
-def _write(folder: Path, server: Server, dept: DeptOptions) -> None:
+def _write(folder: Path, server: Server, dept: DeptOptions, config: Mapping[str, Any]) -> None:
     state = server.state
+    about = {
+        "variant": dept.variant,
+        "rounds": str(state.round),
+        "sources": json.dumps(server.roster.sources),
+        "tokenizer": state.model["tokenizer"],
+    }
+    durable.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     with durable.replacing(folder / MODEL) as temporary:
         tensors = {name: value.contiguous() for name, value in state.theta.items()}
-        save_file(tensors, temporary, {"variant": dept.variant, "rounds": str(state.round)})
+        save_file(tensors, temporary, about)
     rounds = [line for line in state.history if line["drawn"]]
     summary = {
         "variant": dept.variant,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dept.checkpoint import durable
+from dept.checkpoint.shared_embedding import SharedEmbedding
 from dept.errors import NotSaved
 from dept.log import log
 from dept.training.federation.roster import Roster
@@ -121,6 +122,10 @@ class ServerFiles:
         if not path.is_file():
             return None
         return Roster.from_state(json.loads(path.read_text()), sources_per_round)
+
+    def write_embedding(self, source: str, embedding: SharedEmbedding, variant: str) -> Path:
+        """Write a private embedding that a silo shares; returns the path of its file."""
+        return embedding.write(self.folder, source, {"variant": variant})
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""

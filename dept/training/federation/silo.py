@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ import torch
 from composer.core import State
 from torch import Tensor
 
+from dept.checkpoint.shared_embedding import SharedEmbedding
 from dept.checkpoint.sigterm import StopOnSigterm
+from dept.data.corpus import read_corpus
+from dept.embeddings.token_strings import strings_of
 from dept.errors import ConfigError, NotSaved
 from dept.log import log
-from dept.method.variants import Sharing, Vocabulary
+from dept.method.variants import Role, Sharing, Vocabulary
 from dept.training import resume
+from dept.training.federation.privacy_ledger import FOLDER, PrivacyLedger
 from dept.training.run import Run
 from dept.training.source_metrics import SourceMetrics
 from dept.transport.flower.link import Announcement, Link
@@ -43,8 +48,19 @@ class Silo:
         options = run.options.federated
         assert options is not None and options.silo is not None
         self.options, self.name = options, options.silo
+        self.privacy = options.noise()
+        if self.privacy is not None:
+            run.reductions.protect = lambda source, update: self.ledger.protect(
+                source, run.totals["rounds"], update
+            )
         self._message: Parcel  # of the round that is trained now
         self._came_early: Parcel | None = None  # the next one, before the loop of training runs
+
+    @cached_property
+    def ledger(self) -> PrivacyLedger:
+        """What this silo has sent, with local differential privacy."""
+        assert self.privacy is not None and self.run.held.files is not None
+        return PrivacyLedger(self.privacy, self.run.held.files.folder.parent / FOLDER)
 
     # --- the start -------------------------------------------------------------------------------
 
@@ -57,8 +73,10 @@ class Silo:
         Raises:
             ConfigError: the server is of another federation, or behind this silo.
         """
-        self.link.announce(self._announcement())
         before = self.run.totals["rounds"]
+        if self.privacy is not None:
+            self.ledger.refuse_without_ledger(sum(self.run.totals["rounds_trained"].values()))
+        self.link.announce(self._announcement())
         log.info(f"silo {self.name} is ready, and waits for the server on {self.link.path}")
         message = self.link.next_round(0, lambda: False)
         assert message is not None
@@ -164,9 +182,29 @@ class Silo:
         return own <= set(self.options.leave) and own <= set(message.fields["outside"])  # type: ignore[arg-type]
 
     def finish(self, state: State) -> None:
-        """After training: report the last evaluation, and leave."""
-        self.link.answer(self._update(state, [], {}))
+        """After training: report the last evaluation, and what this silo shares; then end."""
+        update = self._update(state, [], {})
+        shares = self.options.share_embedding and not self._has_left(self._message)
+        self.link.answer(self._with_embeddings(update) if shares else update)
         self.link.close()
+
+    def _with_embeddings(self, update: Parcel) -> Parcel:
+        """The last answer, with the private embeddings of all sources that were trained."""
+        slots, arrays = self.run.slots, {}
+        by_token = slots.live.names(Role.TOKENS)
+        for source, prepared in self.run.loader.prepared.items():
+            trained = self.run.totals["rounds_trained"].get(source, 0)
+            if not trained or source in self._message.fields["outside"]:  # type: ignore[operator]
+                continue
+            root, corpus = prepared.directory.parents[3], prepared.directory.parents[1].name
+            path = read_corpus(root, corpus).tokenizers[prepared.tokenizer].path
+            strings = strings_of(path, prepared.vocab_size)
+            held = [strings[i] for i in slots.vocabularies[source].token_ids.tolist()]
+            shared = SharedEmbedding.of(held, slots.private_of(source), by_token)
+            arrays |= shared.arrays(source)
+        fields = {name: update.fields[name] for name in ("round", "nonce", "silo")}
+        fields["sources"] = list(dict.fromkeys(name.partition("/")[0] for name in arrays))
+        return Parcel("embeddings", fields, update.metrics, arrays)
 
     def _direct(self, state: State) -> None:
         round_index = int(self._message.fields["round"])
@@ -230,10 +268,24 @@ class Silo:
             "refusal": "",
             "silo": self.name,
             "sources": list(sources),
-            "left_out": [f"{source} {fault['why']}" for source, fault in left_out.items()],
+            "left_out": [f"{source} {self._reason(fault)}" for source, fault in left_out.items()],
         }
         arrays = self.run.reduction.arrays(list(sources))  # type: ignore[attr-defined]
+        if self.privacy is not None and sources:
+            self.ledger.enter(int(fields["round"]), list(sources), arrays)
+            for source in sources:
+                log.info(f"{source}: epsilon of all updates so far {self.ledger.epsilon(source):.4g}")
         return Parcel("update", fields, self._agreed_metrics(state, sources), arrays)
+
+    def _reason(self, fault: Mapping[str, Any]) -> str:
+        """Why a source is left out; with noise nothing is said about its text."""
+        return "it is left out" if self.privacy is not None else str(fault["why"])
+
+    def epsilons(self) -> dict[str, float]:
+        """The epsilon of each source so far, as metrics; empty without local privacy."""
+        if self.privacy is None:
+            return {}
+        return {f"dept/{s}/epsilon": self.ledger.epsilon(s) for s in self.ledger.sent}
 
     def _agreed_metrics(self, state: State, sources: Collection[str]) -> dict[str, float]:
         """What this silo agrees to report."""
