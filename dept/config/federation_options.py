@@ -74,7 +74,7 @@ class FederationOptions:
 
 
 def check_silo(
-    config: Mapping[str, Any], federation: FederationOptions, names: Sequence[str], processes: int
+    config: Mapping[str, Any], federation: FederationOptions, names: Sequence[str], workers: int
 ) -> None:
     """Check what the yaml of a silo must have.
 
@@ -82,7 +82,7 @@ def check_silo(
         config: the resolved yaml, as plain containers.
         federation: its ``algorithms.dept.federation``.
         names: the sources that it trains.
-        processes: how many processes the job has.
+        workers: how many workers the job has.
 
     Raises:
         ConfigError: it cannot be a silo.
@@ -97,10 +97,10 @@ def check_silo(
                 f"this silo would train {name}, which {WHERE}.sources does not have: name its "
                 f"sources in train_loader.sources"
             )
-    if processes > 1:
+    if workers > 1:
         raise ConfigError(
-            f"a silo is one process, and this job has {processes}: start train.py without a "
-            f"launcher"
+            f"a silo is one worker, and this job has {workers}: set algorithms.dept."
+            f"ranks_per_worker to the number of its processes, or start train.py without a launcher"
         )
     if not config.get("save_folder") or config.get("save_interval", "1ep") != "1ep":
         raise ConfigError(

@@ -11,10 +11,11 @@ from dept.checkpoint.run_folder import NOT_SHAPING, SHAPING, at
 _OF_A_PARTY = (
     "precision",
     "tokenizer",
+    "algorithms.dept.ranks_per_worker",
     *(f"train_loader.{name}" for name in ("root", "corpus", "sources", "name")),
 )
-"""Text, paths of files and the precision of a machine are of each party. Tokenizers are compared by
-their hash."""
+"""Text, paths of files, processes and the precision of a machine are of each party. Tokenizers are
+compared by their hash."""
 
 
 def terms(config: Mapping[str, Any]) -> dict[str, str]:

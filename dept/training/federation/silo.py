@@ -19,7 +19,8 @@ from dept.method.variants import Sharing, Vocabulary
 from dept.training import resume
 from dept.training.run import Run
 from dept.training.source_metrics import SourceMetrics
-from dept.transport.flower.link import Announcement, Link
+from dept.transport.flower.link import Announcement
+from dept.transport.flower.link_of_ranks import LinkOfRanks
 from dept.transport.flower.messages import Parcel, pairs
 from dept.transport.flower.theta import hash_of
 
@@ -38,7 +39,7 @@ class Silo:
         link: the connection to its ClientApp.
     """
 
-    def __init__(self, run: Run, link: Link) -> None:
+    def __init__(self, run: Run, link: LinkOfRanks) -> None:
         self.run, self.link = run, link
         options = run.options.federated
         assert options is not None and options.silo is not None
@@ -59,7 +60,8 @@ class Silo:
         """
         self.link.announce(self._announcement())
         before = self.run.totals["rounds"]
-        log.info(f"silo {self.name} is ready, and waits for the server on {self.link.path}")
+        if self.run.workers.leads:
+            log.info(f"silo {self.name} is ready, and waits for the server")
         message = self.link.next_round(0, lambda: False)
         assert message is not None
         if int(message.fields["round"]) < before:
@@ -186,7 +188,7 @@ class Silo:
         run.forget(source)
         if found is not None:
             run.take(source, found)
-        for state in files.states(source):
+        for state in files.states(source) if run.workers.leads else ():
             if state > (round_index, 0):
                 files.remove(source, state)
         run.held.changed.add(source)
@@ -200,7 +202,8 @@ class Silo:
                 continue
             found = {"round": round_index, **run.state_of(source)}
             try:
-                files.write(source, round_index, record.steps, found)
+                if run.workers.leads:
+                    files.write(source, round_index, record.steps, found)
             except (OSError, RuntimeError) as error:  # torch raises its own for a failed write
                 raise NotSaved(
                     f"{files.folder / source} could not be written "
