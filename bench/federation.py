@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_in_order()
     yaml = REPOSITORY / "yamls" / "federation" / f"{chosen.experiment}.yaml"
     overrides = [*SHORT, *chosen.overrides, "run_name=demo"]
-    with three_silos(chosen.folder) as federation:
+    shutil.rmtree(chosen.folder, ignore_errors=True)
+    with parties_of(chosen.folder) as federation:
         wire = _train(federation, yaml, overrides)
         state = ServerFiles(federation.folder / "server" / "runs" / "demo" / "server").load()
         assert state is not None
@@ -62,16 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def three_silos(folder: Path) -> Iterator[Federation]:
+def parties_of(folder: Path) -> Iterator[Federation]:
     """The parties of a federation, each silo with its part of the corpus in a folder of its own.
 
     Args:
-        folder: of all parties; what was there is removed.
+        folder: of all parties.
 
     Yields:
         The federation, whose processes end with the block.
     """
-    shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="silos") as sockets:
         federation = Federation(folder, SILOS, Path(sockets))
         try:

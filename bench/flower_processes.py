@@ -215,7 +215,9 @@ class Federation:
         self._connect()
         environment = self._environment("server")
         command = [str(Path(sys.executable).with_name("flwr")), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=180
+        )
         return done.stdout + done.stderr
 
     def address(self, silo: str) -> str:

@@ -203,7 +203,7 @@ def _check_dept(
     place = Place.of(os.environ, dept.ranks_per_worker)
     if dept.federated is not None:
         check_silo(
-            config, dept.federated, names, place.world, is_open=dept.allow_source_changes
+            config, dept.federated, names, place.workers, is_open=dept.allow_source_changes
         )
         dept.federated.noise()
     schedule = schedule_of(config, dept, names, place.workers)

@@ -120,7 +120,7 @@ def check_silo(
     config: Mapping[str, Any],
     federation: FederationOptions,
     names: Sequence[str],
-    processes: int,
+    workers: int,
     *,
     is_open: bool,
 ) -> None:
@@ -130,7 +130,7 @@ def check_silo(
         config: the resolved yaml, as plain containers.
         federation: its ``algorithms.dept.federation``.
         names: the sources that it trains.
-        processes: how many processes the job has.
+        workers: how many workers the job has.
         is_open: whether it may bring sources of its own, and take them out.
 
     Raises:
@@ -155,10 +155,10 @@ def check_silo(
             )
     if federation.leave and not is_open:
         raise ConfigError(f"{WHERE}.leave is set: {allow}")
-    if processes > 1:
+    if workers > 1:
         raise ConfigError(
-            f"a silo is one process, and this job has {processes}: start train.py without a "
-            f"launcher"
+            f"a silo is one worker, and this job has {workers}: set algorithms.dept."
+            f"ranks_per_worker to the number of its processes, or start train.py without a launcher"
         )
     if not config.get("save_folder") or config.get("save_interval", "1ep") != "1ep":
         raise ConfigError(

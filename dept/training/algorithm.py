@@ -22,6 +22,7 @@ from dept.training.registered import outer_optimizers
 from dept.training.run import Held, Run
 from dept.transport import process_group
 from dept.transport.flower import link
+from dept.transport.flower.link_of_ranks import LinkOfRanks
 
 
 class Dept(Algorithm):
@@ -124,7 +125,8 @@ class Dept(Algorithm):
         )
         state.dataloader_len = self.run.schedule.batches_per_round
         if self.options.federation is not None:
-            self.silo = Silo(self.run, link.joined())
+            own = link.joined() if self.workers.leads else None
+            self.silo = Silo(self.run, LinkOfRanks(own, self.workers))
             self._handlers[Event.FIT_END] = lambda state, logger: self.silo.finish(state)
         evaluation = Evaluation(self.run)
         state.evaluators = evaluation.own(state.evaluators)

@@ -24,7 +24,8 @@ from dept.training import resume
 from dept.training.federation.privacy_ledger import FOLDER, PrivacyLedger
 from dept.training.run import Run
 from dept.training.source_metrics import SourceMetrics
-from dept.transport.flower.link import Announcement, Link
+from dept.transport.flower.link import Announcement
+from dept.transport.flower.link_of_ranks import LinkOfRanks
 from dept.transport.flower.messages import Parcel, pairs
 from dept.transport.flower.theta import hash_of
 
@@ -43,12 +44,12 @@ class Silo:
         link: the connection to its ClientApp.
     """
 
-    def __init__(self, run: Run, link: Link) -> None:
+    def __init__(self, run: Run, link: LinkOfRanks) -> None:
         self.run, self.link = run, link
         options = run.options.federated
         assert options is not None and options.silo is not None
         self.options, self.name = options, options.silo
-        self.privacy = options.noise()
+        self.privacy = options.noise() if run.workers.leads else None  # the others send nothing
         if self.privacy is not None:
             run.reductions.protect = lambda source, update: self.ledger.protect(
                 source, run.totals["rounds"], update
@@ -77,7 +78,8 @@ class Silo:
         if self.privacy is not None:
             self.ledger.refuse_without_ledger(sum(self.run.totals["rounds_trained"].values()))
         self.link.announce(self._announcement())
-        log.info(f"silo {self.name} is ready, and waits for the server on {self.link.path}")
+        if self.run.workers.leads:
+            log.info(f"silo {self.name} is ready, and waits for the server")
         message = self.link.next_round(0, lambda: False)
         assert message is not None
         if int(message.fields["round"]) < before:
@@ -235,7 +237,7 @@ class Silo:
         run.forget(source)
         if found is not None:
             run.take(source, found)
-        for state in files.states(source):
+        for state in files.states(source) if run.workers.leads else ():
             if state > (round_index, 0):
                 files.remove(source, state)
         run.held.changed.add(source)
@@ -249,7 +251,8 @@ class Silo:
                 continue
             found = {"round": round_index, **run.state_of(source)}
             try:
-                files.write(source, round_index, record.steps, found)
+                if run.workers.leads:
+                    files.write(source, round_index, record.steps, found)
             except (OSError, RuntimeError) as error:  # torch raises its own for a failed write
                 raise NotSaved(
                     f"{files.folder / source} could not be written "
