@@ -122,7 +122,6 @@ class Trained:
             raise ConfigError(others[0])
         return found
 
-
     def _shared_values(self) -> dict[str, dict[str, Tensor]]:
         if not self.shared:
             raise ConfigError(

@@ -122,7 +122,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def folder_of_checkpoint(file: Path) -> Path:
-    """The folder of the run, which has its ``config.yaml``, of a file of :func:`find_checkpoint`."""
+    """The folder of the run, with its ``config.yaml``, of a file of :func:`find_checkpoint`."""
     return file.parent if file.name == SERVER_MODEL else file.parent.parent
 
 

@@ -92,7 +92,6 @@ class FederationOptions:
                 f"sources: set it to {len(self.sources)} or less"
             )
 
-
     def noise(self) -> LocalPrivacy | None:
         """The noise that this silo adds to what it sends; ``None`` for none.
 

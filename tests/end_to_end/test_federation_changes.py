@@ -1,4 +1,4 @@
-"""Sources that join and leave a federation, what silos share and keep, and models in use after it."""
+"""Sources that join and leave a federation, what silos share, and models in use after it."""
 
 import json
 import math
@@ -69,9 +69,7 @@ def one_job(prepared, fleet, experiment, name, before, after, *more):
     """The same in one job, which resumes with other sources after its second round."""
     options = [*COMMON, *more]
     keep = "save_num_checkpoints_to_keep=-1"
-    fleet.train(
-        prepared, experiment, f"run_name={name}-1", of(before), keep, *options, processes=1
-    )
+    fleet.train(prepared, experiment, f"run_name={name}-1", of(before), keep, *options, processes=1)
     (checkpoint,) = (prepared / "runs" / f"{name}-1" / "checkpoints").glob("ep2-*.pt")
     again = [OPEN, "autoresume=false", f"load_path={checkpoint}", of(after)]
     return learned(
@@ -161,7 +159,7 @@ def test_others_start_from_the_embeddings_that_were_shared(parties, prepared, jo
         assert torch.equal(trained.parameters[name], value)
     more = [f"variables.checkpoint={folder}", "variables.mixture_batch=8", UNTIED]
     more += ["run_name=from-shared", "max_duration=1ep", "variables.local_steps=2"]
-    with pytest.raises(ConfigError, match="set callbacks.start_from.weighting to uniform"):
+    with pytest.raises(ConfigError, match=r"set callbacks.start_from.weighting to uniform"):
         train(prepared, "continued_merged", *more)
     uniform = "callbacks.start_from.weighting=uniform"
     trainer = train(prepared, "continued_merged", *more, uniform)
@@ -251,9 +249,7 @@ def test_the_update_of_a_silo_with_local_privacy_is_noise_to_others(parties, pre
             parties.start_trainer("left", "dept_glob", name, *more, *private)
 
     for silo in SILOS:
-        parties.start_trainer(
-            silo, "dept_glob", name, *more, *(private if silo == "left" else [])
-        )
+        parties.start_trainer(silo, "dept_glob", name, *more, *(private if silo == "left" else []))
     state, grid = parties.serve_here("dept_glob", name, *more, before_push=before_push)
     parties.end(name)
     assert state.round == ROUNDS and all(line["missing"] == [] for line in state.history)

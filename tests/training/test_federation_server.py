@@ -354,7 +354,11 @@ def joined_at_two(folder, *, silos=None, every=None, **options):
         if every is not None:
             every(grid, now)
 
-    options = {"sources_per_round": 2, "rounds": 5, "federation": {"sources": SOURCES[:4]}} | options
+    options = {
+        "sources_per_round": 2,
+        "rounds": 5,
+        "federation": {"sources": SOURCES[:4]},
+    } | options
     return serve(silos, folder, grid=grid, every=both, **OPEN, **options)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +21,7 @@ from dept.method.averaging import Average, Share
 from dept.method.compression import Compression
 from dept.method.outer_optimizer import OuterOptimizer
 from dept.method.streams import seed_of
+from dept.training.federation.attendance import Attendance
 from dept.training.federation.replies import (
     Replies,
     account,
@@ -80,12 +81,25 @@ class Server:
         self.compression = Compression.of(options.compression)
         self.reductions = Reductions(self.compression, options.aggregation())
         self.state = state
-        self.roster = files.roster(options.sources_per_round) or Roster.of(
-            federation.sources, options.sources_per_round
+        self.attendance = Attendance(
+            options=options,
+            seed=seed,
+            rounds=rounds,
+            silos=silos,
+            files=files,
+            state=state,
+            say=say,
+            clock=clock,
+            sleep=sleep,
         )
         self.reductions.returned_error |= state.coding_error
         if state.outer_optimizer:
             self.outer_optimizer.load_state_dict(state.outer_optimizer)
+
+    @property
+    def roster(self) -> Roster:
+        """Which sources the federation has in which rounds."""
+        return self.attendance.roster
 
     def run(self) -> None:
         """Train all remaining rounds.
@@ -97,7 +111,7 @@ class Server:
         """
         if any(not line["drawn"] for line in self.state.history):
             return  # an earlier server has finished
-        self._gather()
+        self.attendance.gather()
         if not self.state.theta:
             self._take_model_as_built()
         while self.state.round < self.rounds:
@@ -105,33 +119,6 @@ class Server:
         self._finish()
 
     # --- the start -------------------------------------------------------------------------------
-
-    def _gather(self) -> None:
-        """Wait until every source has its silo, or for ``round_timeout`` until enough have.
-
-        When only the last model is left to send, silos that have finished do not come back.
-        """
-        began, said = self.clock(), False
-        is_finishing = self.state.round == self.rounds
-        patience = self.federation.grace if is_finishing else self.federation.round_timeout
-        while True:
-            self._look()
-            here = [s for s in self.roster.sources if self.silos.member_of(s) is not None]
-            if here and len(here) == len(self.roster.sources):
-                return
-            if self.clock() - began > patience:
-                if is_finishing:
-                    return
-                if len(here) >= self.federation.min_sources:
-                    self.say(f"training begins with {', '.join(here)}: no silo has the others")
-                    return
-                if not said:
-                    self.say(
-                        f"{len(here)} sources are there, and min_sources is "
-                        f"{self.federation.min_sources}: the server waits for silos"
-                    )
-                    said = True
-            self.sleep()
 
     def _take_model_as_built(self) -> None:
         assert self.silos.model is not None
@@ -141,7 +128,7 @@ class Server:
             if all(member.asked is None for member in members):
                 any(self.silos.ask(member, Parcel("start")) for member in members)
             self.sleep()
-            replies = self._look()
+            replies = self.attendance.look()
             parcel = next((p for _, p in replies if p.kind == "started"), None)
         check_arrays(parcel.arrays, self.silos.model.shapes, "the first silo")
         if hash_of(parcel.arrays) != self.silos.model.theta:
@@ -149,42 +136,13 @@ class Server:
         self.state.theta = {n: torch.from_numpy(a.copy()) for n, a in parcel.arrays.items()}
         self._save()
 
-    # --- sources that join and leave -------------------------------------------------------------
-
-    def _look(self) -> list[tuple[Member, Parcel]]:
-        """Collect replies, and let sources join and leave with the next round that is drawn."""
-        replies = self.silos.poll()
-        if not self.options.allow_source_changes:
-            return replies
-        members = self.silos.members.values()
-        leaving = {source for member in members for source in member.leaving}
-        known, here = set(self.roster.sources), {s for m in members for s in m.sources}
-        joined, left = here - known - leaving, known & leaving
-        if joined or left:
-            self._change(joined, left)
-        return replies
-
-    def _change(self, joined: Collection[str], left: Collection[str]) -> None:
-        index = self.state.round
-        coming = index if self.files.plan(index) is None else index + 1
-        if coming >= self.rounds:
-            return
-        self.roster.change(coming, joined=joined, left=left)
-        self.files.write_roster(self.roster)
-        said = [f"{', '.join(sorted(joined))} joined"] if joined else []
-        said += [f"{', '.join(sorted(left))} left"] if left else []
-        self.say(
-            f"from round {coming + 1} on, the sources are {', '.join(self.roster.sources)} "
-            f"({'; '.join(said)})"
-        )
-
     # --- a round ---------------------------------------------------------------------------------
 
     def _train_round(self) -> None:
         began, before = self.clock(), dict(self.silos.sent)
         plan = self.files.plan(self.state.round)
         if plan is None:
-            plan = self._draw()
+            plan = self.attendance.draw()
             self.files.write_plan(plan)
         self.say(f"round {plan.round_index + 1}/{self.rounds}: {', '.join(plan.drawn)}")
         replies = self._ask(plan)
@@ -193,25 +151,6 @@ class Server:
         self.state.history.append(line)
         self._save()
         self.files.log(line)
-
-    def _draw(self) -> Plan:
-        """S_t, from the sources of all silos that can train now; the draw of a job if all can."""
-        index, said = self.state.round, False
-        while True:
-            here = {s for m in self.silos.reachable(index) for s in m.sources}
-            able = here & set(self.roster.sources)
-            if len(able) >= self.federation.min_sources:
-                break
-            if not said:
-                self.say(
-                    f"{len(able)} sources can train round {index + 1}, and min_sources is "
-                    f"{self.federation.min_sources}: the server waits for silos"
-                )
-                said = True
-            self.sleep()
-            self._look()
-        drawn = self.roster.drawn(able, seed=self.seed, round_index=index)
-        return Plan(index, secrets.token_hex(8), drawn)
 
     def _ask(self, plan: Plan) -> Replies:
         """Ask every silo, and wait for the replies as long as the options allow."""
@@ -223,7 +162,7 @@ class Server:
                 ):
                     replies.asked.add(member.name)
             self.sleep()
-            for member, parcel in self._look():
+            for member, parcel in self.attendance.look():
                 self._take(plan, replies, member, parcel)
             late = self.clock() - began > self.federation.round_timeout
             if not (late or not self._awaited(plan, replies)):
@@ -288,9 +227,7 @@ class Server:
             replies.refused.add(member.name)
             return
         replies.updates[member.name] = parcel
-        if set(member.leaving) == set(member.sources) and not (
-            set(member.sources) & set(self.roster.sources_of(plan.round_index))
-        ):
+        if self.attendance.has_left(member, plan.round_index):
             self.silos.dismiss(member)
 
     def _take_embeddings(self, member: Member, parcel: Parcel) -> None:

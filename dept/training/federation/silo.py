@@ -13,15 +13,13 @@ import torch
 from composer.core import State
 from torch import Tensor
 
-from dept.checkpoint.shared_embedding import SharedEmbedding
 from dept.checkpoint.sigterm import StopOnSigterm
-from dept.data.corpus import read_corpus
-from dept.embeddings.token_strings import strings_of
 from dept.errors import ConfigError, NotSaved
 from dept.log import log
-from dept.method.variants import Role, Sharing, Vocabulary
+from dept.method.variants import Sharing, Vocabulary
 from dept.training import resume
 from dept.training.federation.privacy_ledger import FOLDER, PrivacyLedger
+from dept.training.federation.sharing import embeddings_of
 from dept.training.run import Run
 from dept.training.source_metrics import SourceMetrics
 from dept.transport.flower.link import Announcement
@@ -192,21 +190,11 @@ class Silo:
 
     def _with_embeddings(self, update: Parcel) -> Parcel:
         """The last answer, with the private embeddings of all sources that were trained."""
-        slots, arrays = self.run.slots, {}
-        by_token = slots.live.names(Role.TOKENS)
-        for source, prepared in self.run.loader.prepared.items():
-            trained = self.run.totals["rounds_trained"].get(source, 0)
-            if not trained or source in self._message.fields["outside"]:  # type: ignore[operator]
-                continue
-            root, corpus = prepared.directory.parents[3], prepared.directory.parents[1].name
-            path = read_corpus(root, corpus).tokenizers[prepared.tokenizer].path
-            strings = strings_of(path, prepared.vocab_size)
-            held = [strings[i] for i in slots.vocabularies[source].token_ids.tolist()]
-            shared = SharedEmbedding.of(held, slots.private_of(source), by_token)
-            arrays |= shared.arrays(source)
+        outside: list[str] = self._message.fields["outside"]  # type: ignore[assignment]
+        shared = embeddings_of(self.run, outside)
+        arrays = {n: a for s, embedding in shared.items() for n, a in embedding.arrays(s).items()}
         fields = {name: update.fields[name] for name in ("round", "nonce", "silo")}
-        fields["sources"] = list(dict.fromkeys(name.partition("/")[0] for name in arrays))
-        return Parcel("embeddings", fields, update.metrics, arrays)
+        return Parcel("embeddings", fields | {"sources": list(shared)}, update.metrics, arrays)
 
     def _direct(self, state: State) -> None:
         round_index = int(self._message.fields["round"])
@@ -277,7 +265,9 @@ class Silo:
         if self.privacy is not None and sources:
             self.ledger.enter(int(fields["round"]), list(sources), arrays)
             for source in sources:
-                log.info(f"{source}: epsilon of all updates so far {self.ledger.epsilon(source):.4g}")
+                log.info(
+                    f"{source}: epsilon of all updates so far {self.ledger.epsilon(source):.4g}"
+                )
         return Parcel("update", fields, self._agreed_metrics(state, sources), arrays)
 
     def _reason(self, fault: Mapping[str, Any]) -> str:

@@ -11,7 +11,6 @@ from dept.method.averaging import Average, Share
 from dept.method.compression import Compression
 from dept.transport.process_group import Workers
 
-
 Protect = Callable[[str, Mapping[str, Tensor]], dict[str, Tensor]]
 """From a source and its pseudo-gradient by name to the one that may be sent."""
 
