@@ -216,7 +216,7 @@ def update_of(index, nonce="n"):
 
 
 def test_the_client_app_passes_messages_to_the_trainer(link):
-    joined = ask(link, Parcel("join", {"protocol": PROTOCOL, "terms": ["seed 17"]}))
+    joined = ask(link, Parcel("join", {"protocol": PROTOCOL, "terms": ["seed 17"], "sources": []}))
     assert joined.fields["silo"] == "x" and joined.fields["refusal"] == ""
     assert joined.fields["theta"] == hash_of(MODEL)
     started = ask(link, Parcel("start"))
@@ -235,10 +235,28 @@ def test_the_client_app_passes_messages_to_the_trainer(link):
 
 
 def test_a_server_with_other_settings_is_refused_on_both_sides(link):
-    joined = ask(link, Parcel("join", {"protocol": PROTOCOL, "terms": ["seed 18"]}))
+    joined = ask(link, Parcel("join", {"protocol": PROTOCOL, "terms": ["seed 18"], "sources": []}))
     assert joined.fields["refusal"] == "seed differs"
     with pytest.raises(ConfigError, match="differ: seed differs"):
         link.next_round(0, lambda: False)
+
+
+def test_sources_that_the_server_does_not_allow_are_refused_on_both_sides(link):
+    fields = {"protocol": PROTOCOL, "terms": ["seed 17"]}
+    for allowed in (["en", "it", "zh"], []):  # a list, or any
+        assert ask(link, Parcel("join", fields | {"sources": allowed})).fields["refusal"] == ""
+    joined = ask(link, Parcel("join", fields | {"sources": ["en", "zh"]}))
+    assert "['en', 'it'] are not of this federation" in joined.fields["refusal"]
+    with pytest.raises(ConfigError, match="allow_source_changes: false"):
+        link.next_round(0, lambda: False)
+
+
+def test_a_source_may_leave_only_if_the_server_allows_it(link):
+    fields = {"protocol": PROTOCOL, "terms": ["seed 17"]}
+    link.announce(Announcement("x", ["en", "it"], "t", hash_of(MODEL), MODEL, leaving=["it"]))
+    assert ask(link, Parcel("join", fields | {"sources": []})).fields["leaving"] == ["it"]
+    joined = ask(link, Parcel("join", fields | {"sources": ["en", "it"]}))
+    assert "it takes out it, and the server has" in joined.fields["refusal"]
 
 
 def test_a_round_that_does_not_fit_is_refused(link):

@@ -87,7 +87,7 @@ def check_joined(
         fields["tokenizer"],
         fields["theta"],
     )
-    _check_sources(fields["sources"], fields["leaving"], sources)
+    check_sources(fields["sources"], fields["leaving"], sources)
     for other in others:
         if other.name == fields["silo"] and other.node in online:
             raise Refused(f"another node is connected as {other.name}: give each its own name")
@@ -112,7 +112,19 @@ def check_joined(
     return model
 
 
-def _check_sources(own: list[str], leaving: list[str], allowed: Sequence[str] | None) -> None:
+def check_sources(
+    own: Sequence[str], leaving: Sequence[str], allowed: Sequence[str] | None
+) -> None:
+    """Refuse sources that a silo may not have, or not take out; both sides check it.
+
+    Args:
+        own: the sources of the silo.
+        leaving: those of them that leave.
+        allowed: the sources that silos may have; ``None`` for any, which may leave, too.
+
+    Raises:
+        Refused: it cannot take part.
+    """
     if not own or len(set(own)) != len(own) or not all(map(_is_name, own)):
         raise Refused(f"its sources {own!s:.80} are no list of different names")
     if not set(leaving) <= set(own):

@@ -20,6 +20,7 @@ import numpy as np
 from dept.errors import ConfigError
 from dept.log import log
 from dept.transport.flower import frames
+from dept.transport.flower.joining import check_sources
 from dept.transport.flower.messages import (
     PROTOCOL,
     Parcel,
@@ -234,7 +235,7 @@ class Link:
             )
         else:
             theirs = pairs(parcel.fields["terms"])  # type: ignore[arg-type]
-            refusal = self._difference(self.terms, theirs)
+            refusal = self._difference(self.terms, theirs) or _refusal_of(announced, parcel)
         if refusal is not None:
             with self._changed:
                 self._refusal = refusal
@@ -277,6 +278,16 @@ class Link:
                 return self._no(parcel, announced, "this silo has answered a later message")
             finally:
                 self._waiting.remove(mine)
+
+
+def _refusal_of(announced: Announcement, join: Parcel) -> str | None:
+    """Why the server does not allow the sources of this silo."""
+    allowed: list[str] = join.fields["sources"]  # type: ignore[assignment]
+    try:
+        check_sources(announced.sources, announced.leaving, allowed or None)
+    except Refused as error:
+        return str(error)
+    return None
 
 
 def _is_closed(connection: socket.socket) -> bool:

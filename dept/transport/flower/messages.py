@@ -73,7 +73,13 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "join": Kind({"protocol": int, "terms": list}),
+    "join": Kind(
+        {
+            "protocol": int,
+            "terms": list,  # "<key> <JSON>" of each setting that all must share
+            "sources": list,  # that silos may have; empty if they may bring others
+        }
+    ),
     "joined": Kind(
         {
             "protocol": int,

@@ -12,7 +12,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from dept.transport.flower.joining import Member, Model, check_joined
-from dept.transport.flower.messages import PROTOCOL, Parcel, Refused
+from dept.transport.flower.messages import PROTOCOL, Field, Parcel, Refused
 from dept.transport.flower.record import of_record, to_record
 
 RETRY = 5.0
@@ -186,7 +186,9 @@ class Silos:
         for node in self.online - known - joining:
             if self.clock() >= self._joins.get(node, 0.0):
                 terms = [f"{key} {value}" for key, value in self.terms.items()]
-                self._push(node, Parcel("join", {"protocol": PROTOCOL, "terms": terms}), 0)
+                fields: dict[str, Field] = {"protocol": PROTOCOL, "terms": terms}
+                fields["sources"] = [] if self.is_open else list(self.sources)
+                self._push(node, Parcel("join", fields), 0)
         for node in before - self.online:
             self._refused.pop(node, None)
             self._joins.pop(node, None)
