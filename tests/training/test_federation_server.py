@@ -577,3 +577,27 @@ def test_embeddings_at_another_time_or_of_others_are_refused(
     sharing(silos[0], sources, at_round)
     _, _, said = serve(silos, tmp_path, rounds=2, variant=variant)
     assert any(why in line for line in said) and not (tmp_path / "embeddings").exists()
+
+
+def test_a_silo_that_comes_back_otherwise_within_a_round_keeps_its_update(tmp_path):
+    """It has sent its update, and is there again without one of its sources before others have."""
+    silos = three()
+    silos[0].fails = lambda p: "silent" if p.fields.get("round") == 1 else None
+    moments = []
+
+    def every(grid, now):
+        answered = silos[1].rounds and silos[1].rounds[-1].fields["round"] == 1
+        moments.append(bool(answered) and bool(grid.held))
+        if sum(moments) == 3:
+            grid.online.discard(2)
+            silos[1].announcement.sources = ["cat"]
+        if sum(moments) == 6:
+            grid.online.add(2)
+        if sum(moments) == 12:
+            silos[0].fails = lambda p: None
+            grid.release()
+
+    server, _, _ = serve(silos, tmp_path, rounds=3, every=every)
+    drawn = [line["averaged"] for line in server.state.history[:3]]
+    assert drawn[:2] == [list(SOURCES)] * 2 and "dog" not in drawn[2]
+    assert_model(server, expected(3, lambda index: drawn[index]))

@@ -24,11 +24,13 @@ class Replies:
 
     Attributes:
         updates: the update of each silo, by name.
+        shares: share of each source with an update, as its silo had it then.
         refused: silos that refused, or whose update is not accepted.
         asked: silos that were asked.
     """
 
     updates: dict[str, Parcel] = field(default_factory=dict)
+    shares: dict[str, Share] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
 

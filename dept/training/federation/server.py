@@ -227,6 +227,8 @@ class Server:
             replies.refused.add(member.name)
             return
         replies.updates[member.name] = parcel
+        for source in parcel.fields["sources"]:  # type: ignore[union-attr]
+            replies.shares[source] = share_of(member, source, self._model)
         if self.attendance.has_left(member, plan.round_index):
             self.silos.dismiss(member)
 
@@ -248,11 +250,6 @@ class Server:
         assert self.silos.model is not None
         return self.silos.model
 
-    def _share(self, source: str) -> Share:
-        member = self.silos.member_of(source)
-        assert member is not None
-        return share_of(member, source, self._model)
-
     # --- the outer step --------------------------------------------------------------------------
 
     def _outer_step(self, plan: Plan, replies: Replies) -> None:
@@ -263,8 +260,7 @@ class Server:
         if not updates:
             self.say("no update of this round is left: the global model is unchanged")
         else:
-            shares = {source: self._share(source) for source in updates}
-            means = self.combine(updates, shares, plan.drawn)
+            means = self.combine(updates, replies.shares, plan.drawn)
             self.state.theta = self.outer_optimizer.step(self.state.theta, means)
             self.state.averaged |= dict.fromkeys(updates, plan.round_index)
         self.state.round += 1
