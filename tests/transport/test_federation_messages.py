@@ -189,6 +189,12 @@ def link(tmp_path_factory):
     link.close(0.1)
 
 
+@pytest.fixture
+def joined(link):
+    ask(link, Parcel("join", {"protocol": PROTOCOL, "terms": ["seed 17"], "sources": []}))
+    return link
+
+
 def ask(link, parcel):
     """As the ClientApp does, called as Flower calls it."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
@@ -259,7 +265,17 @@ def test_a_source_may_leave_only_if_the_server_allows_it(link):
     assert "it takes out it, and the server has" in joined.fields["refusal"]
 
 
-def test_a_round_that_does_not_fit_is_refused(link):
+def test_a_trainer_answers_nothing_before_it_has_joined(link):
+    """The server may know an earlier process of this silo, with other sources."""
+    for parcel in (Parcel("start"), round_of(0)):
+        with pytest.raises(RuntimeError, match="no trainer of this silo answers .the other side"):
+            ask(link, parcel)
+    ask(link, Parcel("join", {"protocol": PROTOCOL, "terms": ["seed 17"], "sources": []}))
+    assert ask(link, Parcel("start")).kind == "started"
+
+
+def test_a_round_that_does_not_fit_is_refused(joined):
+    link = joined
     for wrong, why in (
         (round_of(0, drawn=["zh"]), "does not have"),
         (round_of(0, arrays={"body": MODEL["body"].T}), "has shape"),

@@ -2,7 +2,8 @@
 
 Each message comes from a process of its own, which waits for the answer. A thread for each of them
 checks the message, and answers what needs no training. A round waits for the trainer. If the
-process that brought it dies, the server asks again, and gets the same answer.
+process that brought it dies, the server asks again, and gets the same answer. A trainer that was
+started again leaves messages without an answer until the server has asked it to join.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Link:
         self._answer: Parcel | None = None
         self._refusal: str | None = None
         self._answering = 0
+        self._has_joined = False
         self._listener: socket.socket | None = None
 
     def open(self) -> None:
@@ -212,6 +214,8 @@ class Link:
     ) -> Parcel | None:
         if parcel.kind == "join":
             return self._join(parcel, announced)
+        if not self._has_joined:
+            return None  # the server does not know this process yet, which may have other sources
         if parcel.kind == "start":
             return Parcel("started", arrays=announced.model)
         if parcel.kind == "round":
@@ -240,6 +244,7 @@ class Link:
             with self._changed:
                 self._refusal = refusal
                 self._changed.notify_all()
+        self._has_joined = refusal is None
         return Parcel(
             "joined",
             {
