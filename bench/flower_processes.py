@@ -158,34 +158,48 @@ class Federation:
         command += ["--node-config", f'socket="{self.socket(silo)}"']
         return self.start("supernode", command, silo)
 
-    def trainer(self, silo: str, yaml: Path, *overrides: str) -> None:
+    def trainer(self, silo: str, yaml: Path, *overrides: str, ranks: int = 1) -> None:
         """Start the trainer of a silo.
 
         Args:
             silo: its name.
             yaml: the experiment.
             overrides: ``key=value`` each, beside those that name the silo.
+            ranks: how many processes train together.
         """
         own = [
             f"algorithms.dept.federation.silo={silo}",
             f"algorithms.dept.federation.socket={self.socket(silo)}",
         ]
-        self.train(silo, str(yaml), *overrides, *own)
+        if ranks > 1:
+            own.append(f"algorithms.dept.ranks_per_worker={ranks}")
+        self.train(silo, str(yaml), *overrides, *own, ranks=ranks)
 
-    def train(self, party: str, *command: str) -> multiprocessing.process.BaseProcess:
+    def train(
+        self, party: str, *command: str, ranks: int = 1
+    ) -> multiprocessing.process.BaseProcess:
         """Start `train.py` in the folder of a party.
 
         Args:
             party: name of the folder.
             command: arguments of `train.py`.
+            ranks: how many processes train together, as those of `composer -n`.
+
+        Returns:
+            The first process.
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTS)
-        arguments = (self.folder / party, list(command))
-        process = context.Process(target=_train, args=arguments, daemon=True)
-        process.start()
-        self.processes[f"{party}/trainer"] = process
-        return process
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+        for rank in range(ranks):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
+            place |= {"LOCAL_WORLD_SIZE": ranks}
+            given = address | {key: str(value) for key, value in place.items()}
+            arguments = (self.folder / party, list(command), given if ranks > 1 else {})
+            process = context.Process(target=_train, args=arguments, daemon=True)
+            process.start()
+            self.processes[f"{party}/trainer" + (f"-{rank}" if rank else "")] = process
+        return self.processes[f"{party}/trainer"]  # type: ignore[return-value]
 
     def serve(self, yaml: Path, *overrides: str, app: Path = APP) -> subprocess.Popen:
         """Submit the ServerApp; the process ends with it.
@@ -270,7 +284,7 @@ class Federation:
         }
 
 
-def _train(folder: Path, command: list[str]) -> None:
+def _train(folder: Path, command: list[str], place: dict[str, str]) -> None:
     os.chdir(folder)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the trainer has its own
     log = os.open("trainer.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -278,6 +292,7 @@ def _train(folder: Path, command: list[str]) -> None:
     os.dup2(log, 2)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK"):
         os.environ.pop(name, None)
+    os.environ.update(place)
     from dept.training.arguments import main
 
     sys.exit(main(command))
