@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from faults import MODEL, batch_reached, newest_checkpoint
+from faults import MODEL, batch_reached
 from federation import REPOSITORY, SILOS, compare, parties_of, start_parties
 from flower_processes import Federation, end_in_order
 from rich.table import Table
 
 from dept import terminal
+from dept.checkpoint.durable import is_whole
+from dept.checkpoint.run_folder import numbered_checkpoints
 from dept.checkpoint.source_files import SourceFiles
 from dept.training.federation.server_files import ServerFiles
 
@@ -154,6 +156,7 @@ class Fire:
         open_since: float | None = None  # the last kill, until its round has ended
         while not self._is_finished():
             time.sleep(0.5)
+            self.federation.revive()
             lines = self._rounds()
             if open_since is not None and len(lines) > self.kills[-1].round:
                 self.kills[-1].seconds = time.monotonic() - open_since
@@ -227,12 +230,11 @@ class Fire:
     def _kept(self, silo: str) -> int:
         """The batch from which a trainer resumes."""
         checkpoints = self._folder(silo) / "checkpoints"
-        newest = newest_checkpoint(self._folder(silo))
-        rounds = max([int(p.name[2:].split("-")[0]) for p in checkpoints.glob("ep*.pt")], default=0)
+        found = [c for c in numbered_checkpoints(checkpoints) if is_whole(c[2])]
+        rounds, batch, _ = found[-1] if found else (0, 0, None)
         files = SourceFiles(checkpoints / "sources")
-        return newest + sum(
-            step for s in SILOS[silo] for index, step in files.states(s)[-1:] if index == rounds
-        )
+        newest = [state for source in SILOS[silo] for state in files.states(source)[-1:]]
+        return batch + sum(step for index, step in newest if index == rounds)
 
     def _note_lost(self) -> None:
         """A trainer that was not killed loses nothing; if one goes back, the last kill did it."""
@@ -307,15 +309,25 @@ def _show(kills: Sequence[Kill], history: Sequence[dict[str, Any]]) -> float:
             times = f"{statistics.median(seconds):.0f}", f"{max(seconds):.0f}"
             rows.add_row(victim, str(len(of)), *numbers, *times)
     terminal.show(rows)
-    reached = LOCAL_STEPS * sum(len(line["averaged"]) for line in history)
-    lost = sum(kill.lost for kill in kills)
-    goodput = reached / (reached + lost)
+    goodput = goodput_of(kills, history, LOCAL_STEPS)
     terminal.say(
         f"{len(kills)} kills in {len(undisturbed)} rounds, one of which takes "
-        f"{statistics.median(undisturbed):.0f} s: {reached:,} steps reached the global model, "
-        f"{lost:,} were trained again. Goodput {100 * goodput:.1f} %"
+        f"{statistics.median(undisturbed):.0f} s; {sum(kill.lost for kill in kills):,} steps were "
+        f"trained again. Goodput {100 * goodput:.1f} %"
     )
     return goodput
+
+
+def goodput_of(kills: Sequence[Kill], history: Sequence[dict[str, Any]], local_steps: int) -> float:
+    """The share of trained steps, and so of tokens, that reached the global model.
+
+    Args:
+        kills: with the steps that each has cost.
+        history: what the server has written about each round.
+        local_steps: of each source in a round.
+    """
+    reached = local_steps * sum(len(line["averaged"]) for line in history)
+    return reached / (reached + sum(kill.lost for kill in kills))
 
 
 if __name__ == "__main__":

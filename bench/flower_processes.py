@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -94,6 +95,7 @@ class Federation:
         self.port = free_port()
         self.meters = {name: Meter(self.port) for name in silos}
         self.processes: dict[str, subprocess.Popen | multiprocessing.process.BaseProcess] = {}
+        self._again: dict[str, Callable[[], object]] = {}
         for name in ("server", *silos):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         keys = self.folder / "server" / "keys"
@@ -123,6 +125,7 @@ class Federation:
                 start_new_session=True,
             )
         self.processes[f"{party}/{name}"] = process
+        self._again[f"{party}/{name}"] = partial(self.start, name, command, party)
         return process
 
     def superlink(self) -> subprocess.Popen:
@@ -134,6 +137,7 @@ class Federation:
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--database", str(self.folder / "server" / "superlink.db")]
         process = self.start("superlink", command, "server")
+        self._again["server/superlink"] = self.superlink  # which waits until it answers
         wait_until(lambda: answers(self.port) or process.poll() is not None)
         return process
 
@@ -199,6 +203,7 @@ class Federation:
             process = context.Process(target=_train, args=arguments, daemon=True)
             process.start()
             self.processes[f"{party}/trainer" + (f"-{rank}" if rank else "")] = process
+        self._again[f"{party}/trainer"] = partial(self.train, party, *command, ranks=ranks)
         return self.processes[f"{party}/trainer"]  # type: ignore[return-value]
 
     def serve(self, yaml: Path, *overrides: str, app: Path = APP) -> subprocess.Popen:
@@ -254,6 +259,19 @@ class Federation:
             first = psutil.Process(process.pid)
             return [first, *first.children(recursive=True)]
         return []
+
+    def revive(self) -> list[str]:
+        """Start again what was killed, except the server's run; returns the names of processes."""
+        found = []
+        for name, process in list(self.processes.items()):
+            if isinstance(process, subprocess.Popen):
+                has_died = bool(process.poll()) and name != "server/run"
+            else:
+                has_died = (process.exitcode or 0) < 0  # otherwise it has ended with an error
+            if has_died and name in self._again:
+                self._again[name]()
+                found.append(name)
+        return found
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a process and to all that it has started."""
