@@ -44,9 +44,7 @@ EACH = 2
 """Rounds for each kill."""
 
 GOAL = 0.88
-LOCAL_STEPS = 20
-SHORT = [f"variables.local_steps={LOCAL_STEPS}", "algorithms.dept.federation.grace=3600"]
-SHORT += MODEL
+SHORT = ["algorithms.dept.federation.grace=3600", *MODEL]
 
 
 @dataclass
@@ -77,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--experiment", default="dept_spec", help="of yamls/federation/")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=VICTIMS)
+    parser.add_argument("--local-steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--patience", type=float, default=600.0, help="seconds without any progress"
@@ -86,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_in_order()
     yaml = REPOSITORY / "yamls" / "federation" / f"{chosen.experiment}.yaml"
     rounds = f"{EACH * (chosen.kills + 1)}ep"
-    lengths = [f"max_duration={rounds}", f"eval_interval={rounds}"]
+    lengths = [f"variables.local_steps={chosen.local_steps}"]
+    lengths += [f"max_duration={rounds}", f"eval_interval={rounds}"]
     lengths += [f"callbacks.source_metrics.held_out_interval={rounds}"]
     overrides = [*SHORT, *lengths, *chosen.overrides, "run_name=demo"]
     given = {key: str(value) for key, value in vars(chosen).items()}
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fire.train()
         state = ServerFiles(fire.server_folder).load()
         assert state is not None
-        goodput = _show(fire.kills, state.history)
+        goodput = _show(fire.kills, state.history, chosen.local_steps)
         missing = [line for line in state.history if line["missing"]]
         if missing:
             terminal.say(f"Rounds missed silos: {missing}", style="bold red")
@@ -149,6 +149,8 @@ class Fire:
         Raises:
             SystemExit: nothing happens any more.
         """
+        if self._is_finished():
+            return  # an earlier call has trained
         for file in (self.federation.folder / "server").glob("superlink.db*"):
             file.unlink()  # of an earlier call, with nodes that it takes for connected
         server = start_parties(self.federation, self.yaml, self.overrides)
@@ -174,8 +176,7 @@ class Fire:
                     typical = min(line["seconds"] for line in lines[-5:])
                     coming = time.monotonic() + draw.uniform(0, EACH * typical)
                 elif time.monotonic() >= coming:
-                    draw.random()
-                    victim, silo = draw.choice(self.victims), draw.choice([*SILOS])
+                    victim, silo = victim_of(len(self.kills), self.victims, self.seed)
                     lost = self._kill(victim, silo)
                     if lost is not None:
                         open_since = time.monotonic()
@@ -281,6 +282,19 @@ class Fire:
                 raise SystemExit(f"the trainer of {silo} has not ended after the last round")
 
 
+def victim_of(index: int, victims: Sequence[str], seed: int) -> tuple[str, str]:
+    """The victim of a kill, and the silo: each victim once, in random order, and again.
+
+    Args:
+        index: number of the kill, from 0.
+        victims: kinds to choose from.
+        seed: of the draw.
+    """
+    turn, place = divmod(index, len(victims))
+    silo = random.Random(f"{seed} silo {index}").choice([*SILOS])
+    return random.Random(f"{seed} {turn}").sample(list(victims), len(victims))[place], silo
+
+
 def _is_app(process: psutil.Process, name: str) -> bool:
     try:
         return any(f"flwr-{name}" in part for part in process.cmdline())
@@ -288,7 +302,7 @@ def _is_app(process: psutil.Process, name: str) -> bool:
         return False
 
 
-def _show(kills: Sequence[Kill], history: Sequence[dict[str, Any]]) -> float:
+def _show(kills: Sequence[Kill], history: Sequence[dict[str, Any]], local_steps: int) -> float:
     """Show what was lost; returns the goodput."""
     rows = Table()
     heads = (
@@ -309,7 +323,7 @@ def _show(kills: Sequence[Kill], history: Sequence[dict[str, Any]]) -> float:
             times = f"{statistics.median(seconds):.0f}", f"{max(seconds):.0f}"
             rows.add_row(victim, str(len(of)), *numbers, *times)
     terminal.show(rows)
-    goodput = goodput_of(kills, history, LOCAL_STEPS)
+    goodput = goodput_of(kills, history, local_steps)
     terminal.say(
         f"{len(kills)} kills in {len(undisturbed)} rounds, one of which takes "
         f"{statistics.median(undisturbed):.0f} s; {sum(kill.lost for kill in kills):,} steps were "

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from federation import SILOS
-from federation_faults import Fire, Kill, goodput_of
+from federation_faults import VICTIMS, Fire, Kill, goodput_of, victim_of
 
 from dept.checkpoint.source_files import SourceFiles
 
@@ -64,3 +64,11 @@ def test_goodput_is_the_share_of_steps_that_reached_the_global_model():
     kills = [Kill("trainer", "north", 1, 15, 9.0), Kill("superlink", "", 2, 0, 9.0)]
     assert goodput_of(kills, history, 20) == pytest.approx(60 / 75)
     assert goodput_of([], history, 20) == 1.0
+
+
+def test_every_victim_comes_as_often_as_others():
+    drawn = [victim_of(index, VICTIMS, 3) for index in range(50)]
+    assert drawn == [victim_of(index, VICTIMS, 3) for index in range(50)]
+    assert all(sum(v == victim for v, _ in drawn) == 10 for victim in VICTIMS)
+    assert len({tuple(drawn[i : i + 5]) for i in range(0, 50, 5)}) > 5
+    assert {silo for _, silo in drawn} == {*SILOS}
