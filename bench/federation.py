@@ -36,6 +36,9 @@ from dept.training.summary import table
 
 CORPUS = "multilingual"
 SILOS = {"north": ["en", "ru", "ga"], "south": ["it", "tr", "hi"], "east": ["zh", "ja"]}
+TRIES = 5
+"""Starts of the server's run without a round between them, after which it is given up."""
+
 SHORT = ["max_duration=3ep", "variables.local_steps=10"]
 
 
@@ -103,19 +106,24 @@ def _train(federation: Federation, yaml: Path, overrides: Sequence[str]) -> list
     server = start_parties(federation, yaml, overrides)
     metrics = federation.folder / "server" / "runs" / "demo" / "server" / "metrics.jsonl"
     wire: list[dict[str, int]] = []
-    counted = _counted(federation)
+    counted, tries = _counted(federation), 0
     with Live(console=Console(), auto_refresh=False) as live:
         while server.poll() is None or any(_trains(federation, silo) for silo in SILOS):
+            for name in federation.revive():
+                live.console.print(f"{name} has died, and is started again")
             if server.poll() is not None and not metrics.with_name("summary.json").is_file():
-                raise SystemExit(federation.log("server", "run")[-2000:])
+                tries += 1
+                if tries > TRIES:
+                    raise SystemExit(federation.log("server", "run")[-2000:])
+                server = federation.serve(yaml, *overrides)
             rounds = metrics.read_text().count("\n") if metrics.is_file() else 0
             if rounds > len(wire):
                 now = _counted(federation)
                 wire.append({way: now[way] - counted[way] for way in now})
-                counted = now
+                counted, tries = now, 0
             live.update(_progress(federation), refresh=live.console.is_terminal)
             time.sleep(0.5)
-            broken = [s for s in SILOS if federation.processes[f"{s}/trainer"].exitcode]  # type: ignore[union-attr]
+            broken = [s for s in SILOS if _status(federation, s) > 0]
             if broken:
                 print(federation.log(broken[0], "trainer")[-2000:])
                 raise SystemExit(f"the trainer of {broken[0]} has ended")
@@ -125,6 +133,10 @@ def _train(federation: Federation, yaml: Path, overrides: Sequence[str]) -> list
 
 def _trains(federation: Federation, silo: str) -> bool:
     return federation.processes[f"{silo}/trainer"].is_alive()  # type: ignore[union-attr]
+
+
+def _status(federation: Federation, silo: str) -> int:
+    return federation.processes[f"{silo}/trainer"].exitcode or 0  # type: ignore[union-attr]
 
 
 def _counted(federation: Federation) -> dict[str, int]:

@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from faults import MODEL, batch_reached, newest_checkpoint
+from faults import MODEL, batch_reached
 from federation import REPOSITORY, SILOS, compare, parties_of, start_parties
 from flower_processes import Federation, end_in_order
 from rich.table import Table
 
 from dept import terminal
+from dept.checkpoint.durable import is_whole
+from dept.checkpoint.run_folder import numbered_checkpoints
 from dept.checkpoint.source_files import SourceFiles
 from dept.training.federation.server_files import ServerFiles
 
@@ -42,9 +44,7 @@ EACH = 2
 """Rounds for each kill."""
 
 GOAL = 0.88
-LOCAL_STEPS = 20
-SHORT = [f"variables.local_steps={LOCAL_STEPS}", "algorithms.dept.federation.grace=3600"]
-SHORT += MODEL
+SHORT = ["algorithms.dept.federation.grace=3600", *MODEL]
 
 
 @dataclass
@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--experiment", default="dept_spec", help="of yamls/federation/")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=VICTIMS)
+    parser.add_argument("--local-steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--patience", type=float, default=600.0, help="seconds without any progress"
@@ -84,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_in_order()
     yaml = REPOSITORY / "yamls" / "federation" / f"{chosen.experiment}.yaml"
     rounds = f"{EACH * (chosen.kills + 1)}ep"
-    lengths = [f"max_duration={rounds}", f"eval_interval={rounds}"]
+    lengths = [f"variables.local_steps={chosen.local_steps}"]
+    lengths += [f"max_duration={rounds}", f"eval_interval={rounds}"]
     lengths += [f"callbacks.source_metrics.held_out_interval={rounds}"]
     overrides = [*SHORT, *lengths, *chosen.overrides, "run_name=demo"]
     given = {key: str(value) for key, value in vars(chosen).items()}
@@ -94,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fire.train()
         state = ServerFiles(fire.server_folder).load()
         assert state is not None
-        goodput = _show(fire.kills, state.history)
+        goodput = _show(fire.kills, state.history, chosen.local_steps)
         missing = [line for line in state.history if line["missing"]]
         if missing:
             terminal.say(f"Rounds missed silos: {missing}", style="bold red")
@@ -147,6 +149,8 @@ class Fire:
         Raises:
             SystemExit: nothing happens any more.
         """
+        if self._is_finished():
+            return  # an earlier call has trained
         for file in (self.federation.folder / "server").glob("superlink.db*"):
             file.unlink()  # of an earlier call, with nodes that it takes for connected
         server = start_parties(self.federation, self.yaml, self.overrides)
@@ -154,6 +158,7 @@ class Fire:
         open_since: float | None = None  # the last kill, until its round has ended
         while not self._is_finished():
             time.sleep(0.5)
+            self.federation.revive()
             lines = self._rounds()
             if open_since is not None and len(lines) > self.kills[-1].round:
                 self.kills[-1].seconds = time.monotonic() - open_since
@@ -171,8 +176,7 @@ class Fire:
                     typical = min(line["seconds"] for line in lines[-5:])
                     coming = time.monotonic() + draw.uniform(0, EACH * typical)
                 elif time.monotonic() >= coming:
-                    draw.random()
-                    victim, silo = draw.choice(self.victims), draw.choice([*SILOS])
+                    victim, silo = victim_of(len(self.kills), self.victims, self.seed)
                     lost = self._kill(victim, silo)
                     if lost is not None:
                         open_since = time.monotonic()
@@ -227,12 +231,11 @@ class Fire:
     def _kept(self, silo: str) -> int:
         """The batch from which a trainer resumes."""
         checkpoints = self._folder(silo) / "checkpoints"
-        newest = newest_checkpoint(self._folder(silo))
-        rounds = max([int(p.name[2:].split("-")[0]) for p in checkpoints.glob("ep*.pt")], default=0)
+        found = [c for c in numbered_checkpoints(checkpoints) if is_whole(c[2])]
+        rounds, batch, _ = found[-1] if found else (0, 0, None)
         files = SourceFiles(checkpoints / "sources")
-        return newest + sum(
-            step for s in SILOS[silo] for index, step in files.states(s)[-1:] if index == rounds
-        )
+        newest = [state for source in SILOS[silo] for state in files.states(source)[-1:]]
+        return batch + sum(step for index, step in newest if index == rounds)
 
     def _note_lost(self) -> None:
         """A trainer that was not killed loses nothing; if one goes back, the last kill did it."""
@@ -279,6 +282,19 @@ class Fire:
                 raise SystemExit(f"the trainer of {silo} has not ended after the last round")
 
 
+def victim_of(index: int, victims: Sequence[str], seed: int) -> tuple[str, str]:
+    """The victim of a kill, and the silo: each victim once, in random order, and again.
+
+    Args:
+        index: number of the kill, from 0.
+        victims: kinds to choose from.
+        seed: of the draw.
+    """
+    turn, place = divmod(index, len(victims))
+    silo = random.Random(f"{seed} silo {index}").choice([*SILOS])
+    return random.Random(f"{seed} {turn}").sample(list(victims), len(victims))[place], silo
+
+
 def _is_app(process: psutil.Process, name: str) -> bool:
     try:
         return any(f"flwr-{name}" in part for part in process.cmdline())
@@ -286,7 +302,7 @@ def _is_app(process: psutil.Process, name: str) -> bool:
         return False
 
 
-def _show(kills: Sequence[Kill], history: Sequence[dict[str, Any]]) -> float:
+def _show(kills: Sequence[Kill], history: Sequence[dict[str, Any]], local_steps: int) -> float:
     """Show what was lost; returns the goodput."""
     rows = Table()
     heads = (
@@ -307,15 +323,25 @@ def _show(kills: Sequence[Kill], history: Sequence[dict[str, Any]]) -> float:
             times = f"{statistics.median(seconds):.0f}", f"{max(seconds):.0f}"
             rows.add_row(victim, str(len(of)), *numbers, *times)
     terminal.show(rows)
-    reached = LOCAL_STEPS * sum(len(line["averaged"]) for line in history)
-    lost = sum(kill.lost for kill in kills)
-    goodput = reached / (reached + lost)
+    goodput = goodput_of(kills, history, local_steps)
     terminal.say(
         f"{len(kills)} kills in {len(undisturbed)} rounds, one of which takes "
-        f"{statistics.median(undisturbed):.0f} s: {reached:,} steps reached the global model, "
-        f"{lost:,} were trained again. Goodput {100 * goodput:.1f} %"
+        f"{statistics.median(undisturbed):.0f} s; {sum(kill.lost for kill in kills):,} steps were "
+        f"trained again. Goodput {100 * goodput:.1f} %"
     )
     return goodput
+
+
+def goodput_of(kills: Sequence[Kill], history: Sequence[dict[str, Any]], local_steps: int) -> float:
+    """The share of trained steps, and so of tokens, that reached the global model.
+
+    Args:
+        kills: with the steps that each has cost.
+        history: what the server has written about each round.
+        local_steps: of each source in a round.
+    """
+    reached = local_steps * sum(len(line["averaged"]) for line in history)
+    return reached / (reached + sum(kill.lost for kill in kills))
 
 
 if __name__ == "__main__":

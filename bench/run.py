@@ -18,6 +18,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import federation_rows
 import preparation_rows
 import startup_rows
 import training_rows
@@ -29,7 +30,13 @@ from dept.log import log
 
 ROWS = {
     row.name: row
-    for row in (*training_rows.ROWS, *worker_rows.ROWS, *preparation_rows.ROWS, *startup_rows.ROWS)
+    for row in (
+        *training_rows.ROWS,
+        *worker_rows.ROWS,
+        *federation_rows.ROWS,
+        *preparation_rows.ROWS,
+        *startup_rows.ROWS,
+    )
 }
 
 

@@ -3,6 +3,7 @@
 The trainers are those of a federation, and so is the server; only Flower is left out between them.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -228,6 +229,27 @@ def test_a_silo_that_is_stopped_is_missed_once_and_its_sources_are_as_before(par
     assert "the update of tools in round 2 did not reach the server" in parties.log(
         "right", "trainer"
     )
+
+
+def test_a_silo_of_two_processes_learns_the_same_but_for_rounding(parties, prepared, fleet):
+    """Its ranks train parts of each batch, and one of them has the socket."""
+    # With eps 1e-8 a gradient that is zero but for rounding moves its parameter either way.
+    name, more = "two-processes", [NESTEROV, "optimizer.eps=1e-4"]
+    yaml = REPOSITORY / "yamls" / "federation" / "dept_spec.yaml"
+    for silo, ranks in zip(SILOS, (2, 1, 1), strict=True):
+        parties.trainer(silo, yaml, *parties.options(name, *more), ranks=ranks)
+    state, _ = parties.serve_here("dept_spec", name, *more)
+    parties.end(name)
+    second = parties.processes["left/trainer-1"]
+    second.join(60)
+    assert second.exitcode == 0
+    job = learned(fleet.train(prepared, "dept_spec", f"run_name={name}", *more, processes=1))
+    ours = parties.learned(name, state)
+    for key, value in job.items():
+        np.testing.assert_allclose(ours[key], value, atol=5e-5, rtol=0, err_msg=key)
+    assert not all(np.array_equal(ours[key], value) for key, value in job.items())
+    summary = json.loads((parties.folder / "left" / "runs" / name / "summary.json").read_text())
+    assert summary["ranks_per_worker"] == 2
 
 
 def test_a_silo_of_another_yaml_is_refused_on_both_sides(parties, caplog):

@@ -29,9 +29,9 @@ class Parties(Federation):
         sources = f"algorithms.dept.federation.sources=[{','.join(SOURCES)}]"
         return [*common, *MPT, *DEPT, sources, f"run_name={name}", *more]
 
-    def start_trainer(self, silo, experiment, name, *more):
+    def start_trainer(self, silo, experiment, name, *more, ranks=1):
         yaml = REPOSITORY / "yamls" / "federation" / f"{experiment}.yaml"
-        self.trainer(silo, yaml, *self.options(name, *more))
+        self.trainer(silo, yaml, *self.options(name, *more), ranks=ranks)
 
     def serve_here(
         self,

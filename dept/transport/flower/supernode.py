@@ -2,10 +2,9 @@
 
 `python -m dept.transport.flower.supernode OPTIONS` takes the options of `flower-supernode`.
 
-It connects again by itself when the server was away. It ends when it is killed, when a message is
-lost, and when the server refuses it: its key is not registered yet, or a SuperNode with this key
-has just died, and the server still waits for its heartbeats. Then this command starts it again.
-With `--max-retries` or `--max-wait-time` the command ends with the SuperNode, and with its status.
+It connects again by itself when the server was away, and waits while the server refuses its key. It
+ends when it is killed, or has lost a message. Then this command starts it again. With
+`--max-retries` or `--max-wait-time` the command ends with the SuperNode, and with its status.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import httpx
 from flwr.cli.build import build_fab_from_disk
+from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.retry import RetryInvoker
 from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import fleet_http_connection, start_client_internal
@@ -74,7 +76,10 @@ def checked(get_fab: Callable[..., Any], accepted: str) -> Callable[..., Any]:
 
 
 def patient(make: Callable[[], RetryInvoker]) -> Callable[[], RetryInvoker]:
-    """A function that makes Flower's retries, which do not give up when a handshake is cut.
+    """A function that makes Flower's retries, which give up less often.
+
+    They continue when a handshake is cut, and when the server refuses the key: it may be registered
+    later, or a SuperNode with this key has just died, and its heartbeats are not yet missed.
 
     Args:
         make: Flower's own function.
@@ -84,7 +89,17 @@ def patient(make: Callable[[], RetryInvoker]) -> Callable[[], RetryInvoker]:
         invoker = make()
         gives_up = invoker.should_giveup
         assert gives_up is not None
-        invoker.should_giveup = lambda error: not was_cut(error) and gives_up(error)
+
+        def judge(error: Exception) -> bool:
+            if is_refused(error):
+                log.warning(
+                    "the server refuses the key of this SuperNode: it is not registered, or "
+                    "another SuperNode with it was here a minute ago"
+                )
+                return False
+            return not was_cut(error) and gives_up(error)
+
+        invoker.should_giveup = judge
         return invoker
 
     return make_patient
@@ -98,6 +113,14 @@ def was_cut(error: BaseException) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether the server does not let this SuperNode in."""
+    if not isinstance(error, httpx.HTTPStatusError):
+        return False
+    found = FlowerError.from_json(error.response.text)
+    return found is not None and found.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
 
 
 def ending(function: Callable[..., Any]) -> Callable[..., Any]:
