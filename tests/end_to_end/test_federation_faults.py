@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 from fleet import Fleet, learned
+from flower_processes import REPOSITORY
 from parties import NESTEROV, SILOS, SOURCES, Parties
 from training import BATCH, LOCAL_STEPS, ROUNDS
 
