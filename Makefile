@@ -6,6 +6,7 @@ WORKERS ?= 2
 ARGS ?=
 ROW ?=
 BENCH_MB ?= 200
+KILLS ?= 10
 MODEL ?= exports/en
 SOURCE ?= en
 TASKS ?= prepared_text,prepared_continuation
@@ -102,11 +103,12 @@ bench-link: $(READY)  ## the exchange of two workers over a slow link, as root; 
 gpu:  ## whether, how fast and with how much memory DEPT runs on one GPU, in ten minutes (docs/gpu.md)
 	bash bench/gpu.sh $(ARGS)
 
-faults: data  ## killed runs compared with an uninterrupted one; detection of a damaged corpus
+faults: data  ## killed runs and federations against uninterrupted ones, KILLS=10; detection of a damaged corpus
 	$(BIN)/python bench/kills.py --workers 1 $(ARGS)
 	$(BIN)/python bench/kills.py --workers 2 $(ARGS)
 	$(BIN)/python bench/kills.py --workers 2 --launcher --window 2 $(ARGS)
 	$(BIN)/python bench/damage.py
+	$(BIN)/python bench/federation_faults.py --kills $(KILLS)
 
 soak: data  ## a thousand short rounds: memory, open files, shared memory, threads
 	$(BIN)/python bench/soak.py $(ARGS)

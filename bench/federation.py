@@ -36,6 +36,9 @@ from dept.training.summary import table
 
 CORPUS = "multilingual"
 SILOS = {"north": ["en", "ru", "ga"], "south": ["it", "tr", "hi"], "east": ["zh", "ja"]}
+TRIES = 5
+"""Starts of the server's run without a round between them, after which it is given up."""
+
 SHORT = ["max_duration=3ep", "variables.local_steps=10"]
 
 
@@ -51,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_in_order()
     yaml = REPOSITORY / "yamls" / "federation" / f"{chosen.experiment}.yaml"
     overrides = [*SHORT, *chosen.overrides, "run_name=demo"]
-    with three_silos(chosen.folder) as federation:
+    shutil.rmtree(chosen.folder, ignore_errors=True)
+    with parties_of(chosen.folder) as federation:
         wire = _train(federation, yaml, overrides)
         state = ServerFiles(federation.folder / "server" / "runs" / "demo" / "server").load()
         assert state is not None
@@ -62,16 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def three_silos(folder: Path) -> Iterator[Federation]:
+def parties_of(folder: Path) -> Iterator[Federation]:
     """The parties of a federation, each silo with its part of the corpus in a folder of its own.
 
     Args:
-        folder: of all parties; what was there is removed.
+        folder: of all parties.
 
     Yields:
         The federation, whose processes end with the block.
     """
-    shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="silos") as sockets:
         federation = Federation(folder, SILOS, Path(sockets))
         try:
@@ -103,19 +106,24 @@ def _train(federation: Federation, yaml: Path, overrides: Sequence[str]) -> list
     server = start_parties(federation, yaml, overrides)
     metrics = federation.folder / "server" / "runs" / "demo" / "server" / "metrics.jsonl"
     wire: list[dict[str, int]] = []
-    counted = _counted(federation)
+    counted, tries = _counted(federation), 0
     with Live(console=Console(), auto_refresh=False) as live:
         while server.poll() is None or any(_trains(federation, silo) for silo in SILOS):
+            for name in federation.revive():
+                live.console.print(f"{name} has died, and is started again")
             if server.poll() is not None and not metrics.with_name("summary.json").is_file():
-                raise SystemExit(federation.log("server", "run")[-2000:])
+                tries += 1
+                if tries > TRIES:
+                    raise SystemExit(federation.log("server", "run")[-2000:])
+                server = federation.serve(yaml, *overrides)
             rounds = metrics.read_text().count("\n") if metrics.is_file() else 0
             if rounds > len(wire):
                 now = _counted(federation)
                 wire.append({way: now[way] - counted[way] for way in now})
-                counted = now
+                counted, tries = now, 0
             live.update(_progress(federation), refresh=live.console.is_terminal)
             time.sleep(0.5)
-            broken = [s for s in SILOS if federation.processes[f"{s}/trainer"].exitcode]  # type: ignore[union-attr]
+            broken = [s for s in SILOS if _status(federation, s) > 0]
             if broken:
                 print(federation.log(broken[0], "trainer")[-2000:])
                 raise SystemExit(f"the trainer of {broken[0]} has ended")
@@ -125,6 +133,10 @@ def _train(federation: Federation, yaml: Path, overrides: Sequence[str]) -> list
 
 def _trains(federation: Federation, silo: str) -> bool:
     return federation.processes[f"{silo}/trainer"].is_alive()  # type: ignore[union-attr]
+
+
+def _status(federation: Federation, silo: str) -> int:
+    return federation.processes[f"{silo}/trainer"].exitcode or 0  # type: ignore[union-attr]
 
 
 def _counted(federation: Federation) -> dict[str, int]:

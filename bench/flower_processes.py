@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -94,6 +95,7 @@ class Federation:
         self.port = free_port()
         self.meters = {name: Meter(self.port) for name in silos}
         self.processes: dict[str, subprocess.Popen | multiprocessing.process.BaseProcess] = {}
+        self._again: dict[str, Callable[[], object]] = {}
         for name in ("server", *silos):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         keys = self.folder / "server" / "keys"
@@ -123,6 +125,7 @@ class Federation:
                 start_new_session=True,
             )
         self.processes[f"{party}/{name}"] = process
+        self._again[f"{party}/{name}"] = partial(self.start, name, command, party)
         return process
 
     def superlink(self) -> subprocess.Popen:
@@ -134,6 +137,7 @@ class Federation:
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--database", str(self.folder / "server" / "superlink.db")]
         process = self.start("superlink", command, "server")
+        self._again["server/superlink"] = self.superlink  # which waits until it answers
         wait_until(lambda: answers(self.port) or process.poll() is not None)
         return process
 
@@ -158,34 +162,49 @@ class Federation:
         command += ["--node-config", f'socket="{self.socket(silo)}"']
         return self.start("supernode", command, silo)
 
-    def trainer(self, silo: str, yaml: Path, *overrides: str) -> None:
+    def trainer(self, silo: str, yaml: Path, *overrides: str, ranks: int = 1) -> None:
         """Start the trainer of a silo.
 
         Args:
             silo: its name.
             yaml: the experiment.
             overrides: ``key=value`` each, beside those that name the silo.
+            ranks: how many processes train together.
         """
         own = [
             f"algorithms.dept.federation.silo={silo}",
             f"algorithms.dept.federation.socket={self.socket(silo)}",
         ]
-        self.train(silo, str(yaml), *overrides, *own)
+        if ranks > 1:
+            own.append(f"algorithms.dept.ranks_per_worker={ranks}")
+        self.train(silo, str(yaml), *overrides, *own, ranks=ranks)
 
-    def train(self, party: str, *command: str) -> multiprocessing.process.BaseProcess:
+    def train(
+        self, party: str, *command: str, ranks: int = 1
+    ) -> multiprocessing.process.BaseProcess:
         """Start `train.py` in the folder of a party.
 
         Args:
             party: name of the folder.
             command: arguments of `train.py`.
+            ranks: how many processes train together, as those of `composer -n`.
+
+        Returns:
+            The first process.
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTS)
-        arguments = (self.folder / party, list(command))
-        process = context.Process(target=_train, args=arguments, daemon=True)
-        process.start()
-        self.processes[f"{party}/trainer"] = process
-        return process
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+        for rank in range(ranks):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
+            place |= {"LOCAL_WORLD_SIZE": ranks}
+            given = address | {key: str(value) for key, value in place.items()}
+            arguments = (self.folder / party, list(command), given if ranks > 1 else {})
+            process = context.Process(target=_train, args=arguments, daemon=True)
+            process.start()
+            self.processes[f"{party}/trainer" + (f"-{rank}" if rank else "")] = process
+        self._again[f"{party}/trainer"] = partial(self.train, party, *command, ranks=ranks)
+        return self.processes[f"{party}/trainer"]  # type: ignore[return-value]
 
     def serve(self, yaml: Path, *overrides: str, app: Path = APP) -> subprocess.Popen:
         """Submit the ServerApp; the process ends with it.
@@ -215,7 +234,9 @@ class Federation:
         self._connect()
         environment = self._environment("server")
         command = [str(Path(sys.executable).with_name("flwr")), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=180
+        )
         return done.stdout + done.stderr
 
     def address(self, silo: str) -> str:
@@ -238,6 +259,19 @@ class Federation:
             first = psutil.Process(process.pid)
             return [first, *first.children(recursive=True)]
         return []
+
+    def revive(self) -> list[str]:
+        """Start again what was killed, except the server's run; returns the names of processes."""
+        found = []
+        for name, process in list(self.processes.items()):
+            if isinstance(process, subprocess.Popen):
+                has_died = bool(process.poll()) and name != "server/run"
+            else:
+                has_died = (process.exitcode or 0) < 0  # otherwise it has ended with an error
+            if has_died and name in self._again:
+                self._again[name]()
+                found.append(name)
+        return found
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a process and to all that it has started."""
@@ -268,7 +302,7 @@ class Federation:
         }
 
 
-def _train(folder: Path, command: list[str]) -> None:
+def _train(folder: Path, command: list[str], place: dict[str, str]) -> None:
     os.chdir(folder)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the trainer has its own
     log = os.open("trainer.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -276,6 +310,7 @@ def _train(folder: Path, command: list[str]) -> None:
     os.dup2(log, 2)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK"):
         os.environ.pop(name, None)
+    os.environ.update(place)
     from dept.training.arguments import main
 
     sys.exit(main(command))

@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import codec_rows
+import federation_rows
 import preparation_rows
 import startup_rows
 import training_rows
@@ -34,6 +35,7 @@ ROWS = {
         *training_rows.ROWS,
         *worker_rows.ROWS,
         *codec_rows.ROWS,
+        *federation_rows.ROWS,
         *preparation_rows.ROWS,
         *startup_rows.ROWS,
     )

@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from omegaconf import DictConfig
 
 from dept.checkpoint import durable, trust
-from dept.checkpoint.run_folder import find_checkpoint
+from dept.checkpoint.run_folder import find_checkpoint, folder_of_checkpoint
 from dept.config import extends, icl
 from dept.errors import ConfigError
 from dept.log import log
@@ -99,7 +99,7 @@ def output_of(config: dict[str, Any]) -> Path:
             f"set variables.output to a file, or correct variables.checkpoint"
         )
     else:
-        run = find_checkpoint(checkpoint).parent.parent
+        run = folder_of_checkpoint(find_checkpoint(checkpoint))
         path = run / f"gauntlet-{source or 'global'}.json"
     if path.exists():
         raise ConfigError(f"{path} exists already: remove it, or set variables.output to another")

@@ -66,7 +66,7 @@ def registries(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tiny, tmp_path_factory):
-    """A copy of ``tiny`` for each test file: two files may have runs of the same name."""
+    """A copy of ``tiny`` for each test file, so that no two have a run of the same name."""
     root = tmp_path_factory.mktemp("prepared")
     shutil.copytree(tiny, root, dirs_exist_ok=True)
     yield root

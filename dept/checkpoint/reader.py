@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dept.checkpoint.durable import is_whole
-from dept.checkpoint.run_folder import find_checkpoint
+from dept.checkpoint.run_folder import SERVER_MODEL, find_checkpoint, folder_of_checkpoint
+from dept.checkpoint.shared_embedding import SharedEmbedding, read_all
 from dept.checkpoint.source_files import FOLDER, SourceFiles
 from dept.checkpoint.trust import know_plain
 from dept.errors import ConfigError
@@ -53,10 +56,23 @@ class Trained:
     tokenizer: Mapping[str, Any]
     """Files of the tokenizer that the model was built with, as JSON by name; may be empty."""
 
+    shared: Mapping[str, SharedEmbedding] | None = None
+    """Of the server of a federation: private embeddings that silos have chosen to share."""
+
+    tokenizer_hash: str = ""
+    """Of the server of a federation: hash of the global tokenizer, if the variant uses it."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run, which has its ``config.yaml``."""
+        return folder_of_checkpoint(self.path)
+
     @property
     def corpus(self) -> str | None:
-        """Name of the corpus in ``config.yaml`` of the run; ``None`` if there is no such file."""
-        file = self.path.parent.parent / "config.yaml"
+        """Name of the corpus of the run; ``None`` if it is not known, or not here."""
+        if self.shared is not None:
+            return None  # each silo has its part
+        file = self.folder / "config.yaml"
         config: Any = OmegaConf.load(file) if file.is_file() else {}
         return (config.get("train_loader") or {}).get("corpus")
 
@@ -71,6 +87,8 @@ class Trained:
         Raises:
             ConfigError: the files of sources are not beside the checkpoint, or it has none.
         """
+        if self.shared is not None:
+            return self._shared_values()
         if self.identity is None:
             raise ConfigError(
                 f"{self.path} is not of a run of DEPT and has no private embeddings: set "
@@ -104,17 +122,27 @@ class Trained:
             raise ConfigError(others[0])
         return found
 
+    def _shared_values(self) -> dict[str, dict[str, Tensor]]:
+        if not self.shared:
+            raise ConfigError(
+                f"{self.path.parent} holds no private embeddings: no silo has set "
+                f"algorithms.dept.federation.share_embedding"
+            )
+        return {source: dict(embedding.values) for source, embedding in self.shared.items()}
+
 
 def read_trained(path: str | Path) -> Trained:
     """Read a checkpoint of this repository, or any other of llm-foundry, without unpickling code.
 
     Args:
-        path: a file, or a folder of checkpoints.
+        path: a file, a folder of checkpoints, or the folder of a server of a federation.
 
     Raises:
         ConfigError: it is not a checkpoint, is cut short, or holds more than plain data.
     """
     file = find_checkpoint(path)
+    if file.name == SERVER_MODEL:
+        return _read_server(file)
     if zipfile.is_zipfile(file) and not is_whole(file):
         raise ConfigError(f"{file} was altered since it was written: name another one")
     try:
@@ -141,6 +169,36 @@ def read_trained(path: str | Path) -> Trained:
         source_rounds=dept["last_round"] if dept else {},
         model_config=built.get("model", {}).get("config", {}).get("content", {}),
         tokenizer=files,
+    )
+
+
+def _read_server(file: Path) -> Trained:
+    """The global model of a server of a federation, with what its silos have shared."""
+    try:
+        with safe_open(file, "pt") as opened:
+            about = opened.metadata() or {}
+            parameters = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        facts = {name: about[name] for name in ("variant", "rounds", "sources", "tokenizer")}
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ConfigError(
+            f"{file} cannot be read as the model of a federation ({error}): name another one"
+        ) from error
+    return Trained(
+        path=file,
+        parameters=parameters,
+        tokens=None,
+        identity={
+            "variant": facts["variant"],
+            "sources": json.loads(facts["sources"]),
+            "tokenizers": {},
+        },
+        tokens_trained={},
+        round=int(facts["rounds"]),
+        source_rounds={},
+        model_config={},
+        tokenizer={},
+        shared=read_all(file.parent),
+        tokenizer_hash=facts["tokenizer"],
     )
 
 

@@ -50,10 +50,15 @@ NOT_SHAPING = (
     "algorithms.dept.federation.silo",
     "algorithms.dept.federation.socket",
     "algorithms.dept.federation.metrics",
+    "algorithms.dept.federation.leave",
+    "algorithms.dept.federation.share_embedding",
     "algorithms.dept.federation.min_sources",
     "algorithms.dept.federation.round_timeout",
     "algorithms.dept.federation.grace",
 )
+
+SERVER_MODEL = "model.safetensors"
+"""The global model in the folder of a server of a federation."""
 
 # What `algorithms.dept.allow_source_changes` allows to change.
 _OF_SOURCES = ("train_loader.sources", "algorithms.dept.sources_per_round")
@@ -97,19 +102,28 @@ def progress(name: str) -> tuple[int, int]:
 def find_checkpoint(path: str | Path) -> Path:
     """Find a checkpoint: the file itself, or the newest one in a folder of checkpoints.
 
+    The folder of a server of a federation has its global model in one file.
+
     Raises:
         ConfigError: there is none.
     """
     path = Path(path)
     if path.is_file():
         return path.resolve()  # the files of its sources are beside the file, not beside a link
+    if (path / SERVER_MODEL).is_file() and (path / "config.yaml").is_file():
+        return (path / SERVER_MODEL).resolve()
     numbered = numbered_checkpoints(path)
     if not numbered:
         raise ConfigError(
             f"{path} is not a checkpoint, nor a folder of them: name runs/<run_name>/checkpoints "
-            f"of a run, or a file in it"
+            f"of a run, a file in it, or runs/<run_name>/server of a federation"
         )
     return numbered[-1][2]
+
+
+def folder_of_checkpoint(file: Path) -> Path:
+    """The folder of the run, with its ``config.yaml``, of a file of :func:`find_checkpoint`."""
+    return file.parent if file.name == SERVER_MODEL else file.parent.parent
 
 
 def hold(folder: str | Path, wait: float = 60.0) -> AcquireReturnProxy[FileLock]:

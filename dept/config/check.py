@@ -202,7 +202,8 @@ def _check_dept(
 ) -> RoundSchedule:
     place = Place.of(os.environ, dept.ranks_per_worker)
     if dept.federated is not None:
-        check_silo(config, dept.federated, names, place.world)
+        check_silo(config, dept.federated, names, place.workers, is_open=dept.allow_source_changes)
+        dept.federated.noise()
     schedule = schedule_of(config, dept, names, place.workers)
     if schedule.moves and not config.get("save_folder"):
         raise nowhere(place.workers)

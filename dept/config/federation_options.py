@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dept.config.schema import NULL, PATH, TEXT, integer, list_of, number, one_of
+from dept.config.schema import FLAG, MAPPING, NULL, PATH, TEXT, integer, list_of, number, one_of
 from dept.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dept.method.local_privacy import LocalPrivacy
 
 METRICS = ("train_loss", "update_norm", "loss", "bits_per_byte")
 """Metrics of a source that a silo may report: of training, and of its validation text."""
@@ -24,7 +27,8 @@ class FederationOptions:
 
     sources: Sequence[str]
     """All sources of the federation, in the order in which they are drawn. A silo trains those of
-    its own corpus (``train_loader.sources``)."""
+    its own corpus (``train_loader.sources``). With ``algorithms.dept.allow_source_changes`` these
+    are the sources of the first round, and silos may bring others later."""
 
     silo: str | None = None
     """Name of this silo; ``null`` at the server."""
@@ -36,6 +40,19 @@ class FederationOptions:
     metrics: Sequence[str] = field(default_factory=lambda: list(METRICS))
     """Metrics of its sources that a silo reports to the server: some of ``train_loss``,
     ``update_norm``, ``loss`` and ``bits_per_byte`` (of its validation text)."""
+
+    leave: Sequence[str] = ()
+    """Sources of this silo that leave the federation, with the next round that is drawn."""
+
+    share_embedding: bool = False
+    """Whether this silo sends the private embeddings of its sources, with the strings of their
+    tokens, to the server after the last round (SPEC, SPEC-OPT). Others can then start from them."""
+
+    local_privacy: Mapping[str, Any] | None = None
+    """Local differential privacy of the sources of this silo: ``{clip_update_norm: C,
+    noise_multiplier: z, delta: 1.0e-5}`` clips each update to norm ``C`` and adds noise of standard
+    deviation ``z * C`` to each of its numbers, before it is sent. ``null``: none. See
+    ``docs/robust.md``."""
 
     min_sources: int = 1
     """The fewest sources that make a round. With fewer updates the server waits, and says so."""
@@ -53,6 +70,9 @@ class FederationOptions:
             "silo": TEXT | NULL,
             "socket": PATH,
             "metrics": list_of(one_of(*METRICS)),
+            "leave": list_of(TEXT),
+            "share_embedding": FLAG,
+            "local_privacy": MAPPING | NULL,
             "min_sources": integer(1),
             "round_timeout": seconds,
             "grace": number(0),
@@ -72,9 +92,36 @@ class FederationOptions:
                 f"sources: set it to {len(self.sources)} or less"
             )
 
+    def noise(self) -> LocalPrivacy | None:
+        """The noise that this silo adds to what it sends; ``None`` for none.
+
+        Raises:
+            ConfigError: a value is not allowed, or something is sent without noise.
+        """
+        from dept.method.local_privacy import LocalPrivacy  # torch is slow to import
+
+        private = LocalPrivacy.of(self.local_privacy)
+        if private is None:
+            return None
+        for key, given, fix in (
+            ("metrics", self.metrics, "[]"),
+            ("share_embedding", self.share_embedding, "false"),
+        ):
+            if given:
+                raise ConfigError(
+                    f"{WHERE}.local_privacy is set, and {WHERE}.{key} would send what has no "
+                    f"noise: set it to {fix}"
+                )
+        return private
+
 
 def check_silo(
-    config: Mapping[str, Any], federation: FederationOptions, names: Sequence[str], processes: int
+    config: Mapping[str, Any],
+    federation: FederationOptions,
+    names: Sequence[str],
+    workers: int,
+    *,
+    is_open: bool,
 ) -> None:
     """Check what the yaml of a silo must have.
 
@@ -82,7 +129,8 @@ def check_silo(
         config: the resolved yaml, as plain containers.
         federation: its ``algorithms.dept.federation``.
         names: the sources that it trains.
-        processes: how many processes the job has.
+        workers: how many workers the job has.
+        is_open: whether it may bring sources of its own, and take them out.
 
     Raises:
         ConfigError: it cannot be a silo.
@@ -91,16 +139,25 @@ def check_silo(
         raise ConfigError(
             f"{WHERE}.silo is null, as at the server: set it to the name of this silo"
         )
+    allow = "set algorithms.dept.allow_source_changes to true, here and at the server"
     for name in names:
-        if name not in federation.sources:
+        if name not in federation.sources and not is_open:
             raise ConfigError(
                 f"this silo would train {name}, which {WHERE}.sources does not have: name its "
-                f"sources in train_loader.sources"
+                f"sources in train_loader.sources; to bring a new one, {allow}"
             )
-    if processes > 1:
+    for name in federation.leave:
+        if name not in names:
+            raise ConfigError(
+                f"{WHERE}.leave has {name}, which this silo does not train: name some of its "
+                f"train_loader.sources, or remove it"
+            )
+    if federation.leave and not is_open:
+        raise ConfigError(f"{WHERE}.leave is set: {allow}")
+    if workers > 1:
         raise ConfigError(
-            f"a silo is one process, and this job has {processes}: start train.py without a "
-            f"launcher"
+            f"a silo is one worker, and this job has {workers}: set algorithms.dept."
+            f"ranks_per_worker to the number of its processes, or start train.py without a launcher"
         )
     if not config.get("save_folder") or config.get("save_interval", "1ep") != "1ep":
         raise ConfigError(

@@ -11,10 +11,12 @@ from dept.checkpoint.run_folder import NOT_SHAPING, SHAPING, at
 _OF_A_PARTY = (
     "precision",
     "tokenizer",
+    "algorithms.dept.federation.local_privacy",
+    "algorithms.dept.ranks_per_worker",
     *(f"train_loader.{name}" for name in ("root", "corpus", "sources", "name")),
 )
-"""Text, paths of files and the precision of a machine are of each party. Tokenizers are compared by
-their hash."""
+"""Text, paths of files, processes, the precision of a machine and the noise that a silo adds are of
+each party. Tokenizers are compared by their hash."""
 
 
 def terms(config: Mapping[str, Any]) -> dict[str, str]:

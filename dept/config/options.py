@@ -170,7 +170,8 @@ class DeptOptions:
     allow_source_changes: bool = False
     """Whether a resumed run may have other ``train_loader.sources``, or another
     ``sources_per_round``, than before. Sources then join and leave with the next round that begins
-    (docs/data.md)."""
+    (docs/data.md). In a federation: whether silos may bring sources that ``federation.sources``
+    does not have, and take theirs out (docs/federation.md)."""
 
     federation: Mapping[str, Any] | None = None
     """Organisations that train together over Flower, each on its own text: see
@@ -233,20 +234,26 @@ class DeptOptions:
                 "algorithms.dept.inner_state is average, and silos send no moments: set it to keep "
                 "or reset in a federation"
             )
-        if self.allow_source_changes:
+        if federation.local_privacy is not None and self.sharing.averages_by_row:
             raise ConfigError(
-                "algorithms.dept.allow_source_changes is for one job, and the sources of a "
-                "federation are in algorithms.dept.federation.sources: remove it"
+                f"{WHERE}.local_privacy is set, and {self.variant} sends the token rows of a "
+                f"source, which give away its vocabulary: set variant to glob, spec or spec_opt"
+            )
+        if federation.share_embedding and self.sharing.has_global_embedding:
+            raise ConfigError(
+                f"{WHERE}.share_embedding is true, and {self.variant} has no private embeddings: "
+                f"remove it"
             )
         if self.sampling != UNIFORM:
             raise ConfigError(
                 "algorithms.dept.sampling is stratified, which is for workers of one job: set it "
                 "to uniform in a federation"
             )
-        if (self.sources_per_round or 1) > len(federation.sources):
+        most = len(federation.sources)
+        if (self.sources_per_round or 1) > most and not self.allow_source_changes:
             raise ConfigError(
                 f"algorithms.dept.sources_per_round is {self.sources_per_round}, and the "
-                f"federation has {len(federation.sources)} sources: set it to that or less"
+                f"federation has {most} sources: set it to that or less"
             )
 
     @property

@@ -14,6 +14,9 @@ on what else a run does, on the number of workers, or on where the run was resum
 | `privacy` | round | the noise of differential privacy |
 | `dropout` | source, round, step, rank | the dropout masks of a local step |
 
+The noise of local differential privacy has no seed: it comes from a secret of the silo
+(``dept/method/local_privacy.py``).
+
 llm-foundry draws the initial model itself, after it seeds torch with ``seed``.
 """
 

@@ -22,6 +22,7 @@ from dept.training.registered import outer_optimizers
 from dept.training.run import Held, Run
 from dept.transport import process_group
 from dept.transport.flower import link
+from dept.transport.flower.link_of_ranks import LinkOfRanks
 
 
 class Dept(Algorithm):
@@ -124,7 +125,8 @@ class Dept(Algorithm):
         )
         state.dataloader_len = self.run.schedule.batches_per_round
         if self.options.federation is not None:
-            self.silo = Silo(self.run, link.joined())
+            own = link.joined() if self.workers.leads else None
+            self.silo = Silo(self.run, LinkOfRanks(own, self.workers))
             self._handlers[Event.FIT_END] = lambda state, logger: self.silo.finish(state)
         evaluation = Evaluation(self.run)
         state.evaluators = evaluation.own(state.evaluators)
@@ -212,7 +214,8 @@ class Dept(Algorithm):
         of_round = {"sent_bytes": run.sent_bytes, "update_norm": moved, "left_out": len(left_out)}
         if run.epsilon is not None:
             of_round["privacy/epsilon"] = run.epsilon
-        return round_metrics.metrics(every, of_round) | run.passes(every)
+        found = round_metrics.metrics(every, of_round) | run.passes(every)
+        return found if self.silo is None else found | self.silo.epsilons()
 
     def _set_synchronised(self, state: State, on: bool) -> None:
         """Let the ranks of this worker average their gradients while a source is trained."""

@@ -138,15 +138,16 @@ def _print(path: str, overrides: Sequence[str]) -> int:
 def join_workers(config: dict) -> process_group.Workers:
     """Connect to the other workers in a job of DEPT; otherwise Composer has all processes.
 
-    The trainer of a silo opens the socket on which the messages of its federation arrive.
+    In a silo, the leading rank opens the socket on which the messages of the federation arrive.
     """
     dept, _ = configs.options_of(config)
     if dept is None:
         return process_group.current()
-    if dept.federated is not None:
+    place = Place.of(os.environ, dept.ranks_per_worker)
+    if dept.federated is not None and place.rank == 0:
         path = dept.federated.socket.format(run_name=config.get("run_name"))
         link.join(link.Link(path, terms(config), difference))
-    return process_group.join(Place.of(os.environ, dept.ranks_per_worker), dept.worker_timeout)
+    return process_group.join(place, dept.worker_timeout)
 
 
 def pretrain(config) -> None:

@@ -19,7 +19,7 @@ from dept.checkpoint import durable
 from dept.costs.transport import every_step_bytes
 from dept.data.mixture import Mixture
 from dept.errors import NotSaved
-from dept.training.algorithm import dept_of
+from dept.training.algorithm import Dept, dept_of
 from dept.training.passes import passes
 from dept.training.run import Run
 from dept.training.source_metrics import SourceMetrics, average
@@ -113,6 +113,7 @@ def summarise(state: State, config: dict[str, Any]) -> dict[str, Any]:
         "left_out": run.totals["left_out"] if run else [],
         "source_changes": _source_changes(run) if run else [],
         "privacy": _privacy(run) if run else None,
+        "local_privacy": _local_privacy(dept) if dept else None,
         **entries,
         "average": asdict(average(trained)) if trained else None,
         "communication": _communication(run, state),
@@ -139,6 +140,13 @@ def _privacy(run: Run) -> dict[str, Any] | None:
         return None
     clip = run.options.clip_update_norm
     return {**vars(privacy), "clip_update_norm": clip, "epsilon": run.epsilon}
+
+
+def _local_privacy(dept: Dept) -> dict[str, Any] | None:
+    """The guarantee of each source of a silo for all that it has sent."""
+    if dept.silo is None or dept.silo.privacy is None:
+        return None
+    return dept.silo.ledger.summary()
 
 
 def _source_changes(run: Run) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def left_out(run: Run, stage: str) -> dict[str, faults.Fault]:
     every = run.workers.gather(here, stage=stage)
     found = {source: fault for given in every for source, fault in given.items()}
     if run.workers.place.global_rank == 0:
-        whole = len(found) == len(run.schedule.drawn(run.totals["rounds"]))
+        whole = 0 < len(found) == len(run.schedule.drawn(run.totals["rounds"]))
         is_unchanged = whole and run.reductions.aggregation.privacy is None  # else there is noise
         for line in faults.messages(found.values(), is_unchanged):
             log.warning(line)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dept.checkpoint.reader import Trained, read_trained, tokens_of
 from dept.config.options import StartFromOptions, parse
 from dept.data.corpus import GLOBAL, PreparedCorpus, read_corpus
+from dept.data.tokenizer_files import tokenizer_hash
 from dept.embeddings.combinations import COMBINATIONS
 from dept.embeddings.merged import SourceEmbedding
 from dept.embeddings.token_strings import strings_of
@@ -97,6 +98,11 @@ class StartFrom(CallbackWithConfig):
     ) -> dict[str, Tensor]:
         """An embedding for the tokens ``strings``, in this order, merged from the private ones."""
         trained = self.trained
+        if trained.shared and self.options.weighting == "counts":
+            raise ConfigError(
+                f"{trained.path.parent} has embeddings without counts of tokens, which silos keep: "
+                f"set callbacks.start_from.weighting to uniform"
+            )
         corpus = read_corpus(self.root, trained.corpus or self.corpus.name)
         private, values = trained.private(), {}
         merge = COMBINATIONS[self.options.combination]
@@ -156,7 +162,12 @@ def pretrained(trained: Trained, model: nn.Module, corpus: PreparedCorpus) -> di
             f"{trained.path} is of {trained.variant}, which has no global embedding: set "
             f"callbacks.start_from.embedding to random or merged"
         )
-    if tokens_of(json.loads(path.read_text())) != trained.tokens:
+    is_same = (
+        tokenizer_hash(path.parent) == trained.tokenizer_hash
+        if trained.shared is not None
+        else tokens_of(json.loads(path.read_text())) == trained.tokens
+    )
+    if not is_same:
         raise ConfigError(
             f"{trained.path} was trained with another tokenizer than {path.parent}: prepare the "
             f"corpus with that one, or set callbacks.start_from.embedding to random"
@@ -179,6 +190,15 @@ def source_embeddings(
     Raises:
         ConfigError: the corpus was prepared with other tokenizers than the run.
     """
+    if trained.shared is not None:
+        return {
+            source: SourceEmbedding(
+                tokens=shared.tokens,
+                vectors=shared.values[name],
+                counts=torch.ones(len(shared.tokens)),
+            )
+            for source, shared in trained.shared.items()
+        }
     own = VARIANTS[trained.variant].vocabulary is Vocabulary.OWN
     result = {}
     for source, values in private.items():

@@ -77,6 +77,12 @@ def show(summary: Mapping[str, Any], folder: Path) -> None:
             f"Each source: differential privacy of the global model, epsilon "
             f"{private['epsilon']:.3g} at delta {private['delta']:.0e}, if the seed is secret."
         )
+    if local := summary.get("local_privacy"):
+        each = ", ".join(f"{name} {of['epsilon']:.3g}" for name, of in local["sources"].items())
+        terminal.say(
+            f"Local differential privacy of all updates that were sent, epsilon at delta "
+            f"{local['delta']:.0e}: {each}."
+        )
     if said := line(summary["sources"]):
         terminal.say(said)
     terminal.say(f"{folder}: summary.json, metrics.jsonl, config.yaml, checkpoints", style="dim")

@@ -156,7 +156,7 @@ class Workers:
         """
         if self.count == 1:
             return True
-        return self._from_leader(self._all_arrive(point, stops, stage) if self.leads else None)
+        return self.from_leader(self._all_arrive(point, stops, stage) if self.leads else None)
 
     def _all_arrive(self, point: str, stops: Callable[[], bool], stage: str) -> bool:
         assert self.store is not None and self.control is not None
@@ -192,7 +192,7 @@ class Workers:
         if self.count == 1:
             return [value]
         values = self._gather(value, stage) if self.leads else None
-        return self._from_leader(values)
+        return self.from_leader(values)
 
     def _gather(self, value: Any, stage: str) -> list[Any]:
         data = _pack(value)
@@ -227,7 +227,7 @@ class Workers:
             data = data if first else torch.empty(int(length), dtype=torch.uint8)
             self._from_first(self.control, [data], kind="control", stage=stage)
             value = _unpack(data)
-        return self._from_leader(value)
+        return self.from_leader(value)
 
     def from_first(self, tensors: Sequence[Tensor], *, kind: str, stage: str) -> None:
         """Overwrite ``tensors`` with those of the first worker, on every rank.
@@ -284,7 +284,8 @@ class Workers:
         assert self._ranks is not None
         return self._ranks
 
-    def _from_leader(self, value: Any) -> Any:
+    def from_leader(self, value: Any) -> Any:
+        """The value of the leading rank of this worker, on all of its ranks."""
         if self.place.ranks == 1:
             return value
         box = [value]

@@ -13,7 +13,7 @@ from dept.method.averaging import Average, Share, shapes
 from dept.method.compression import LOSSLESS, Compression
 from dept.transport.coded_exchange import CodedReduction
 from dept.transport.exchange import ExactReduction
-from dept.transport.flower.updates import Updates
+from dept.transport.flower.updates import Protect, Updates
 from dept.transport.process_group import Workers
 
 
@@ -55,6 +55,7 @@ class Reductions:
         errors: coding error of the messages of each source, by source; private state of the source.
         returned_error: coding error of the means, on the first worker.
         sends: whether this is a silo, which sends local models (or coded updates) to a server.
+        protect: adds noise to what a silo sends; ``None`` for none.
     """
 
     compression: Compression | None
@@ -62,6 +63,7 @@ class Reductions:
     errors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     returned_error: dict[str, Tensor] = field(default_factory=dict)
     sends: bool = False
+    protect: Protect | None = None
 
     @property
     def coding(self) -> Compression | None:
@@ -81,7 +83,7 @@ class Reductions:
             noise_seed: seed of the noise of the round, for differential privacy.
         """
         if self.sends:
-            return Updates(start, self.compression, self.errors)
+            return Updates(start, self.compression, self.errors, self.protect)
         if self.coding is None:
             return ExactReduction(start)
         return CodedReduction(

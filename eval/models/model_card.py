@@ -145,6 +145,9 @@ def _summary_of(run: TrainedRun) -> Mapping[str, Any]:
     """The summary of the run; empty for an earlier checkpoint than its last."""
     empty: Mapping[str, Any] = {"sources": {}, "held_out": {}, "tokens": 0}
     summary = read_summary(run.folder / "summary.json")
+    if summary and run.trained.shared is not None:  # a server knows what silos report
+        whole = {name: found for name, found in summary["sources"].items() if "loss" in found}
+        summary |= empty | {"sources": {name: {"eval": found} for name, found in whole.items()}}
     return summary if summary and summary["rounds"] == run.trained.round else empty
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from transformers import (
 
 from dept.checkpoint.reader import Trained, read_trained
 from dept.data.corpus import GLOBAL, PreparedCorpus, PreparedSource, read_corpus
+from dept.data.tokenizer_files import tokenizer_hash
 from dept.errors import ConfigError
 from dept.evaluation.models.architecture import assemble, token_matrices
 from dept.evaluation.models.trimmed_tokenizer import trim
@@ -86,11 +87,13 @@ class TrainedRun:
 
     def __init__(self, checkpoint: str | Path, root: str | Path | None = None) -> None:
         self.trained: Trained = read_trained(checkpoint)
-        self.folder = self.trained.path.parent.parent
+        self.folder = self.trained.folder
         file = self.folder / "config.yaml"
         content: Any = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
         self.config: dict[str, Any] = content
         self._config_file, self._root = file, root
+        if self.trained.shared is not None:
+            self.trained = replace(self.trained, model_config=self._config_of_server())
         if not self.trained.model_config:
             raise ConfigError(
                 f"{self.trained.path} does not say of which architecture it is: name a checkpoint "
@@ -123,6 +126,8 @@ class TrainedRun:
         """Names that :meth:`model` accepts: ``global`` first, if there is a global embedding."""
         identity = self.trained.identity
         if identity is None:
+            return [GLOBAL]
+        if self.trained.shared is not None:  # the tokenizers of sources are in their silos
             return [GLOBAL]
         if VARIANTS[identity["variant"]].has_global_embedding:
             return [GLOBAL, *identity["sources"]]
@@ -190,6 +195,8 @@ class TrainedRun:
 
     def _global_tokenizer(self) -> PreTrainedTokenizerBase:
         name = str((self.config.get("tokenizer") or {}).get("name", ""))
+        if self.trained.shared is not None:
+            return self._tokenizer_of_server(name)
         if self.config.get("train_loader", {}).get("corpus"):
             name = str(self.corpus.tokenizers[GLOBAL].path)
         if not name:
@@ -198,6 +205,29 @@ class TrainedRun:
                 f"of the run"
             )
         return _read_tokenizer(name)
+
+    def _tokenizer_of_server(self, name: str) -> PreTrainedTokenizerBase:
+        path = Path(self._root or ".") / name
+        if not path.is_dir() or tokenizer_hash(path) != self.trained.tokenizer_hash:
+            raise ConfigError(
+                f"{path} is not the global tokenizer of the federation: copy that of a silo there"
+            )
+        return _read_tokenizer(path)
+
+    def _config_of_server(self) -> dict[str, Any]:
+        """The architecture, from the yaml of a federation, whose server builds no model."""
+        trained = self.trained
+        if not VARIANTS[str(trained.variant)].has_global_embedding:
+            raise ConfigError(
+                f"{trained.path} is the body alone, since {trained.variant} has no global "
+                f"embedding: use a model of a silo, or start from this folder with "
+                f"callbacks.start_from"
+            )
+        from dept.costs.meta_device import build  # llm-foundry takes half a minute
+
+        # The vocabulary is that of the parameters in the end; here it must only be large enough.
+        rows = max(len(value) for value in trained.parameters.values())
+        return dict(build(self.config["model"], rows).model.config.to_dict())
 
     def _assembled(self, parameters: Mapping[str, Tensor], native: bool) -> PreTrainedModel:
         values = {key.removeprefix("model."): value for key, value in parameters.items()}

@@ -15,6 +15,12 @@ def plain(config):
 SILO = ["algorithms.dept.federation.silo=x"]
 FEDERATED = [*SILO, "algorithms.dept.federation.sources=[tools,code,mail,manual]"]
 
+OPEN = ["algorithms.dept.allow_source_changes=true"]
+NOISE = "algorithms.dept.federation.local_privacy={clip_update_norm: 1, noise_multiplier: 1}"
+METRICS = "algorithms.dept.federation.metrics=[]"
+SHARE = "algorithms.dept.federation.share_embedding=true"
+TRIM = "algorithms.dept.variant=trim"
+
 
 @pytest.mark.parametrize(
     ("options", "why"),
@@ -29,6 +35,16 @@ FEDERATED = [*SILO, "algorithms.dept.federation.sources=[tools,code,mail,manual]
         ([*FEDERATED, "algorithms.dept.federation.gracious=1"], "has no key 'gracious'"),
         ([*FEDERATED, "algorithms.dept.federation.silo='a b'"], "use letters, digits"),
         ([*FEDERATED, "algorithms.dept.federation.round_timeout=0"], "round_timeout is 0"),
+        ([*FEDERATED, "algorithms.dept.federation.leave=[code]"], "leave is set: set algorithms"),
+        ([*FEDERATED, *OPEN, "algorithms.dept.federation.leave=[fly]"], "leave has fly, which"),
+        ([*FEDERATED, f"{NOISE}", METRICS, f"{SHARE}"], "share_embedding would send what has no"),
+        ([*FEDERATED, f"{NOISE}"], "federation.metrics would send what has no noise"),
+        ([*FEDERATED, f"{NOISE}", TRIM], "trim sends the token rows of a source"),
+        ([*FEDERATED, SHARE, TRIM], "trim has no private embeddings"),
+        (
+            [*FEDERATED, METRICS, "algorithms.dept.federation.local_privacy={clip_update_norm: 1}"],
+            "local_privacy lacks noise_multiplier",
+        ),
         ([*FEDERATED, "save_folder=null"], "set save_folder, and save_interval to 1ep"),
         ([*FEDERATED, "save_interval=5ba"], "set save_folder, and save_interval to 1ep"),
     ],
@@ -37,10 +53,18 @@ def test_a_silo_that_cannot_take_part_is_refused(prepared, capsys, monkeypatch, 
     assert why in refusal(prepared, capsys, monkeypatch, "federation/dept_spec", *options)
 
 
+def test_a_new_source_needs_the_option(prepared, capsys, monkeypatch):
+    fewer = [*SILO, "algorithms.dept.federation.sources=[tools,code,mail]"]
+    why = "to bring a new one, set algorithms.dept.allow_source_changes to true"
+    assert why in refusal(prepared, capsys, monkeypatch, "federation/dept_spec", *fewer)
+    load(prepared, "federation/dept_spec", *fewer, *OPEN, checked=False)
+
+
 def test_the_terms_of_a_federation_leave_out_what_is_of_one_party(prepared):
     ours = plain(load(prepared, "federation/dept_spec", *FEDERATED, "run_name=a"))
     local = ["algorithms.dept.federation.silo=y", "run_name=b", "train_loader.sources=[mail]"]
     local += ["algorithms.dept.federation.grace=5", "save_num_checkpoints_to_keep=1"]
+    local += [NOISE, METRICS, *OPEN, "algorithms.dept.federation.leave=[mail]"]
     theirs = plain(load(prepared, "federation/dept_spec", FEDERATED[1], *local))
     assert difference(terms(ours), terms(theirs)) is None
     text = " ".join([*terms(ours), *terms(ours).values()])

@@ -130,6 +130,40 @@ def test_a_federation_learns_the_bits_of_one_job(prepared, federation, fleet, ex
         assert json.loads(summary.read_text())["sources"].keys() == set(sources)
 
 
+def test_a_superlink_that_dies_loses_no_round(prepared, federation, fleet):
+    """The SuperNodes connect again by themselves; the operator's command resumes the run."""
+    name = "superlink-dies"
+    more = [*NESTEROV, "algorithms.dept.federation.grace=600"]
+    yaml = REPOSITORY / "yamls" / "federation" / "dept_spec.yaml"
+    given = options(f"run_name={name}", *more)
+    for silo in SILOS:
+        federation.trainer(silo, yaml, *given)
+    server = federation.serve(yaml, *given)
+    folder = federation.folder / "server" / "runs" / name / "server"
+    wait(lambda: (folder / "metrics.jsonl").is_file(), 600, federation)  # after the first round
+    superlink = federation.processes["server/superlink"]
+    superlink.kill()  # its other processes notice it
+    superlink.wait()
+    federation.superlink()
+    wait(lambda: server.poll() is not None, 120, federation)
+    for _ in range(3):  # the run of the dead SuperLink may hold the folder for a while
+        again = federation.serve(yaml, *given)
+        wait(lambda again=again: again.poll() is not None, 600, federation)
+        if (folder / "summary.json").is_file():
+            break
+    for silo in SILOS:
+        trainer = federation.processes[f"{silo}/trainer"]
+        trainer.join(300)
+        assert trainer.exitcode == 0, federation.log(silo, "trainer")
+        assert federation.processes[f"{silo}/supernode"].poll() is None
+    state = ServerFiles(folder).load()
+    assert [line["missing"] for line in state.history] == [[]] * (ROUNDS + 1)
+    job = fleet.train(prepared, "dept_spec", f"run_name={name}", *more[:1], processes=1)
+    ours = of_silos(federation, name, state)
+    for key, value in learned(job).items():
+        assert np.array_equal(ours[key], value), key
+
+
 def test_a_node_without_a_registered_key_is_refused(federation):
     """And one without TLS: neither gets as far as a number of its own."""
     folder = federation.folder / "stranger"

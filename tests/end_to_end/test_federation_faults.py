@@ -3,33 +3,26 @@
 The trainers are those of a federation, and so is the server; only Flower is left out between them.
 """
 
+import json
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from fleet import Fleet, learned
-from flower_processes import REPOSITORY, Federation, split_corpus
-from socket_grid import SocketGrid
-from training import BATCH, DEPT, LOCAL_STEPS, MPT, ROUNDS
+from flower_processes import REPOSITORY
+from parties import NESTEROV, SILOS, SOURCES, Parties
+from training import BATCH, LOCAL_STEPS, ROUNDS
 
-from dept.checkpoint.source_files import SourceFiles
-from dept.config import extends
 from dept.costs.transport import federation_round_bytes
 from dept.data.corpus import read_corpus
-from dept.training.federation import server_app
 from dept.transport.flower.messages import KINDS
 
 pytestmark = pytest.mark.end_to_end
 
-SILOS = {"left": ["manual", "code"], "middle": ["mail"], "right": ["tools"]}
-SOURCES = [source for sources in SILOS.values() for source in sources]
-NESTEROV = "algorithms.dept.outer_optimizer.name=nesterov"
 HALF = ["algorithms.dept.sources_per_round=2"]
 KEEPS = "algorithms.dept.inner_state=keep"
 CLIPPED = ["algorithms.dept.clip_update_norm=0.5"]
@@ -37,74 +30,6 @@ CLIPPED = ["algorithms.dept.clip_update_norm=0.5"]
 
 class Killed(BaseException):
     """The server dies here."""
-
-
-class Parties(Federation):
-    """Trainers in processes of their own, and the server in this one."""
-
-    def __init__(self, prepared, folder):
-        super().__init__(folder, SILOS, Path(tempfile.mkdtemp(prefix="silos")))
-        for silo, sources in SILOS.items():
-            split_corpus(prepared, "tiny", sources, folder / silo)
-
-    def options(self, name, *more):
-        common = ["variables.corpus=tiny", "max_seq_len=32", f"max_duration={ROUNDS}ep"]
-        sources = f"algorithms.dept.federation.sources=[{','.join(SOURCES)}]"
-        return [*common, *MPT, *DEPT, sources, f"run_name={name}", *more]
-
-    def start_trainer(self, silo, experiment, name, *more):
-        yaml = REPOSITORY / "yamls" / "federation" / f"{experiment}.yaml"
-        self.trainer(silo, yaml, *self.options(name, *more))
-
-    def serve_here(
-        self, experiment, name, *more, before_push=lambda parcel, node: None, watched=tuple(SILOS)
-    ):
-        """Run the server; returns its state and its grid. Trainers that are watched do not fail."""
-        yaml = REPOSITORY / "yamls" / "federation" / f"{experiment}.yaml"
-        folder = f"callbacks.run_files.folder={self.folder}/server/runs/{name}"
-        config = extends.resolve(extends.load(yaml, [*self.options(name, *more), folder]))
-        sockets = [self.socket(silo) for silo in SILOS]
-        grid = SocketGrid(sockets, before_push, lambda: self.check(watched))
-        return server_app.serve(grid, config), grid
-
-    def train_all(self, experiment, name, *more, before_push=lambda parcel, node: None):
-        for silo in SILOS:
-            self.start_trainer(silo, experiment, name, *more)
-        found = self.serve_here(experiment, name, *more, before_push=before_push)
-        self.end(name)
-        return found
-
-    def check(self, silos):
-        """A trainer that has failed would be waited for until the round's timeout."""
-        for silo in silos:
-            trainer = self.processes.get(f"{silo}/trainer")
-            failed = trainer is not None and (trainer.exitcode or 0) > 0  # below 0: it was killed
-            assert not failed, self.log(silo, "trainer")[-5000:]
-
-    def end(self, name):
-        for silo in SILOS:
-            trainer = self.processes[f"{silo}/trainer"]
-            trainer.join(300)
-            assert trainer.exitcode == 0, self.log(silo, "trainer")[-5000:]
-
-    def files(self, silo, name):
-        return SourceFiles(self.folder / silo / "runs" / name / "checkpoints" / "sources")
-
-    def newest(self, name):
-        """The newest state of each source."""
-        found = {}
-        for silo, sources in SILOS.items():
-            files = self.files(silo, name)
-            for source in filter(files.states, sources):  # others were never drawn
-                found[source] = files.load(source, files.states(source)[-1])
-        return found
-
-    def learned(self, name, state):
-        found = {f"global/{key}": value.numpy() for key, value in state.theta.items()}
-        for source, newest in self.newest(name).items():
-            for key, value in (newest["slots"]["private"] or {}).items():
-                found[f"{source}/{key}"] = value.numpy()
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +230,27 @@ def test_a_silo_that_is_stopped_is_missed_once_and_its_sources_are_as_before(par
     assert "the update of tools in round 2 did not reach the server" in parties.log(
         "right", "trainer"
     )
+
+
+def test_a_silo_of_two_processes_learns_the_same_but_for_rounding(parties, prepared, fleet):
+    """Its ranks train parts of each batch, and one of them has the socket."""
+    # With eps 1e-8 a gradient that is zero but for rounding moves its parameter either way.
+    name, more = "two-processes", [NESTEROV, "optimizer.eps=1e-4"]
+    yaml = REPOSITORY / "yamls" / "federation" / "dept_spec.yaml"
+    for silo, ranks in zip(SILOS, (2, 1, 1), strict=True):
+        parties.trainer(silo, yaml, *parties.options(name, *more), ranks=ranks)
+    state, _ = parties.serve_here("dept_spec", name, *more)
+    parties.end(name)
+    second = parties.processes["left/trainer-1"]
+    second.join(60)
+    assert second.exitcode == 0
+    job = learned(fleet.train(prepared, "dept_spec", f"run_name={name}", *more, processes=1))
+    ours = parties.learned(name, state)
+    for key, value in job.items():
+        np.testing.assert_allclose(ours[key], value, atol=5e-5, rtol=0, err_msg=key)
+    assert not all(np.array_equal(ours[key], value) for key, value in job.items())
+    summary = json.loads((parties.folder / "left" / "runs" / name / "summary.json").read_text())
+    assert summary["ranks_per_worker"] == 2
 
 
 def test_a_silo_of_another_yaml_is_refused_on_both_sides(parties, caplog):

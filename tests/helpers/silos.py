@@ -61,6 +61,7 @@ class FakeSilo:
                 "theta": a.theta,
                 "parameters": shapes_to_fields(a.shapes),
                 "by_row": a.by_row,
+                "leaving": a.leaving,
             }
             return Parcel("joined", fields | self.joined, arrays=a.rows)
         if parcel.kind == "start":
@@ -158,6 +159,7 @@ def serve(silos, folder, *, rounds=3, outer=None, every=None, grid=None, limit=1
             TERMS,
             federation.get("sources", sources),
             said.append,
+            is_open=dept.allow_source_changes,
             model=model_of(state),
             is_new=state.round == 0,
             clock=lambda: now.time,

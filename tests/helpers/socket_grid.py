@@ -13,7 +13,8 @@ from dept.transport.flower.record import of_record, to_record
 class SocketGrid:
     """Silos by number of their node, each reached at its socket as by its ClientApp.
 
-    ``check`` is called whenever the server asks for replies, and raises if none can come.
+    ``check`` is called whenever the server asks for replies, and raises if none can come. Replies
+    to messages for which ``is_held`` is true are on their way, but for errors.
     """
 
     def __init__(self, paths, before_push=lambda parcel, node: None, check=lambda: None):
@@ -21,6 +22,8 @@ class SocketGrid:
         self.paths = dict(enumerate(paths, 1))
         self.online, self.messages = set(self.paths), []
         self.before_push, self.check = before_push, check
+        self.is_held = lambda parcel: False
+        self._asked = {}
         self._ready, self._count, self._lock = {}, 0, threading.Lock()
 
     def get_node_ids(self):
@@ -39,7 +42,11 @@ class SocketGrid:
     def pull_messages(self, ids):
         self.check()
         with self._lock:
-            return [self._ready.pop(i) for i in ids if i in self._ready]
+            there = [i for i in ids if i in self._ready]
+            ready = [
+                i for i in there if self._ready[i].has_error() or not self.is_held(self._asked[i])
+            ]
+            return [self._ready.pop(i) for i in ready]
 
     def _carry(self, message):
         parcel = of_record(message.content)
@@ -53,4 +60,5 @@ class SocketGrid:
             reply, answer = None, Message(Error(0, str(error)), reply_to=message)
         with self._lock:
             self.messages.append((parcel, reply))
+            self._asked[message.metadata.message_id] = parcel
             self._ready[message.metadata.message_id] = answer

@@ -189,6 +189,12 @@ def link(tmp_path_factory):
     link.close(0.1)
 
 
+@pytest.fixture
+def joined(link):
+    ask(link, Parcel("join", {"protocol": PROTOCOL, "terms": ["seed 17"], "sources": []}))
+    return link
+
+
 def ask(link, parcel):
     """As the ClientApp does, called as Flower calls it."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
@@ -205,7 +211,8 @@ def ask(link, parcel):
 
 
 def round_of(index, nonce="n", drawn=("en",), arrays=MODEL):
-    fields = {"round": index, "rounds": 3, "nonce": nonce, "drawn": list(drawn), "averaged": []}
+    fields = {"round": index, "rounds": 3, "nonce": nonce, "drawn": list(drawn)}
+    fields |= {"averaged": [], "outside": []}
     return Parcel("round", fields, arrays=dict(arrays))
 
 
@@ -215,7 +222,7 @@ def update_of(index, nonce="n"):
 
 
 def test_the_client_app_passes_messages_to_the_trainer(link):
-    joined = ask(link, Parcel("join", {"protocol": PROTOCOL, "terms": ["seed 17"]}))
+    joined = ask(link, Parcel("join", {"protocol": PROTOCOL, "terms": ["seed 17"], "sources": []}))
     assert joined.fields["silo"] == "x" and joined.fields["refusal"] == ""
     assert joined.fields["theta"] == hash_of(MODEL)
     started = ask(link, Parcel("start"))
@@ -234,13 +241,41 @@ def test_the_client_app_passes_messages_to_the_trainer(link):
 
 
 def test_a_server_with_other_settings_is_refused_on_both_sides(link):
-    joined = ask(link, Parcel("join", {"protocol": PROTOCOL, "terms": ["seed 18"]}))
+    joined = ask(link, Parcel("join", {"protocol": PROTOCOL, "terms": ["seed 18"], "sources": []}))
     assert joined.fields["refusal"] == "seed differs"
     with pytest.raises(ConfigError, match="differ: seed differs"):
         link.next_round(0, lambda: False)
 
 
-def test_a_round_that_does_not_fit_is_refused(link):
+def test_sources_that_the_server_does_not_allow_are_refused_on_both_sides(link):
+    fields = {"protocol": PROTOCOL, "terms": ["seed 17"]}
+    for allowed in (["en", "it", "zh"], []):  # a list, or any
+        assert ask(link, Parcel("join", fields | {"sources": allowed})).fields["refusal"] == ""
+    joined = ask(link, Parcel("join", fields | {"sources": ["en", "zh"]}))
+    assert "['en', 'it'] are not of this federation" in joined.fields["refusal"]
+    with pytest.raises(ConfigError, match="allow_source_changes: false"):
+        link.next_round(0, lambda: False)
+
+
+def test_a_source_may_leave_only_if_the_server_allows_it(link):
+    fields = {"protocol": PROTOCOL, "terms": ["seed 17"]}
+    link.announce(Announcement("x", ["en", "it"], "t", hash_of(MODEL), MODEL, leaving=["it"]))
+    assert ask(link, Parcel("join", fields | {"sources": []})).fields["leaving"] == ["it"]
+    joined = ask(link, Parcel("join", fields | {"sources": ["en", "it"]}))
+    assert "it takes out it, and the server has" in joined.fields["refusal"]
+
+
+def test_a_trainer_answers_nothing_before_it_has_joined(link):
+    """The server may know an earlier process of this silo, with other sources."""
+    for parcel in (Parcel("start"), round_of(0)):
+        with pytest.raises(RuntimeError, match=r"no trainer of this silo answers \(the other"):
+            ask(link, parcel)
+    ask(link, Parcel("join", {"protocol": PROTOCOL, "terms": ["seed 17"], "sources": []}))
+    assert ask(link, Parcel("start")).kind == "started"
+
+
+def test_a_round_that_does_not_fit_is_refused(joined):
+    link = joined
     for wrong, why in (
         (round_of(0, drawn=["zh"]), "does not have"),
         (round_of(0, arrays={"body": MODEL["body"].T}), "has shape"),

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from flwr.cli.build import build_fab_from_disk
 
-from dept.transport.flower import keys, supernode
+from dept.transport.flower import keys, supernode_process
 from dept.transport.flower.superlink import OnlyHere, allowed
 
 
@@ -71,14 +71,16 @@ def test_keys_are_of_this_user_alone_and_never_replaced(tmp_path, capsys):
 
 
 def test_a_silo_runs_no_app_but_its_own():
-    fab = build_fab_from_disk(supernode.APP)
-    assert supernode.own_app() == hashlib.sha256(fab).hexdigest()
+    fab = build_fab_from_disk(supernode_process.APP)
+    assert supernode_process.own_app() == hashlib.sha256(fab).hexdigest()
     names = zipfile.ZipFile(io.BytesIO(fab)).namelist()
     assert sorted(names) == [".info/CONTENT", "pyproject.toml"]  # no code
-    get = supernode.checked(lambda run: SimpleNamespace(content=run), supernode.own_app())
+    get = supernode_process.checked(
+        lambda run: SimpleNamespace(content=run), supernode_process.own_app()
+    )
     assert get(fab).content == fab
     for other in (fab + b"\0", b"", fab[:-1]):
-        with pytest.raises(supernode.OtherApp):
+        with pytest.raises(supernode_process.OtherApp):
             get(other)
 
 

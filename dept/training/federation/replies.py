@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dept.checkpoint.shared_embedding import SharedEmbedding
 from dept.method.averaging import Share
 from dept.method.compression import Compression
 from dept.training.federation.server_files import Plan
+from dept.transport.flower.joining import Member, Model
 from dept.transport.flower.messages import Parcel, Refused, check_arrays
-from dept.transport.flower.silos import Member, Model
 
 
 @dataclass
@@ -23,11 +24,13 @@ class Replies:
 
     Attributes:
         updates: the update of each silo, by name.
+        shares: share of each source with an update, as its silo had it then.
         refused: silos that refused, or whose update is not accepted.
         asked: silos that were asked.
     """
 
     updates: dict[str, Parcel] = field(default_factory=dict)
+    shares: dict[str, Share] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
 
@@ -93,6 +96,29 @@ def check_update(
         raise Refused(f"its arrays are not {kind}")
 
 
+def embeddings_of(parcel: Parcel, member: Member) -> dict[str, SharedEmbedding]:
+    """The private embeddings that a silo shares, by source.
+
+    Raises:
+        Refused: they are not of its sources, or no embeddings.
+    """
+    sources: list[str] = list(parcel.fields["sources"])  # type: ignore[arg-type]
+    named = {name.partition("/")[0] for name in parcel.arrays}
+    if not set(sources) <= set(member.sources) or named != set(sources):
+        raise Refused("it shares embeddings of sources that are not its own")
+    try:
+        return {source: SharedEmbedding.of_arrays(parcel.arrays, source) for source in sources}
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def without_embeddings(parcel: Parcel) -> Parcel:
+    """The rest of a message with embeddings, as an update without sources."""
+    fields = {name: parcel.fields[name] for name in ("round", "nonce", "silo")}
+    fields |= {"refusal": "", "sources": [], "left_out": []}
+    return Parcel("update", fields, parcel.metrics)
+
+
 def like_local(member: Member, source: str, model: Model) -> dict[str, Tensor]:
     """Tensors with the names and shapes of the local model of a source, without values."""
     count = len(member.rows.get(source, ()))
@@ -111,7 +137,6 @@ def share_of(member: Member, source: str, model: Model) -> Share:
 def account(
     plan: Plan,
     replies: Replies,
-    order: Sequence[str],
     moved: Mapping[str, int],
     metrics: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -120,11 +145,10 @@ def account(
     Args:
         plan: the round.
         replies: its replies.
-        order: all sources, in their order.
         moved: bytes of arrays, ``down`` and ``up``.
         metrics: metrics of the silos.
     """
-    averaged = sorted(replies.sources, key=order.index)
+    averaged = [source for source in plan.drawn if source in replies.sources]
     return {
         "round": plan.round_index + 1,
         "drawn": list(plan.drawn),

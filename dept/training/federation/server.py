@@ -20,19 +20,22 @@ from dept.errors import ConfigError
 from dept.method.averaging import Average, Share
 from dept.method.compression import Compression
 from dept.method.outer_optimizer import OuterOptimizer
-from dept.method.sampling import draw, grouped
-from dept.method.schedule import RoundSchedule
 from dept.method.streams import seed_of
+from dept.training.federation.attendance import Attendance
 from dept.training.federation.replies import (
     Replies,
     account,
     check_update,
+    embeddings_of,
     sentence,
     share_of,
+    without_embeddings,
 )
+from dept.training.federation.roster import Roster
 from dept.training.federation.server_files import Plan, ServerFiles, ServerState
+from dept.transport.flower.joining import Member, Model
 from dept.transport.flower.messages import Parcel, Refused, check_arrays, check_metrics
-from dept.transport.flower.silos import Member, Model, Silos
+from dept.transport.flower.silos import Silos
 from dept.transport.flower.theta import hash_of
 from dept.transport.process_group import Workers
 from dept.transport.reductions import Reductions
@@ -49,6 +52,7 @@ class Server:
         silos: the silos.
         files: the files of this server.
         outer_optimizer: takes the outer step.
+        state: what an earlier server has kept, or that of a new run.
         say: shows a sentence.
         clock: seconds.
         sleep: waits some seconds between two looks at the silos.
@@ -77,9 +81,25 @@ class Server:
         self.compression = Compression.of(options.compression)
         self.reductions = Reductions(self.compression, options.aggregation())
         self.state = state
+        self.attendance = Attendance(
+            options=options,
+            seed=seed,
+            rounds=rounds,
+            silos=silos,
+            files=files,
+            state=state,
+            say=say,
+            clock=clock,
+            sleep=sleep,
+        )
         self.reductions.returned_error |= state.coding_error
         if state.outer_optimizer:
             self.outer_optimizer.load_state_dict(state.outer_optimizer)
+
+    @property
+    def roster(self) -> Roster:
+        """Which sources the federation has in which rounds."""
+        return self.attendance.roster
 
     def run(self) -> None:
         """Train all remaining rounds.
@@ -91,7 +111,7 @@ class Server:
         """
         if any(not line["drawn"] for line in self.state.history):
             return  # an earlier server has finished
-        self._gather()
+        self.attendance.gather()
         if not self.state.theta:
             self._take_model_as_built()
         while self.state.round < self.rounds:
@@ -100,42 +120,15 @@ class Server:
 
     # --- the start -------------------------------------------------------------------------------
 
-    def _gather(self) -> None:
-        """Wait until every source has its silo, or for ``round_timeout`` until enough have.
-
-        When only the last model is left to send, silos that have finished do not come back.
-        """
-        began, said = self.clock(), False
-        is_finishing = self.state.round == self.rounds
-        patience = self.federation.grace if is_finishing else self.federation.round_timeout
-        while True:
-            self.silos.poll()
-            here = [s for s in self.federation.sources if self.silos.member_of(s) is not None]
-            if len(here) == len(self.federation.sources):
-                return
-            if self.clock() - began > patience:
-                if is_finishing:
-                    return
-                if len(here) >= self.federation.min_sources:
-                    self.say(f"training begins with {', '.join(here)}: no silo has the others")
-                    return
-                if not said:
-                    self.say(
-                        f"{len(here)} sources are there, and min_sources is "
-                        f"{self.federation.min_sources}: the server waits for silos"
-                    )
-                    said = True
-            self.sleep()
-
     def _take_model_as_built(self) -> None:
         assert self.silos.model is not None
         parcel = None
         while parcel is None:
-            free = self.silos.reachable(0)
-            if free and all(m.asked is None for m in self.silos.members.values()):
-                self.silos.ask(free[0], Parcel("start"))
+            members = list(self.silos.members.values())
+            if all(member.asked is None for member in members):
+                any(self.silos.ask(member, Parcel("start")) for member in members)
             self.sleep()
-            replies = self.silos.poll()
+            replies = self.attendance.look()
             parcel = next((p for _, p in replies if p.kind == "started"), None)
         check_arrays(parcel.arrays, self.silos.model.shapes, "the first silo")
         if hash_of(parcel.arrays) != self.silos.model.theta:
@@ -149,7 +142,7 @@ class Server:
         began, before = self.clock(), dict(self.silos.sent)
         plan = self.files.plan(self.state.round)
         if plan is None:
-            plan = self._draw()
+            plan = self.attendance.draw()
             self.files.write_plan(plan)
         self.say(f"round {plan.round_index + 1}/{self.rounds}: {', '.join(plan.drawn)}")
         replies = self._ask(plan)
@@ -158,24 +151,6 @@ class Server:
         self.state.history.append(line)
         self._save()
         self.files.log(line)
-
-    def _draw(self) -> Plan:
-        """S_t, from the sources of all silos that can train now; the draw of a job if all can."""
-        index = self.state.round
-        while True:
-            able = {s for m in self.silos.reachable(index) for s in m.sources}
-            if len(able) >= self.federation.min_sources:
-                break
-            self.sleep()
-            self.silos.poll()
-        sources = tuple(s for s in self.federation.sources if s in able)
-        wanted = min(self.options.sources_per_round or len(sources), len(sources))
-        if len(sources) == len(self.federation.sources):
-            schedule = RoundSchedule(sources, wanted, self.options.local_steps, self.seed)
-            drawn = schedule.drawn(index)
-        else:
-            drawn = draw(grouped(sources, 1), wanted, seed=self.seed, round_index=index)
-        return Plan(index, secrets.token_hex(8), drawn)
 
     def _ask(self, plan: Plan) -> Replies:
         """Ask every silo, and wait for the replies as long as the options allow."""
@@ -187,7 +162,7 @@ class Server:
                 ):
                     replies.asked.add(member.name)
             self.sleep()
-            for member, parcel in self.silos.poll():
+            for member, parcel in self.attendance.look():
                 self._take(plan, replies, member, parcel)
             late = self.clock() - began > self.federation.round_timeout
             if not (late or not self._awaited(plan, replies)):
@@ -217,7 +192,7 @@ class Server:
         return awaited + [name for name in able if name not in done]
 
     def _message(self, plan: Plan, member: Member) -> Parcel:
-        averaged = self.state.averaged
+        averaged, sources = self.state.averaged, self.roster.sources_of(plan.round_index)
         return Parcel(
             "round",
             {
@@ -226,13 +201,16 @@ class Server:
                 "nonce": plan.nonce,
                 "drawn": [s for s in plan.drawn if s in member.sources],
                 "averaged": [f"{s} {averaged[s]}" for s in member.sources if s in averaged],
+                "outside": [s for s in member.sources if s not in sources],
             },
             arrays={name: value.numpy() for name, value in self.state.theta.items()},
         )
 
     def _take(self, plan: Plan, replies: Replies, member: Member, parcel: Parcel) -> None:
         """Take a reply, or drop one that is late, twice there, or not as it should be."""
-        if parcel.kind != "update" or (
+        may_share = plan.round_index == self.rounds and not plan.drawn
+        kinds = ("update", "embeddings") if may_share else ("update",)
+        if parcel.kind not in kinds or (
             parcel.fields["round"] != plan.round_index or parcel.fields["nonce"] != plan.nonce
         ):
             self.say(f"a late reply of silo {member.name} is dropped")
@@ -240,22 +218,37 @@ class Server:
         if member.name in replies.updates:
             return
         try:
+            if parcel.kind == "embeddings":
+                self._take_embeddings(member, parcel)
+                parcel = without_embeddings(parcel)
             check_update(parcel, plan, member, self._model, self.compression)
         except Refused as error:
             self.say(f"the update of silo {member.name} is not averaged: {error}")
             replies.refused.add(member.name)
             return
         replies.updates[member.name] = parcel
+        for source in parcel.fields["sources"]:  # type: ignore[union-attr]
+            replies.shares[source] = share_of(member, source, self._model)
+        if self.attendance.has_left(member, plan.round_index):
+            self.silos.dismiss(member)
+
+    def _take_embeddings(self, member: Member, parcel: Parcel) -> None:
+        """Write the private embeddings that a silo has chosen to share.
+
+        Raises:
+            Refused: they are no embeddings of its sources, or the variant has none.
+        """
+        shared = embeddings_of(parcel, member)
+        if self.options.sharing.has_global_embedding:
+            raise Refused(f"{self.options.variant} has no private embeddings")
+        for source, embedding in shared.items():
+            path = self.files.write_embedding(source, embedding, self.options.variant)
+            self.say(f"silo {member.name} shares the embedding of {source}: {path}")
 
     @property
     def _model(self) -> Model:
         assert self.silos.model is not None
         return self.silos.model
-
-    def _share(self, source: str) -> Share:
-        member = self.silos.member_of(source)
-        assert member is not None
-        return share_of(member, source, self._model)
 
     # --- the outer step --------------------------------------------------------------------------
 
@@ -267,8 +260,7 @@ class Server:
         if not updates:
             self.say("no update of this round is left: the global model is unchanged")
         else:
-            shares = {source: self._share(source) for source in updates}
-            means = self.combine(updates, shares, plan.drawn)
+            means = self.combine(updates, replies.shares, plan.drawn)
             self.state.theta = self.outer_optimizer.step(self.state.theta, means)
             self.state.averaged |= dict.fromkeys(updates, plan.round_index)
         self.state.round += 1
@@ -294,14 +286,12 @@ class Server:
         """
         noise_seed = seed_of(self.seed, "privacy", self.state.round)
         reduction = self.reductions.open(self.state.theta, drawn, noise_seed)
-        for source in self.federation.sources:
-            if source not in updates:
-                continue
+        for source in (s for s in drawn if s in updates):
             if self.compression is None:
                 reduction.add(source, updates[source], shares[source])
             else:
                 reduction.take(source, updates[source][source])  # type: ignore[attr-defined]
-        ordered = {s: shares[s] for s in self.federation.sources if s in shares}
+        ordered = {s: shares[s] for s in drawn if s in shares}
         averages = reduction.averages(Workers(Place()), [ordered], stage="the outer step")
         self.reductions.close(reduction)
         return averages
@@ -316,7 +306,7 @@ class Server:
             source, _, metric = key.partition("/")
             self.state.latest.setdefault(source, {})[metric] = value
         moved = {way: self.silos.sent[way] - before.get(way, 0) for way in ("down", "up")}
-        line = account(plan, replies, self.federation.sources, moved, metrics)
+        line = account(plan, replies, moved, metrics)
         if plan.drawn:
             self.say(sentence(line, self.rounds))
         return line

@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in train.py, before torch is
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from dept.checkpoint import durable, run_folder
@@ -30,7 +31,7 @@ from dept.training.federation.server import Server, model_of
 from dept.training.federation.server_files import ServerFiles, ServerState
 from dept.transport.flower.silos import Silos
 
-MODEL, SUMMARY = "model.safetensors", "summary.json"
+MODEL, SUMMARY = run_folder.SERVER_MODEL, "summary.json"
 
 app = ServerApp()
 
@@ -93,6 +94,7 @@ def serve(grid: Grid, config: Mapping[str, Any]) -> ServerState:
             shared,
             dept.federated.sources,
             log.info,
+            is_open=dept.allow_source_changes,
             model=model_of(state),
             is_new=state.round == 0,
             ttl=max(2 * dept.federated.round_timeout, 12 * 3600.0),
@@ -108,7 +110,7 @@ def serve(grid: Grid, config: Mapping[str, Any]) -> ServerState:
             say=log.info,
         )
         server.run()
-        _write(folder, server.state, dept)
+        _write(folder, server, dept, config)
     return server.state
 
 
@@ -125,16 +127,25 @@ def _outer_optimizer(dept: DeptOptions) -> OuterOptimizer:
     return optimizer
 
 
-def _write(folder: Path, state: ServerState, dept: DeptOptions) -> None:
+def _write(folder: Path, server: Server, dept: DeptOptions, config: Mapping[str, Any]) -> None:
+    state = server.state
+    about = {
+        "variant": dept.variant,
+        "rounds": str(state.round),
+        "sources": json.dumps(server.roster.sources),
+        "tokenizer": state.model["tokenizer"],
+    }
+    durable.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     with durable.replacing(folder / MODEL) as temporary:
         tensors = {name: value.contiguous() for name, value in state.theta.items()}
-        save_file(tensors, temporary, {"variant": dept.variant, "rounds": str(state.round)})
+        save_file(tensors, temporary, about)
     rounds = [line for line in state.history if line["drawn"]]
     summary = {
         "variant": dept.variant,
         "rounds": state.round,
         "local_steps": dept.local_steps,
         "sources": state.latest,
+        "source_changes": server.roster.changes,
         "bytes_down": sum(line["bytes_down"] for line in rounds),
         "bytes_up": sum(line["bytes_up"] for line in rounds),
         "missing": {line["round"]: line["missing"] for line in rounds if line["missing"]},

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from dept.checkpoint import durable
+from dept.checkpoint.shared_embedding import SharedEmbedding
 from dept.errors import NotSaved
 from dept.log import log
+from dept.training.federation.roster import Roster
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,21 @@ class ServerFiles:
         if found["round_index"] != round_index:
             return None
         return Plan(round_index, found["nonce"], tuple(found["drawn"]))
+
+    def write_roster(self, roster: Roster) -> None:
+        """Write which sources the federation has in which rounds, before one of them is drawn."""
+        durable.write(self.folder / "sources.json", json.dumps(roster.state_dict()) + "\n")
+
+    def roster(self, sources_per_round: int | None) -> Roster | None:
+        """Which sources an earlier server had in which rounds; ``None`` if they never changed."""
+        path = self.folder / "sources.json"
+        if not path.is_file():
+            return None
+        return Roster.from_state(json.loads(path.read_text()), sources_per_round)
+
+    def write_embedding(self, source: str, embedding: SharedEmbedding, variant: str) -> Path:
+        """Write a private embedding that a silo shares; returns the path of its file."""
+        return embedding.write(self.folder, source, {"variant": variant})
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,12 @@ from dept.errors import ConfigError, NotSaved
 from dept.log import log
 from dept.method.variants import Sharing, Vocabulary
 from dept.training import resume
+from dept.training.federation.privacy_ledger import FOLDER, PrivacyLedger
+from dept.training.federation.sharing import embeddings_of
 from dept.training.run import Run
 from dept.training.source_metrics import SourceMetrics
-from dept.transport.flower.link import Announcement, Link
+from dept.transport.flower.link import Announcement
+from dept.transport.flower.link_of_ranks import LinkOfRanks
 from dept.transport.flower.messages import Parcel, pairs
 from dept.transport.flower.theta import hash_of
 
@@ -38,13 +42,24 @@ class Silo:
         link: the connection to its ClientApp.
     """
 
-    def __init__(self, run: Run, link: Link) -> None:
+    def __init__(self, run: Run, link: LinkOfRanks) -> None:
         self.run, self.link = run, link
         options = run.options.federated
         assert options is not None and options.silo is not None
         self.options, self.name = options, options.silo
+        self.privacy = options.noise() if run.workers.leads else None  # the others send nothing
+        if self.privacy is not None:
+            run.reductions.protect = lambda source, update: self.ledger.protect(
+                source, run.totals["rounds"], update
+            )
         self._message: Parcel  # of the round that is trained now
         self._came_early: Parcel | None = None  # the next one, before the loop of training runs
+
+    @cached_property
+    def ledger(self) -> PrivacyLedger:
+        """What this silo has sent, with local differential privacy."""
+        assert self.privacy is not None and self.run.held.files is not None
+        return PrivacyLedger(self.privacy, self.run.held.files.folder.parent / FOLDER)
 
     # --- the start -------------------------------------------------------------------------------
 
@@ -57,9 +72,12 @@ class Silo:
         Raises:
             ConfigError: the server is of another federation, or behind this silo.
         """
-        self.link.announce(self._announcement())
         before = self.run.totals["rounds"]
-        log.info(f"silo {self.name} is ready, and waits for the server on {self.link.path}")
+        if self.privacy is not None:
+            self.ledger.refuse_without_ledger(sum(self.run.totals["rounds_trained"].values()))
+        self.link.announce(self._announcement())
+        if self.run.workers.leads:
+            log.info(f"silo {self.name} is ready, and waits for the server")
         message = self.link.next_round(0, lambda: False)
         assert message is not None
         if int(message.fields["round"]) < before:
@@ -68,7 +86,7 @@ class Silo:
                 f"finished {before}: start the server from its newest checkpoint, or remove the "
                 f"folder of this run"
             )
-        if int(message.fields["round"]) > before:
+        if int(message.fields["round"]) > before or (before and self._has_left(message)):
             # An epoch without batches takes the model, evaluates it, and makes a checkpoint.
             self._came_early = message
             state.dataloader_len = 0
@@ -96,6 +114,7 @@ class Silo:
             sources=list(prepared),
             tokenizer="" if own else next(iter(prepared.values())).tokenizer_hash,
             theta=hash_of(model),
+            leaving=list(self.options.leave),
             model=model,
             rows={source: ids.cpu().numpy().astype(np.int32) for source, ids in rows.items()},
             by_row=by_row,
@@ -151,11 +170,31 @@ class Silo:
         """After the new global model was taken: the next round is the one of the message."""
         self.run.totals["rounds"] = int(self._message.fields["round"])
         self._direct(state)
+        if self._has_left(self._message):
+            log.info(
+                f"silo {self.name} has left the federation after round {self.run.totals['rounds']}"
+            )
+            state.stop_training()
+
+    def _has_left(self, message: Parcel) -> bool:
+        """Whether all sources have left the federation, so that this silo ends."""
+        own = set(self.run.schedule.sources)
+        return own <= set(self.options.leave) and own <= set(message.fields["outside"])  # type: ignore[arg-type]
 
     def finish(self, state: State) -> None:
-        """After training: report the last evaluation, and leave."""
-        self.link.answer(self._update(state, [], {}))
+        """After training: report the last evaluation, and what this silo shares; then end."""
+        update = self._update(state, [], {})
+        shares = self.options.share_embedding and not self._has_left(self._message)
+        self.link.answer(self._with_embeddings(update) if shares else update)
         self.link.close()
+
+    def _with_embeddings(self, update: Parcel) -> Parcel:
+        """The last answer, with the private embeddings of all sources that were trained."""
+        outside: list[str] = self._message.fields["outside"]  # type: ignore[assignment]
+        shared = embeddings_of(self.run, outside)
+        arrays = {n: a for s, embedding in shared.items() for n, a in embedding.arrays(s).items()}
+        fields = {name: update.fields[name] for name in ("round", "nonce", "silo")}
+        return Parcel("embeddings", fields | {"sources": list(shared)}, update.metrics, arrays)
 
     def _direct(self, state: State) -> None:
         round_index = int(self._message.fields["round"])
@@ -186,7 +225,7 @@ class Silo:
         run.forget(source)
         if found is not None:
             run.take(source, found)
-        for state in files.states(source):
+        for state in files.states(source) if run.workers.leads else ():
             if state > (round_index, 0):
                 files.remove(source, state)
         run.held.changed.add(source)
@@ -200,7 +239,8 @@ class Silo:
                 continue
             found = {"round": round_index, **run.state_of(source)}
             try:
-                files.write(source, round_index, record.steps, found)
+                if run.workers.leads:
+                    files.write(source, round_index, record.steps, found)
             except (OSError, RuntimeError) as error:  # torch raises its own for a failed write
                 raise NotSaved(
                     f"{files.folder / source} could not be written "
@@ -219,10 +259,26 @@ class Silo:
             "refusal": "",
             "silo": self.name,
             "sources": list(sources),
-            "left_out": [f"{source} {fault['why']}" for source, fault in left_out.items()],
+            "left_out": [f"{source} {self._reason(fault)}" for source, fault in left_out.items()],
         }
         arrays = self.run.reduction.arrays(list(sources))  # type: ignore[attr-defined]
+        if self.privacy is not None and sources:
+            self.ledger.enter(int(fields["round"]), list(sources), arrays)
+            for source in sources:
+                log.info(
+                    f"{source}: epsilon of all updates so far {self.ledger.epsilon(source):.4g}"
+                )
         return Parcel("update", fields, self._agreed_metrics(state, sources), arrays)
+
+    def _reason(self, fault: Mapping[str, Any]) -> str:
+        """Why a source is left out; with noise nothing is said about its text."""
+        return "it is left out" if self.privacy is not None else str(fault["why"])
+
+    def epsilons(self) -> dict[str, float]:
+        """The epsilon of each source so far, as metrics; empty without local privacy."""
+        if self.privacy is None:
+            return {}
+        return {f"dept/{s}/epsilon": self.ledger.epsilon(s) for s in self.ledger.sent}
 
     def _agreed_metrics(self, state: State, sources: Collection[str]) -> dict[str, float]:
         """What this silo agrees to report."""
@@ -231,9 +287,10 @@ class Silo:
             record = self.run.records[source]
             found[f"{source}/train_loss"] = sum(record.losses) / record.steps
             found[f"{source}/update_norm"] = float(record.norm or 0.0)
+        outside: list[str] = self._message.fields["outside"]  # type: ignore[assignment]
         metrics = next((c for c in state.callbacks if isinstance(c, SourceMetrics)), None)
         for source, result in metrics.latest.items() if metrics is not None else ():
-            if source in self.run.schedule.sources:
+            if source in self.run.schedule.sources and source not in outside:
                 found[f"{source}/loss"] = result.loss
                 found[f"{source}/bits_per_byte"] = result.bits_per_byte
         return {k: v for k, v in found.items() if k.split("/")[-1] in self.options.metrics}

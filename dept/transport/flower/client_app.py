@@ -40,5 +40,6 @@ def pass_on(message: Message, context: Context) -> Message:
             frames.send(connection, parcel)
             reply = frames.receive(connection, LIMIT)
         except OSError as error:
-            raise RuntimeError(f"no trainer of this silo answers ({error.strerror})") from None
+            why = error.strerror or error
+            raise RuntimeError(f"no trainer of this silo answers ({why})") from None
     return Message(to_record(reply), reply_to=message)

@@ -2,7 +2,8 @@
 
 Each message comes from a process of its own, which waits for the answer. A thread for each of them
 checks the message, and answers what needs no training. A round waits for the trainer. If the
-process that brought it dies, the server asks again, and gets the same answer.
+process that brought it dies, the server asks again, and gets the same answer. A trainer that was
+started again leaves messages without an answer until the server has asked it to join.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from dept.errors import ConfigError
 from dept.log import log
 from dept.transport.flower import frames
+from dept.transport.flower.joining import check_sources
 from dept.transport.flower.messages import (
     PROTOCOL,
     Parcel,
@@ -44,6 +46,7 @@ class Announcement:
         theta: hash of its global model, and the model itself as built: float32 by name.
         rows: for TRIM, int32[n] by source: the token rows that it holds.
         by_row: names of the parameters averaged by token row.
+        leaving: those of its sources that leave the federation.
     """
 
     silo: str
@@ -53,6 +56,7 @@ class Announcement:
     model: dict[str, np.ndarray]
     rows: dict[str, np.ndarray] = field(default_factory=dict)
     by_row: list[str] = field(default_factory=list)
+    leaving: list[str] = field(default_factory=list)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -82,6 +86,7 @@ class Link:
         self._answer: Parcel | None = None
         self._refusal: str | None = None
         self._answering = 0
+        self._has_joined = False
         self._listener: socket.socket | None = None
 
     def open(self) -> None:
@@ -209,6 +214,8 @@ class Link:
     ) -> Parcel | None:
         if parcel.kind == "join":
             return self._join(parcel, announced)
+        if not self._has_joined:
+            return None  # the server does not know this process yet, which may have other sources
         if parcel.kind == "start":
             return Parcel("started", arrays=announced.model)
         if parcel.kind == "round":
@@ -232,11 +239,12 @@ class Link:
             )
         else:
             theirs = pairs(parcel.fields["terms"])  # type: ignore[arg-type]
-            refusal = self._difference(self.terms, theirs)
+            refusal = self._difference(self.terms, theirs) or _refusal_of(announced, parcel)
         if refusal is not None:
             with self._changed:
                 self._refusal = refusal
                 self._changed.notify_all()
+        self._has_joined = refusal is None
         return Parcel(
             "joined",
             {
@@ -248,6 +256,7 @@ class Link:
                 "theta": announced.theta,
                 "parameters": shapes_to_fields(announced.shapes),
                 "by_row": announced.by_row,
+                "leaving": announced.leaving,
             },
             arrays=announced.rows,
         )
@@ -274,6 +283,16 @@ class Link:
                 return self._no(parcel, announced, "this silo has answered a later message")
             finally:
                 self._waiting.remove(mine)
+
+
+def _refusal_of(announced: Announcement, join: Parcel) -> str | None:
+    """Why the server does not allow the sources of this silo."""
+    allowed: list[str] = join.fields["sources"]  # type: ignore[assignment]
+    try:
+        check_sources(announced.sources, announced.leaving, allowed or None)
+    except Refused as error:
+        return str(error)
+    return None
 
 
 def _is_closed(connection: socket.socket) -> bool:

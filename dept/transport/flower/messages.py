@@ -13,6 +13,7 @@ place to travel in. It imports only numpy, since the ClientApp starts a process 
 | ``started`` | silo | the global model as built |
 | ``round`` | server | the global model, the sources to train, and whose updates were averaged |
 | ``update`` | silo | local models of its sources (or coded updates), and metrics it agrees to |
+| ``embeddings`` | silo | after training, if it has chosen to share them: private embeddings |
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the messages; silos and server must have the same."""
 
 Field = str | int | bool | list[str]
@@ -72,7 +73,13 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "join": Kind({"protocol": int, "terms": list}),
+    "join": Kind(
+        {
+            "protocol": int,
+            "terms": list,  # "<key> <JSON>" of each setting that all must share
+            "sources": list,  # that silos may have; empty if they may bring others
+        }
+    ),
     "joined": Kind(
         {
             "protocol": int,
@@ -83,6 +90,7 @@ KINDS: dict[str, Kind] = {
             "theta": str,  # hash of the global model that it was built with, or has
             "parameters": list,  # "<name> <rows>x<columns>" of each shared parameter
             "by_row": list,  # names of those that are averaged by token row
+            "leaving": list,  # those of its sources that leave the federation
         },
         ("int32",),
     ),
@@ -95,6 +103,7 @@ KINDS: dict[str, Kind] = {
             "nonce": str,  # of this round; a reply repeats it
             "drawn": list,  # sources of this silo to train
             "averaged": list,  # "<source> <round>": the last round that averaged its update
+            "outside": list,  # sources of this silo that are not of the federation in this round
         },
         ("float32",),
     ),
@@ -106,6 +115,16 @@ KINDS: dict[str, Kind] = {
             "silo": str,
             "sources": list,  # whose local models are here
             "left_out": list,  # "<source> <reason>": trained, but not to be averaged
+        },
+        ("float32", "uint8"),
+        metrics=True,
+    ),
+    "embeddings": Kind(
+        {
+            "round": int,
+            "nonce": str,
+            "silo": str,
+            "sources": list,  # whose private parameters and token strings are here
         },
         ("float32", "uint8"),
         metrics=True,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from dept.transport.flower.messages import PROTOCOL, Parcel, Refused, shapes_of_fields
+from dept.transport.flower.joining import Member, Model, check_joined
+from dept.transport.flower.messages import PROTOCOL, Field, Parcel, Refused
 from dept.transport.flower.record import of_record, to_record
 
 RETRY = 5.0
@@ -20,44 +20,6 @@ RETRY = 5.0
 
 TRAIN = "train"
 """The message type of Flower for all messages of ours."""
-
-
-@dataclass
-class Member:
-    """A silo that has joined.
-
-    Attributes:
-        name: its name.
-        node: its number in Flower.
-        sources: its sources.
-        rows: for TRIM, int32[n] by source.
-        asked: round that it was last asked for and has not answered; ``None`` if it is free.
-        failing: when its trainer last began not to answer; ``None`` if it answers.
-    """
-
-    name: str
-    node: int
-    sources: tuple[str, ...]
-    rows: dict[str, np.ndarray] = field(default_factory=dict)
-    asked: int | None = None
-    failing: float | None = None
-
-
-@dataclass(frozen=True)
-class Model:
-    """What all silos must have in common, as the first of them said it.
-
-    Attributes:
-        shapes: shapes of the global model by name.
-        by_row: names of the parameters that are averaged by token row.
-        tokenizer: hash of the global tokenizer; empty if the variant does not use it.
-        theta: hash of the global model as built.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    by_row: tuple[str, ...]
-    tokenizer: str
-    theta: str
 
 
 @dataclass
@@ -73,8 +35,9 @@ class Silos:
     Args:
         grid: Flower's grid.
         terms: settings that all silos must share, as JSON by key.
-        sources: all sources of the federation, in their order.
+        sources: all sources of the federation, or those that it begins with.
         say: shows a sentence.
+        is_open: whether silos may bring other sources, and take theirs out.
         model: what all silos have in common, if an earlier server of this run has found it.
         clock: seconds.
         ttl: seconds after which Flower drops a message.
@@ -93,6 +56,7 @@ class Silos:
         sources: Sequence[str],
         say: Callable[[str], None],
         *,
+        is_open: bool = False,
         model: Model | None = None,
         is_new: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -100,6 +64,7 @@ class Silos:
     ) -> None:
         self.grid, self.terms, self.sources = grid, dict(terms), tuple(sources)
         self.say, self.clock, self.ttl = say, clock, ttl
+        self.is_open = is_open
         self.members: dict[str, Member] = {}
         self.model, self.is_new = model, is_new
         self.sent: Counter[str] = Counter()
@@ -142,15 +107,19 @@ class Silos:
         Returns:
             Whether it was sent.
         """
-        if member.asked is not None or member.node not in self.online:
-            return False
-        if member.failing is not None and self.clock() < self._joins.get(member.node, 0.0):
+        if member.asked is not None or member.node not in self.online or member.is_stale:
             return False
         round_index = int(parcel.fields.get("round", 0))  # type: ignore[arg-type]
         if self._push(member.node, parcel, round_index):
             member.asked = round_index
             self.sent["down"] += parcel.nbytes
         return member.asked is not None
+
+    def dismiss(self, member: Member) -> None:
+        """Forget a silo that has left; its node is not asked again until it connects anew."""
+        del self.members[member.name]
+        self._refused[member.node] = "it has left"
+        self.say(f"silo {member.name} has left the federation")
 
     def poll(self) -> list[tuple[Member, Parcel]]:
         """Ask new nodes to join, and collect the replies of silos.
@@ -211,12 +180,15 @@ class Silos:
             elif member.name not in self._gone:
                 self._gone[member.name] = self.clock()
                 self.say(f"silo {member.name} has lost its connection")
-        known = {m.node for m in self.members.values()} | set(self._refused)
+        settled = {m.node for m in self.members.values() if not m.is_stale}
+        known = settled | set(self._refused)
         joining = {a.node for a in self._outstanding.values() if a.kind == "join"}
         for node in self.online - known - joining:
             if self.clock() >= self._joins.get(node, 0.0):
                 terms = [f"{key} {value}" for key, value in self.terms.items()]
-                self._push(node, Parcel("join", {"protocol": PROTOCOL, "terms": terms}), 0)
+                fields: dict[str, Field] = {"protocol": PROTOCOL, "terms": terms}
+                fields["sources"] = [] if self.is_open else list(self.sources)
+                self._push(node, Parcel("join", fields), 0)
         for node in before - self.online:
             self._refused.pop(node, None)
             self._joins.pop(node, None)
@@ -225,11 +197,14 @@ class Silos:
                     del self._outstanding[message_id]
             for member in self.members.values():
                 if member.node == node:
-                    member.asked = None
+                    member.asked, member.is_stale = None, True
 
     def _failed(self, asked: _Asked, member: Member | None, reason: str) -> None:
         self._joins[asked.node] = self.clock() + RETRY
-        if member is not None and member.failing is None:
+        if member is None:
+            return
+        member.is_stale = True
+        if member.failing is None:
             member.failing = self.clock()
             self.say(f"silo {member.name} does not answer: {reason:.200}")
 
@@ -241,65 +216,27 @@ class Silos:
                 raise Refused(f"it answers with {parcel.kind}")
             if fields["refusal"]:
                 raise Refused(fields["refusal"])
-            self._check_joined(node, parcel)
+            self.model = check_joined(
+                parcel,
+                others=[m for m in self.members.values() if m.node != node],
+                online=self.online,
+                sources=None if self.is_open else self.sources,
+                model=self.model,
+                is_new=self.is_new,
+            )
         except Refused as error:
             self._refused[node] = str(error)
             self.say(f"silo {name!s:.40} does not take part: {error}")
+            self.members = {n: m for n, m in self.members.items() if m.node != node}
             return
-        self.members[name] = Member(name, node, tuple(fields["sources"]), dict(parcel.arrays))
+        before = next((m for m in self.members.values() if m.node == node), None)
+        now = Member(
+            name, node, tuple(fields["sources"]), dict(parcel.arrays), tuple(fields["leaving"])
+        )
+        if before is not None:  # it is reachable once it has answered a round, as before
+            del self.members[before.name]
+            now.failing = before.failing
+        self.members[name] = now
         self._gone.pop(name, None)
-        self.say(f"silo {name} has joined with {', '.join(fields['sources'])}")
-
-    def _check_joined(self, node: int, parcel: Parcel) -> None:
-        """Compare a silo with the others; the first one sets what they have in common.
-
-        Raises:
-            Refused: it cannot take part.
-        """
-        fields: dict[str, Any] = dict(parcel.fields)
-        if fields["protocol"] != PROTOCOL:
-            raise Refused(f"its messages have version {fields['protocol']}, ours {PROTOCOL}")
-        shapes = shapes_of_fields(fields["parameters"])
-        model = Model(shapes, tuple(fields["by_row"]), fields["tokenizer"], fields["theta"])
-        if not fields["sources"] or not set(fields["sources"]) <= set(self.sources):
-            raise Refused(f"its sources {fields['sources']} are not of this federation")
-        before = self.members.get(fields["silo"])
-        if before is not None and before.node != node and before.node in self.online:
-            raise Refused(f"another node is connected as {fields['silo']}: give each its own name")
-        for other in self.members.values():
-            shared = set(other.sources) & set(fields["sources"])
-            if shared and other.name != fields["silo"]:
-                raise Refused(f"source {sorted(shared)[0]} is also one of silo {other.name}")
-        if self.model is None:
-            self.model = model
-        ours = self.model
-        if model.tokenizer != ours.tokenizer:
-            raise Refused(
-                "its global tokenizer differs from that of the first silo: use the same files"
-            )
-        if model.shapes != ours.shapes or model.by_row != ours.by_row:
-            raise Refused(
-                "its global parameters have other names or shapes than those of the first silo"
-            )
-        if self.is_new and model.theta != ours.theta:
-            raise Refused(
-                "its global model differs from that of the first silo: use the same seed and the "
-                "same versions, or remove its folder of an earlier run of this name"
-            )
-        wanted = set(fields["sources"]) if model.by_row else set()
-        if parcel.arrays.keys() != wanted:
-            raise Refused("the token rows of its sources are missing")
-        heights = [shapes[name][0] for name in model.by_row]
-        for source, ids in parcel.arrays.items():
-            fits = ids.ndim == 1 and len(ids) and bool((np.diff(ids) > 0).all())
-            if not fits or ids[0] < 0 or any(ids[-1] >= height for height in heights):
-                raise Refused(f"the token rows of {source} are not ascending ids of the embedding")
-
-    def remember(self, theta: str) -> None:
-        """Compare the models of silos that join from now on with another one.
-
-        Args:
-            theta: hash of the global model.
-        """
-        assert self.model is not None
-        self.model = replace(self.model, theta=theta)
+        if before is None or (before.name, before.sources) != (name, now.sources):
+            self.say(f"silo {name} has joined with {', '.join(now.sources)}")

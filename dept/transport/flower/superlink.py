@@ -11,6 +11,7 @@ this machine.
 from __future__ import annotations
 
 import ipaddress
+import os
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from flwr.superlink import extensions
 from flwr.superlink.cli import flower_superlink
 from starlette.middleware import Middleware
+
+from dept.transport.flower import superexec
 
 FOR_SILOS = ("/v1/fleet/", "/health")
 """Beginnings of the paths that other machines may ask for."""
@@ -66,6 +69,7 @@ def main() -> None:
     """Start the SuperLink."""
     others = extensions.get_middleware
     extensions.get_middleware = lambda: (Middleware(OnlyHere), *others())
+    superexec.watch(os._exit)
     flower_superlink()
 
 

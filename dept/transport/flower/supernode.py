@@ -1,75 +1,79 @@
-"""Flower's SuperNode, which runs no app but that of this installation.
+"""Flower's SuperNode, which is started again when it ends.
 
 `python -m dept.transport.flower.supernode OPTIONS` takes the options of `flower-supernode`.
 
-A run of Flower brings its app, which a SuperNode installs and runs: whoever operates the server
-could run any code in a silo. Flower's `--trusted-entities` accepts only apps that someone has
-signed, for which the SuperLink needs a licence. So this command compares the app with the one of
-its own installation (`dept/transport/flower/app`), which has no code, and refuses every other.
+It connects again by itself when the server was away, and waits while the server refuses its key. It
+ends when it is killed, or has lost a message. Then this command starts it again. With
+`--max-retries` or `--max-wait-time` the command ends with the SuperNode, and with its status.
 """
 
 from __future__ import annotations
 
-import hashlib
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Sequence
+from typing import NoReturn
 
-from flwr.cli.build import build_fab_from_disk
-from flwr.supercore.run import RunNotRunningException
-from flwr.supernode import start_client_internal
-from flwr.supernode.cli import flower_supernode
+from flwr.supernode.cli.flower_supernode import _parse_supernode_lifespan_config
 
 from dept.log import log
 
-APP = Path(__file__).with_name("app")
+PROCESS = "dept.transport.flower.supernode_process"
+
+PAUSE = 5.0
+"""Seconds between the end of a SuperNode and the start of the next one."""
 
 
-class OtherApp(RunNotRunningException):
-    """The server wants to run another app here. Flower drops its messages, and continues."""
+def keep_running(command: Sequence[str], pause: float = PAUSE, *, once: bool = False) -> int:
+    """Run a command, and run it again whenever it ends.
 
-
-def own_app() -> str:
-    """SHA-256 of the app of this installation, as Flower packs it."""
-    return hashlib.sha256(build_fab_from_disk(APP)).hexdigest()
-
-
-def checked(get_fab: Callable[..., Any], accepted: str) -> Callable[..., Any]:
-    """A function that gets an app of the server, and refuses it if it is another one.
+    The command can read its input until this process ends.
 
     Args:
-        get_fab: Flower's own function.
-        accepted: SHA-256 of the accepted app.
+        command: program and arguments.
+        pause: seconds between its end and its next start.
+        once: do not run it again.
+
+    Returns:
+        The status of the command, if it runs once.
+
+    Raises:
+        SystemExit: this process was asked to end, as by SIGTERM; so is the command.
     """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    while True:
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            try:
+                status = process.wait()
+            finally:
+                if process.poll() is None:
+                    _end(process)
+        if once:
+            return status
+        log.warning(f"the SuperNode has ended with status {status}: another is started")
+        time.sleep(pause)
 
-    def get(*arguments: Any, **options: Any) -> Any:
-        fab = get_fab(*arguments, **options)
-        found = hashlib.sha256(fab.content).hexdigest()
-        if found != accepted:
-            log.error(
-                f"the server wants to run app {found[:12]} in this silo, and only {accepted[:12]}, "
-                f"that of this installation, is accepted: install the same version on both sides"
-            )
-            raise OtherApp
-        return fab
 
-    return get
+def _leave(number: int, frame: object) -> NoReturn:
+    sys.exit(0)
 
 
-def main() -> None:
-    """Start the SuperNode."""
-    accepted, connect = own_app(), start_client_internal.http_request_response
+def _end(process: subprocess.Popen) -> None:
+    process.terminate()
+    try:
+        process.wait(10.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
-    @contextmanager
-    def guarded(*arguments: Any, **options: Any) -> Iterator[tuple[Any, ...]]:
-        with connect(*arguments, **options) as functions:
-            node, receive, send, get_run, get_fab, *others = functions
-            yield (node, receive, send, get_run, checked(get_fab, accepted), *others)
 
-    start_client_internal.http_request_response = guarded
-    flower_supernode()
+def main() -> int:
+    """Keep a SuperNode running; returns its status if the options say how often it may try."""
+    config = _parse_supernode_lifespan_config()  # ends this process if an option is wrong
+    once = config.max_retries is not None or config.max_wait_time is not None
+    return keep_running([sys.executable, "-m", PROCESS, *sys.argv[1:]], once=once)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 from dept.method.averaging import Average, Share
 from dept.method.compression import Compression
 from dept.transport.process_group import Workers
+
+Protect = Callable[[str, Mapping[str, Tensor]], dict[str, Tensor]]
+"""From a source and its pseudo-gradient by name to the one that may be sent."""
 
 
 class Updates:
@@ -23,6 +26,7 @@ class Updates:
         start: the global parameters that every source starts from, by name. Kept by reference.
         compression: compression of updates; ``None`` sends local models as they are.
         errors: coding error of earlier messages of each source. Kept by reference.
+        protect: adds noise to the pseudo-gradient of a source; ``None`` for none.
 
     Attributes:
         pending: the new ``errors`` of the sources of this round, valid once they are averaged.
@@ -33,7 +37,9 @@ class Updates:
         start: Mapping[str, Tensor],
         compression: Compression | None,
         errors: Mapping[str, Mapping[str, Tensor]],
+        protect: Protect | None = None,
     ) -> None:
+        self.protect = protect
         self.start, self.compression, self.errors = start, compression, errors
         self.pending: dict[str, dict[str, Tensor]] = {}
         self._arrays: dict[str, dict[str, np.ndarray]] = {}
@@ -46,21 +52,24 @@ class Updates:
             local: shared parameters of its local model, by name: float32 tensors.
             share: its token rows.
         """
-        if self.compression is None:
-            self._arrays[source] = {
-                f"{source}/{name}": value.detach().to("cpu", copy=True).numpy()
-                for name, value in local.items()
-            }
+        if self.compression is None and self.protect is None:
+            self._arrays[source] = _arrays_of(source, local)
             return
-        update = {
+        start = {
             name: (
                 self.start[name][share.rows[name].to(value.device)]
                 if name in share.rows
                 else self.start[name]
             )
-            - value
             for name, value in local.items()
         }
+        update = {name: start[name] - value for name, value in local.items()}
+        if self.protect is not None:
+            update = self.protect(source, update)
+        if self.compression is None:
+            sent = {name: start[name] - value for name, value in update.items()}
+            self._arrays[source] = _arrays_of(source, sent)
+            return
         message, self.pending[source] = self.compression.encode(
             update, share.rows, self.errors.get(source)
         )
@@ -84,3 +93,10 @@ class Updates:
             RuntimeError: always.
         """
         raise RuntimeError("the server of the federation averages")
+
+
+def _arrays_of(source: str, local: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {
+        f"{source}/{name}": value.detach().to("cpu", copy=True).numpy()
+        for name, value in local.items()
+    }
