@@ -29,6 +29,9 @@ from dept.transport.flower.keys import CA, CERTIFICATE, KEY, make_server, make_s
 REPOSITORY = Path(__file__).parents[1]
 APP = REPOSITORY / "dept" / "transport" / "flower" / "app"
 CONNECTION = "federation"
+PATIENCE = 600.0
+"""Seconds to wait for a command of Flower."""
+
 IMPORTS = ["dept.training.command", "dept.training.registration", "llmfoundry.command_utils"]
 
 
@@ -234,9 +237,15 @@ class Federation:
         self._connect()
         environment = self._environment("server")
         command = [str(Path(sys.executable).with_name("flwr")), *arguments]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=180
-        )
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=PATIENCE
+            )
+        except subprocess.TimeoutExpired:
+            raise SystemExit(
+                f"flwr {' '.join(arguments[:2])} has not ended within {PATIENCE:.0f} s: the "
+                f"SuperLink does not answer, or this machine has no time for it"
+            ) from None
         return done.stdout + done.stderr
 
     def address(self, silo: str) -> str:
