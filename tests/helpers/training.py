@@ -47,11 +47,15 @@ def train(root: Path, experiment: str, *more: str, checked: bool = False):
     from llmfoundry.command_utils import train as llmfoundry_train
 
     from dept.training import registration
+    from dept.training.on_machine import choose
 
     registration.register()
-
     os.chdir(REPOSITORY)
-    return llmfoundry_train(load(root, experiment, *more, checked=checked))
+    config = load(root, experiment, *more, checked=checked)
+    chosen, _ = choose(OmegaConf.to_container(config, resolve=True))
+    for key, value in chosen.items():
+        OmegaConf.update(config, key, value, force_add=True)
+    return llmfoundry_train(config)
 
 
 def dept_of(trainer):
