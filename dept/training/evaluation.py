@@ -60,7 +60,7 @@ class Evaluation:
 
         return {
             Event.EVAL_STANDALONE_START: lambda state, logger: self.choose(state),
-            Event.EVAL_STANDALONE_END: lambda state, logger: self.restore(state),
+            Event.EVAL_STANDALONE_END: self.restore,
             Event.EVAL_START: enter,
             Event.EVAL_BATCH_START: lambda state, logger: self.translate(state.batch),
             Event.EVAL_AFTER_FORWARD: lambda state, logger: self.score(state.outputs),
@@ -143,16 +143,18 @@ class Evaluation:
         self._evaluators = list(state.evaluators)
         state.evaluators = [e for e in self._evaluators if self._is_held(e.label)]
 
-    def restore(self, state: State) -> None:
-        """After it."""
+    def restore(self, state: State, logger: Logger) -> None:
+        """After it: no epoch ends that would report it, nor does Composer run the Gauntlet."""
         state.evaluators = self._evaluators
+        self.report(state, logger, own=True)
 
-    def report(self, state: State, logger: Logger) -> None:
+    def report(self, state: State, logger: Logger, own: bool = False) -> None:
         """Log the results of the evaluations of all workers since the last round.
 
         Args:
             state: the state of Composer's trainer.
             logger: Composer's logger, which gets the results.
+            own: whether to log this worker's own tasks, which Composer logs in training.
 
         Raises:
             WorkerLost: another worker did not arrive.
@@ -163,9 +165,8 @@ class Evaluation:
         stage = f"the evaluation of round {state.timestamp.epoch.value}"
         for worker, given in enumerate(self.run.workers.gather(here, stage=stage)):
             unseen = {f"eval/{name}/unseen_tokens": n for name, n in given["unseen"].items()}
-            # Composer has logged this worker's own tasks.
-            others = given["tasks"] if worker != self.run.workers.place.worker else {}
-            logger.log_metrics(unseen | others)
+            is_logged = worker == self.run.workers.place.worker and not own
+            logger.log_metrics(unseen | ({} if is_logged else given["tasks"]))
 
     def _is_held(self, label: str) -> bool:
         source = source_of(label, self.run.schedule.sources, self.icl_source)
