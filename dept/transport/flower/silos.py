@@ -116,7 +116,7 @@ class Silos:
         return member.asked is not None
 
     def dismiss(self, member: Member) -> None:
-        """Forget a silo that has left; its node is not asked again until it connects anew."""
+        """Forget a silo that has left; its node is not asked again until it connects again."""
         del self.members[member.name]
         self._refused[member.node] = "it has left"
         self.say(f"silo {member.name} has left the federation")
