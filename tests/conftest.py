@@ -41,10 +41,11 @@ def pytest_collection_modifyitems(items) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Take back what llm-foundry and Composer set where a yaml has a ``python_log_level``.
+    """Take back what a training in this process sets for all of it.
 
-    They send all records, down to those of debugging, to the standard error of that test, which is
-    closed after it; a trainer that is collected later would log to it.
+    Where a yaml has a ``python_log_level``, llm-foundry and Composer send all records, down to
+    those of debugging, to the standard error of that test, which is closed after it; a trainer that
+    is collected later would log to it. And how a trainer multiplies matrices is its own choice.
     """
     loggers = [logging.getLogger(name) for name in (None, "composer", "llmfoundry", "streaming")]
     before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
@@ -54,6 +55,8 @@ def pytest_runtest_protocol(item):
         for logger, level, handlers in before:
             logger.setLevel(level)
             logger.handlers[:] = handlers
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_float32_matmul_precision("highest")
 
 
 @pytest.fixture

@@ -32,9 +32,7 @@ def choose(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
     else:
         devices.confine(place)
     devices.use_threads(place.local_world)
+    cpu.prepare()
     device = devices.device()
-    if device.gpu is None:
-        cpu.keep_memory()
-        cpu.multiply_with_onednn()
     chosen = machine_choices.choices(config, device) if "model" in config else {}
     return chosen, machine_choices.line(machine_choices.put(config, chosen), device)

@@ -12,6 +12,13 @@ import torch
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
+def prepare() -> None:
+    """Do both in a process that trains, unless it has a GPU."""
+    if not torch.cuda.is_available():
+        keep_memory()
+        multiply_with_onednn()
+
+
 def keep_memory() -> None:
     """Let the C library keep what is freed, for the next step.
 

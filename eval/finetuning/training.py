@@ -27,6 +27,7 @@ from dept.evaluation.finetuning.model import FineTuned, add_rows
 from dept.evaluation.finetuning.options import FineTuneOptions
 from dept.evaluation.models.source_models import SourceModel, context_length, load
 from dept.training.jsonl_logger import JsonlLogger
+from dept.transport import cpu
 
 EVAL_BATCH = 64
 
@@ -49,6 +50,7 @@ def fine_tune(
         ConfigError: the checkpoint cannot be used, or sequences do not fit the model.
         DataError: the corpus of the checkpoint is missing.
     """
+    cpu.prepare()
     source = load(options.checkpoint, options.source, options.root)
     kind, labels = options.task.kind, options.task.labels or []
     limit = sequence_limit(source.model, options.max_length)
