@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from faults import MODEL, batch_reached
 from federation import REPOSITORY, SILOS, compare, parties_of, start_parties
 from flower_processes import Federation, end_in_order
+from kills import MODEL, batch_reached
 from rich.table import Table
 
 from dept import terminal

@@ -29,15 +29,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("PYTHONWARNINGS", "ignore:pkg_resources is deprecated")
 
+MODEL = ["model.d_model=32", "model.n_heads=2", "model.n_layers=2"]
 SMALL = [
     "variables.local_steps=10",
     "max_duration=4ep",
     "eval_interval=4ep",
     "callbacks.source_metrics.held_out_interval=4ep",
     "save_interval=1ba",
-    "model.d_model=32",
-    "model.n_heads=2",
-    "model.n_layers=2",
+    *MODEL,
 ]
 DEATHS = ("SIGKILL to a rank", "SIGKILL to the launcher", "SIGTERM to all", "SIGKILL in a save")
 

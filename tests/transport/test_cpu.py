@@ -45,6 +45,7 @@ def test_a_cpu_that_would_round_to_bfloat16_and_a_choice_are_left_alone(monkeypa
 def test_memory_that_is_freed_is_used_again_without_new_pages():
     count = (
         "import resource, torch; from dept.transport import cpu; {}; pages = []\n"
+        "torch.ones(64 * 2**20)\n"  # four times as much, which later ones find room in
         "for _ in range(6):\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    torch.ones(16 * 2**20)\n"
