@@ -1,7 +1,4 @@
-"""How torch and the C library work on a CPU: the same float32, in about half of the time.
-
-Both were measured with the body and batch of `yamls/continued.yaml` (docs/performance.md).
-"""
+"""How torch and the C library work on a CPU: the same float32, in less time."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ def keep_memory() -> None:
 
 
 def multiply_with_onednn() -> None:
-    """Let torch multiply float32 matrices with oneDNN, which is twice as fast as MKL on AMD.
+    """Let torch multiply float32 matrices with oneDNN, which is faster than MKL on AMD.
 
     Torch takes oneDNN for it where precision ``medium`` permits to compute in bfloat16. oneDNN does
     so with AMX only; on CPUs without, which this is for, it computes in float32.
