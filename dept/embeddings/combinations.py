@@ -35,7 +35,7 @@ from dept.embeddings.token_strings import is_text, speller
 
 COMMON = ""  # the common space, beside the sources, none of which is called so
 ATOMS = 4096  # shared tokens that a row may be made of: those that were trained most
-NONZERO = 8  # shared tokens that a row is made of: best of 4, 8, 16, 32 and 64 where it was tried
+NONZERO = 8  # shared tokens that a row is made of
 
 
 def subwords(
@@ -62,6 +62,17 @@ def subwords(
     """
     check(sources, target, otherwise, weighting)
     shared = common(sources, weighting, rescale)
+    return _spelled(shared, sources, target, otherwise, weighting, rescale)
+
+
+def _spelled(
+    shared: SourceEmbedding,
+    sources: Mapping[str, SourceEmbedding],
+    target: Sequence[str],
+    otherwise: Tensor,
+    weighting: str,
+    rescale: bool,
+) -> Merged:
     row_of, spell = index(shared.tokens), speller(shared.tokens, shared.counts.tolist())
     by_mean = mean_recipe(sources, weighting)
 
@@ -101,8 +112,9 @@ def sparse(
     Raises:
         ValueError: as :func:`merge`.
     """
-    found = subwords(sources, target, otherwise, weighting=weighting, rescale=rescale)
+    check(sources, target, otherwise, weighting)
     shared = common(sources, weighting, rescale)
+    found = _spelled(shared, sources, target, otherwise, weighting, rescale)
     place, is_shared = index(target), {*shared.tokens}
     vectors, origins = found.vectors.clone(), list(found.origins)
     order = torch.argsort(shared.counts, descending=True, stable=True).tolist()

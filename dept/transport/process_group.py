@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dept.errors import WorkerLost
 from dept.transport import devices
+from dept.transport.gloo_messages import Several, each_to_each
 from dept.transport.topology import Place
 
 
@@ -101,23 +102,12 @@ class Workers:
             return list(received.split(list(sizes)))
         into = [torch.empty(size, dtype=like.dtype) for size in sizes]
         outgoing = [self._travelling(piece) for piece in pieces]
-        self._run(lambda: self._each_to_each(outgoing, into), stage)
+        assert self.control is not None
+        gloo = self.control
+        self._run(lambda: each_to_each(gloo, here, outgoing, into), stage)
         received = [tensor.to(like.device) for tensor in into]
         received[here] = pieces[here]
         return received
-
-    def _each_to_each(self, pieces: Sequence[Tensor], into: Sequence[Tensor]) -> _Several:
-        """Start to receive from all other workers, and only then to send, through gloo.
-
-        gloo sends a message when its receiver has asked for it, and the request travels behind what
-        the receiver itself is sending. Its own all-to-all sends first, so that the later of two
-        workers has all its numbers sent before the other one begins.
-        """
-        assert self.control is not None
-        others = [w for w in range(self.count) if w != self.place.worker]
-        receives = [self.control.recv([into[w]], w, 0) for w in others if into[w].numel()]
-        sends = [self.control.send([pieces[w]], w, 0) for w in others if pieces[w].numel()]
-        return _Several([*receives, *sends])
 
     def _travelling(self, tensor: Tensor) -> Tensor:
         """The tensor where its group can read it: on the CPU for gloo."""
@@ -292,7 +282,7 @@ class Workers:
         dist.broadcast_object_list(box, src=0, group=self._of_ranks())
         return box[0]
 
-    def _run(self, start: Callable[[], dist.Work | _Several], stage: str) -> None:
+    def _run(self, start: Callable[[], dist.Work | Several], stage: str) -> None:
         """Run one exchange; if it fails, name the missing workers."""
         assert self.store is not None
         self._exchanges += 1
@@ -315,18 +305,6 @@ class Workers:
             f"{who} did not come to {stage} {how}: see its own output for why; the same command "
             f"resumes from the last checkpoint"
         )
-
-
-@dataclass
-class _Several:
-    """Messages that are waited for together."""
-
-    works: Sequence[dist.Work]
-
-    def wait(self) -> None:
-        """Wait until every message has been received, or sent."""
-        for work in self.works:
-            work.wait()
 
 
 _current = Workers(Place())

@@ -2,14 +2,13 @@
 
 import json
 import math
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from fleet import Fleet, learned
 from flower_processes import wait_until
-from parties import NESTEROV, SILOS, SOURCES, Parties
+from parties import NESTEROV, SILOS, SOURCES
 from training import LOCAL_STEPS, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,14 +30,6 @@ COMMON = [f"max_duration={ROUNDS}ep", "algorithms.dept.inner_state=keep", NESTER
 HALF = "algorithms.dept.sources_per_round=2"
 UNTIED = "model.tie_word_embeddings=false"
 FIRST = [*SILOS["left"], *SILOS["middle"]]
-
-
-@pytest.fixture(scope="module")
-def parties(prepared, tmp_path_factory):
-    parties = Parties(prepared, tmp_path_factory.mktemp("parties"))
-    yield parties
-    parties.close()
-    shutil.rmtree(parties.sockets)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ The trainers are those of a federation, and so is the server; only Flower is lef
 
 import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from fleet import Fleet, learned
 from flower_processes import REPOSITORY
-from parties import NESTEROV, SILOS, SOURCES, Parties
+from parties import NESTEROV, SILOS, SOURCES
 from training import BATCH, LOCAL_STEPS, ROUNDS
 
 from dept.costs.transport import federation_round_bytes
@@ -30,14 +29,6 @@ CLIPPED = ["algorithms.dept.clip_update_norm=0.5"]
 
 class Killed(BaseException):
     """The server dies here."""
-
-
-@pytest.fixture(scope="module")
-def parties(prepared, tmp_path_factory):
-    parties = Parties(prepared, tmp_path_factory.mktemp("parties"))
-    yield parties
-    parties.close()
-    shutil.rmtree(parties.sockets)
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,9 @@ class Server:
         while parcel is None:
             members = list(self.silos.members.values())
             if all(member.asked is None for member in members):
-                any(self.silos.ask(member, Parcel("start")) for member in members)
+                for member in members:
+                    if self.silos.ask(member, Parcel("start")):
+                        break
             self.sleep()
             replies = self.attendance.look()
             parcel = next((p for _, p in replies if p.kind == "started"), None)
