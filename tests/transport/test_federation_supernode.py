@@ -25,6 +25,7 @@ class Door:
 
     def __init__(self, port):
         self.to, self.is_shut, self.refused, self.connections = port, False, 0, []
+        self.changing = threading.Lock()  # each connection is refused, or closed by shut()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True).start()
@@ -38,19 +39,20 @@ class Door:
             threading.Thread(target=self.serve, args=(client,), daemon=True).start()
 
     def serve(self, client):
-        if self.is_shut:
+        with self.changing:
+            server = None if self.is_shut else self.connect()
+            self.connections += [client, server] if server else []
+        if server is None:
             client.recv(1 << 16)
             client.close()
-            self.refused += 1
+            self.refused += self.is_shut
             return
-        try:
-            server = socket.create_connection(("127.0.0.1", self.to))
-        except OSError:
-            client.close()
-            return
-        self.connections += [client, server]
         for ends in ((client, server), (server, client)):
             threading.Thread(target=self.forward, args=ends, daemon=True).start()
+
+    def connect(self):
+        with contextlib.suppress(OSError):
+            return socket.create_connection(("127.0.0.1", self.to))
 
     def forward(self, source, target):
         with contextlib.suppress(OSError):
@@ -60,10 +62,11 @@ class Door:
             end.close()
 
     def shut(self):
-        self.is_shut = True
-        for end in self.connections:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+        with self.changing:
+            self.is_shut = True
+            for end in self.connections:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
 
 
 def error_of(port, **options):
