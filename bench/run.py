@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import codec_rows
 import federation_rows
+import memory_rows
 import preparation_rows
 import startup_rows
 import training_rows
@@ -33,6 +34,7 @@ ROWS = {
     row.name: row
     for row in (
         *training_rows.ROWS,
+        *memory_rows.ROWS,
         *worker_rows.ROWS,
         *codec_rows.ROWS,
         *federation_rows.ROWS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import zipfile
@@ -38,6 +39,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)  # the name must also survive a loss of power
+    # torch.save holds what it wrote, such as a whole optimizer's state, in a reference cycle. The
+    # young generations are collected in a millisecond.
+    gc.collect(1)
 
 
 def write(path: str | Path, content: bytes | str) -> None:

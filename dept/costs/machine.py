@@ -24,7 +24,8 @@ class Estimate:
     Attributes:
         training: weights, gradients, state of the inner optimizer.
         dept: additional bytes of DEPT on the same device.
-        kept: state of all the sources of the worker, and averages of inner state, on the CPU.
+        kept: state of all the sources of the worker, local models of the round, and averages of
+            inner state, on the CPU.
         activations: rough estimate for one microbatch (:func:`activations`).
         device: ``GPU`` or ``memory``: where ``training``, ``dept`` and ``activations`` are.
         available: bytes of a GPU, or of the machine divided by its workers.
@@ -115,7 +116,9 @@ def estimate(config: Mapping[str, Any], *, slots: int, sources: int, workers_her
     return Estimate(
         training=costs.memory.training,
         dept=costs.memory.dept,
-        kept=costs.memory.kept_per_source * sources + costs.memory.averaged_state,
+        kept=costs.memory.kept_per_source * sources
+        + costs.memory.finished
+        + costs.memory.averaged_state,
         activations=activations(config, costs),
         device="GPU" if has_gpu else "memory",
         available=available,

@@ -37,16 +37,16 @@ class Memory:
         gradients: gradients of the weights.
         inner_state: state of the inner optimizer.
         start: the global parameters at the start of the round.
-        sums: sums of the local models of the round, in float64, if it trains several sources. (If
-            it trains one, the local model is copied after the slot, when the optimizer's state has
-            been moved.) If updates are gathered, these as messages and decoded; the first worker
-            has those of all sources of a round.
+        sums: sums of the local models of the slots before the last one of the round: of one in
+            float32, of several in float64. (The last one is added when its slot has ended, and
+            the state of its optimizer has been moved.) If updates are gathered, these as messages
+            and decoded; the first worker has those of all sources of a round.
         outer_state: state of the outer optimizer. Its state per token row in TRIM, such as a step
             count, is not counted, since it is small compared with a row of the embedding.
         kept_per_source: state of a source on the CPU between its slots: its private embedding, and
-            the inner state of that, or of the whole model with ``keep`` or ``average``. Until the
-            round ends, also its local model, for checkpoints in mid-round, and the private
-            embedding from the start of the round.
+            the inner state of that, or of the whole model with ``keep`` or ``average``.
+        finished: local models of the slots before the last one of the round, on the CPU until the
+            round ends, for checkpoints in mid-round.
         averaged_state: averages of the inner state on the CPU, with ``inner_state: average``.
     """
 
@@ -57,6 +57,7 @@ class Memory:
     sums: int = 0
     outer_state: int = 0
     kept_per_source: int = 0
+    finished: int = 0
     averaged_state: int = 0
 
     @property
@@ -114,10 +115,11 @@ def dept_memory(
     outer = {**PRESETS.get(name, {"name": name}), **outer}
     return {
         "start": WORD * shared,
-        "sums": 2 * WORD * shared if slots > 1 else 0,
+        "sums": WORD * shared * min(slots - 1, 2),
         "outer_state": WORD * shared * state_numbers("algorithms.dept.outer_optimizer", outer),
         "kept_per_source": WORD
-        * (local + private + inner * (private if inner_state == "reset" else local)),
+        * (private + inner * (private if inner_state == "reset" else local)),
+        "finished": WORD * local * (slots - 1),
         "averaged_state": WORD * inner * shared if inner_state == "average" else 0,
     }
 

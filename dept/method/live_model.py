@@ -114,6 +114,11 @@ class LiveModel:
             current._remove_autograd_hooks()
         return DistributedDataParallel(self.model) if ranks > 1 else self.model
 
+    def drop_gradients(self) -> None:
+        """Free the gradients of the last step; the next one makes its own."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+
     def average_gradients(self) -> None:
         """After the backward pass: nothing is left to do here, see ``ShardedModel``."""
 

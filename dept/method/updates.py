@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -29,26 +29,35 @@ def sketch(update: Mapping[str, Tensor], seed: int = 0, size: int = SKETCH_SIZE)
     Returns:
         float32[size].
     """
-    flat = torch.cat([update[name].detach().flatten().float() for name in sorted(update)])
-    flat *= _signs(flat.numel(), seed, flat.device)
-    padded = torch.nn.functional.pad(flat, (0, -flat.numel() % size))
-    return padded.reshape(-1, size).sum(dim=0).cpu()
+    tensors = [update[name].detach().flatten() for name in sorted(update)]
+    counts = tuple(tensor.numel() for tensor in tensors)
+    total, offset = torch.zeros(size, device=tensors[0].device), 0
+    # One tensor at a time: the whole update once more would be the peak of memory in a round.
+    for tensor, signs in zip(tensors, _signs(counts, seed, total.device), strict=True):
+        edges = (offset % size, -(offset + len(tensor)) % size)
+        padded = torch.nn.functional.pad(tensor.float() * signs, edges)
+        total += padded.reshape(-1, size).sum(dim=0)
+        offset += len(tensor)
+    return total.cpu()
 
 
-def _signs(count: int, seed: int, device: torch.device) -> Tensor:
-    """int8[count] of -1 and 1, the same on every device."""
-    return _drawn_signs(count, seed) if device.type == "cpu" else _kept_signs(count, seed, device)
+def _signs(counts: tuple[int, ...], seed: int, device: torch.device) -> Iterable[Tensor]:
+    """int8[count] of -1 and 1 for each count, the same on every device."""
+    if device.type == "cpu":
+        return _drawn_signs(counts, seed)
+    return _kept_signs(counts, seed, device)
 
 
-def _drawn_signs(count: int, seed: int) -> Tensor:
+def _drawn_signs(counts: tuple[int, ...], seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2, (count,), generator=generator, dtype=torch.int8) * 2 - 1
+    for count in counts:
+        yield torch.randint(0, 2, (count,), generator=generator, dtype=torch.int8) * 2 - 1
 
 
 @functools.lru_cache(maxsize=1)
-def _kept_signs(count: int, seed: int, device: torch.device) -> Tensor:
+def _kept_signs(counts: tuple[int, ...], seed: int, device: torch.device) -> list[Tensor]:
     """Kept on a GPU, a byte for each parameter: it would wait for the CPU to draw them."""
-    return _drawn_signs(count, seed).to(device)
+    return [signs.to(device) for signs in _drawn_signs(counts, seed)]
 
 
 def norm(update: Mapping[str, Tensor]) -> float:

@@ -199,6 +199,7 @@ class Dept(Algorithm):
         """After the last slot: take the outer step, and exchange the records of all workers."""
         run, stage = self.run, f"the outer step of round {self.totals['rounds'] + 1}"
         self.workers.wait_for_all(stage)
+        run.drop_after_slots()
         left_out = slot_faults.left_out(run, stage)
         if self.silo is None:
             stepped = run.outer_step(left_out, stage=stage)

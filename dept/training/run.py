@@ -251,11 +251,17 @@ class Run:
     def finish_slot(self, source: str) -> None:
         """End the active slot, and add its local model to the average."""
         local, record = self.slots.finish(self.totals["rounds"] + 1), self.records[source]
-        self.reduction.add(source, local, self.share(source))
         update = self.slots.update(local)
         record.norm, record.sketch = updates.norm(update), updates.sketch(update)
+        del update  # as large as the body, and the next lines need memory
+        self.reduction.add(source, local, self.share(source))
         if self.held.keeps_local_models:
             self.local_models[source] = to_host(local)
+
+    def drop_after_slots(self) -> None:
+        """Free what only the slots of the round needed, since the outer step needs the memory."""
+        self.slots.live.drop_gradients()
+        self.local_models = {}  # for checkpoints in mid-round
 
     def exchange_records(self, *, stage: str) -> dict[str, SlotRecord]:
         """End the round: exchange the records of all slots, and add them to the totals.

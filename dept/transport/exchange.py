@@ -32,12 +32,14 @@ class ExactReduction:
 
     Args:
         start: the global parameters that every source starts from, by name. Kept by reference.
-        bucket: elements exchanged at once; the exchange needs a few times as much memory.
+        bucket: elements exchanged at once; the exchange needs a few times as much memory. By
+            default a small part of the model.
     """
 
-    def __init__(self, start: Mapping[str, Tensor], bucket: int = 1 << 24) -> None:
+    def __init__(self, start: Mapping[str, Tensor], bucket: int | None = None) -> None:
         self.start = start
-        self.bucket = bucket
+        size = sum(value.numel() for value in start.values())
+        self.bucket = bucket or max(1 << 20, size // 32)
         self.shares: list[Share] = []
         # In the shape of the global parameters: one local model in float32, without its weight, or
         # the weighted sum of several in float64.
@@ -81,7 +83,7 @@ class ExactReduction:
         *,
         stage: str = "the outer step",
     ) -> dict[str, Average]:
-        """The mean of the local models of all workers, on every rank.
+        """The mean of the local models of all workers, on every rank; their sums are dropped.
 
         Args:
             workers: the workers of the job; this one alone by default. All must make this call.
@@ -107,6 +109,7 @@ class ExactReduction:
             names = list(self.start)
             for parts in _buckets(self.start, names, held, workers.count, self.bucket):
                 self._exchange(parts, values, contributions, workers, stage)
+        self._sums = {}
         workers.share(list(values.values()))
         return {name: Average(value, held.get(name)) for name, value in values.items()}
 

@@ -138,15 +138,15 @@ def test_memory_is_what_slots_and_the_outer_optimizer_hold(variant, outer, inner
         shared=sum(value.numel() for value in slots.start.values()),
         private=local - slots.communicated("a"),
         local=local,
-        slots=2,
+        slots=3,  # it counts two that have ended
         optimizer={"name": "adamw"},
         outer_optimizer={"name": outer},
         inner_state=inner_state,
     )
     assert memory["start"] == size_of(slots.start)
     assert memory["sums"] == size_of(reduction._sums)
-    kept = size_of(shared) + size_of(slots.private.get("a", {}))
-    kept += size_of(slots.finished.get("a", {}))
+    assert memory["finished"] == 2 * (size_of(shared) + size_of(slots.finished.get("a", {})))
+    kept = size_of(slots.private.get("a", {}))
     kept += sum(size_of(state) for state in slots.inner["a"].values())
     assert memory["kept_per_source"] == kept
     if moments is not None:
