@@ -64,7 +64,9 @@ class OuterOptimizer:
         self.name = name
         self._build = lambda parameter: classes[cls]([parameter], **settings)
         try:
-            self._build(torch.nn.Parameter(torch.zeros(1)))
+            # The average needs no optimizer, whose first use imports torch's compiler for seconds.
+            if not self.is_average:
+                self._build(torch.nn.Parameter(torch.zeros(1)))
         except ConfigError:
             raise
         except Exception as error:  # of any library
@@ -137,6 +139,8 @@ class OuterOptimizer:
         Raises:
             ConfigError: a value does not fit, or the optimizer needs more than gradients.
         """
+        if self.is_average:
+            return
         try:
             value, _ = self._stepped(torch.ones(2, 2), torch.ones(2, 2), {})
             if not value.isfinite().all():
