@@ -20,18 +20,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from dept.data.corpus import (
-    GLOBAL,
-    SPLITS,
-    PreparedSource,
-    count_tokens,
-    described,
-    local_vocabulary,
-    make_again,
-    read_source,
-    unigram_cross_entropy,
-)
+from dept.data.corpus import GLOBAL, SPLITS, PreparedSource, described, make_again, read_source
 from dept.data.shard_files import SplitIndex, fault, read_index, remake, tokens
+from dept.data.token_counts import count_tokens, local_vocabulary, unigram_cross_entropy
 from dept.data.tokenizer_files import tokenizer_fault
 from dept.data_prep.files import read_json
 from dept.data_prep.pool import Task, Workers

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from dept.checkpoint import durable, library_patches
-from dept.data.corpus import SPLITS, count_tokens, local_vocabulary, unigram_cross_entropy
+from dept.data.corpus import SPLITS
+from dept.data.token_counts import count_tokens, local_vocabulary, unigram_cross_entropy
 from dept.data_prep.files import WORK, publish_directory, read_json, read_texts, write_json
 from dept.data_prep.mds import TokenShards, merged_index
 from dept.data_prep.pool import Task

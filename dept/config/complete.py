@@ -7,7 +7,8 @@ from typing import Any
 
 from dept.checkpoint.run_folder import checkpoint_name, checkpoints_of, remote_of
 from dept.config import icl, machine_choices
-from dept.config.check import check, corpus_and_sources, evaluates_held_out
+from dept.config.check import check
+from dept.config.corpus_checks import corpus_and_sources, evaluates_held_out
 from dept.config.options import options_of
 from dept.data.corpus import GLOBAL
 from dept.method.variants import Vocabulary

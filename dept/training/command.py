@@ -31,6 +31,7 @@ from dept.transport import process_group
 from dept.transport.flower import link
 from dept.transport.launcher import end_with_launcher
 from dept.transport.topology import Place
+from dept.transport.workers import Workers
 
 # Errors that end training in one sentence, and the exit status of each.
 EXITS = {
@@ -135,7 +136,7 @@ def _print(path: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def join_workers(config: dict) -> process_group.Workers:
+def join_workers(config: dict) -> Workers:
     """Connect to the other workers in a job of DEPT; otherwise Composer has all processes.
 
     In a silo, the leading rank opens the socket on which the messages of the federation arrive.

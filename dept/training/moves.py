@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from dept.config.check import SHARED_FOLDER, nowhere
+from dept.config.dept_checks import SHARED_FOLDER, nowhere
 from dept.errors import ConfigError, NotSaved
 from dept.method.sampling import UNIFORM
 from dept.training.run import Run

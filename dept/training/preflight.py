@@ -14,7 +14,8 @@ from dept import terminal
 from dept.checkpoint import durable, run_folder
 from dept.config import complete as configs
 from dept.config import extends
-from dept.config.check import corpus_and_sources, note_on_chances, schedule_of
+from dept.config.corpus_checks import corpus_and_sources
+from dept.config.dept_checks import note_on_chances, schedule_of
 from dept.config.options import CorpusOptions, DeptOptions, options_of
 from dept.costs import machine
 from dept.data.corpus import GLOBAL, PreparedSource

@@ -26,8 +26,8 @@ from dept.method.streams import seed_of
 from dept.training import round_metrics
 from dept.training.vocabularies import vocabularies
 from dept.transport.moment_exchange import average_moments
-from dept.transport.process_group import Workers
 from dept.transport.reductions import Reduction, Reductions
+from dept.transport.workers import Workers
 
 
 @dataclass

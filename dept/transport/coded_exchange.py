@@ -10,8 +10,8 @@ from torch import Tensor
 from dept.method.aggregation import Aggregation
 from dept.method.averaging import Average, Share, mean_update, shapes
 from dept.method.compression import Compression
-from dept.transport.process_group import Workers
 from dept.transport.topology import Place
+from dept.transport.workers import Workers
 
 
 class CodedReduction:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dept.method.averaging import Average, Share
-from dept.transport.process_group import Workers
 from dept.transport.topology import Place
+from dept.transport.workers import Workers
 
 
 class ExactReduction:

@@ -9,8 +9,8 @@ from dept.method.averaging import Average, Share
 from dept.method.faults import not_finite
 from dept.method.moment_schedule import due
 from dept.method.source_state import Slots
-from dept.transport.process_group import Workers
 from dept.transport.reductions import Reductions
+from dept.transport.workers import Workers
 
 
 def average_moments(

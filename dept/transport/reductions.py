@@ -14,7 +14,7 @@ from dept.method.compression import LOSSLESS, Compression
 from dept.transport.coded_exchange import CodedReduction
 from dept.transport.exchange import ExactReduction
 from dept.transport.flower.updates import Protect, Updates
-from dept.transport.process_group import Workers
+from dept.transport.workers import Workers
 
 
 class Reduction(Protocol):

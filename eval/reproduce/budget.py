@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dept.config import extends
-from dept.config.check import corpus_and_sources, evaluates_held_out
+from dept.config.corpus_checks import corpus_and_sources, evaluates_held_out
 from dept.config.options import options_of
 from dept.data.corpus import GLOBAL
 from dept.errors import ConfigError

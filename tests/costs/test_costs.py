@@ -28,9 +28,9 @@ from dept.method.variants import VARIANTS
 from dept.method.vocabulary import VocabularyMap
 from dept.transport.exchange import ExactReduction
 from dept.transport.moment_exchange import average_moments
-from dept.transport.process_group import Workers
 from dept.transport.reductions import Reductions
 from dept.transport.topology import Place
+from dept.transport.workers import Workers
 
 MPT = {"name": "mpt_causal_lm", "d_model": 8, "n_heads": 2, "n_layers": 3, "max_seq_len": 16}
 

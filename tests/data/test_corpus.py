@@ -6,13 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from dept.data.corpus import (
-    count_tokens,
-    local_vocabulary,
-    read_corpus,
-    read_source,
-    unigram_cross_entropy,
-)
+from dept.data.corpus import read_corpus, read_source
+from dept.data.token_counts import count_tokens, local_vocabulary, unigram_cross_entropy
 from dept.data.tokenizer_files import tokenizer_hash
 from dept.data_prep.mds import TokenShards
 from dept.errors import DataError

@@ -14,9 +14,9 @@ from dept.method.codecs import CODECS
 from dept.method.compression import Compression
 from dept.method.rules import RULES
 from dept.method.variants import VARIANTS
-from dept.transport.process_group import Workers
 from dept.transport.reductions import Reductions
 from dept.transport.topology import Place
+from dept.transport.workers import Workers
 
 TEXT = (REPOSITORY / "docs/extending.md").read_text()
 SECTIONS = {part.split("\n")[0]: part for part in TEXT.split("\n## ")[1:]}

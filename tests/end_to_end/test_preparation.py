@@ -16,7 +16,8 @@ from made_up_text import sentences
 from tokenizers import Tokenizer
 from training import REPOSITORY
 
-from dept.data.corpus import read_corpus, unigram_cross_entropy
+from dept.data.corpus import read_corpus
+from dept.data.token_counts import unigram_cross_entropy
 from dept.data_prep.files import read_texts
 from dept.data_prep.mds import TokenShards
 

@@ -17,9 +17,9 @@ from dept.method.source_state import Slots
 from dept.method.variants import VARIANTS
 from dept.method.vocabulary import VocabularyMap
 from dept.transport.moment_exchange import average_moments
-from dept.transport.process_group import Workers
 from dept.transport.reductions import Reductions
 from dept.transport.topology import Place
+from dept.transport.workers import Workers
 
 RATE = 0.01
 

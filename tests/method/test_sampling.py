@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from dept.config.check import note_on_chances
+from dept.config.dept_checks import note_on_chances
 from dept.method.sampling import RULES, STRATIFIED
 from dept.method.schedule import RoundSchedule
 from dept.method.streams import seed_of

@@ -20,9 +20,10 @@ from dept.method.aggregation import Aggregation
 from dept.method.averaging import Share
 from dept.method.compression import LOSSLESS, Compression
 from dept.transport.exchange import ExactReduction
-from dept.transport.process_group import Workers, join
+from dept.transport.process_group import join
 from dept.transport.reductions import Reductions
 from dept.transport.topology import Place
+from dept.transport.workers import Workers
 
 V, WIDTH, SOURCES = 50, 4, 4
 SHAPES = {"theta": (7, 5), "bias": (3,), "phi": (V, WIDTH)}

@@ -37,9 +37,9 @@ from dept.transport.flower.joining import Member, Model
 from dept.transport.flower.messages import Parcel, Refused, check_arrays, check_metrics
 from dept.transport.flower.silos import Silos
 from dept.transport.flower.theta import hash_of
-from dept.transport.process_group import Workers
 from dept.transport.reductions import Reductions
 from dept.transport.topology import Place
+from dept.transport.workers import Workers
 
 
 class Server:

@@ -8,7 +8,7 @@ import torch
 
 from dept.transport.flower.link import Announcement, Link
 from dept.transport.flower.messages import Parcel
-from dept.transport.process_group import Workers
+from dept.transport.workers import Workers
 
 
 class LinkOfRanks:

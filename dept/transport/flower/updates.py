@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dept.method.averaging import Average, Share
 from dept.method.compression import Compression
-from dept.transport.process_group import Workers
+from dept.transport.workers import Workers
 
 Protect = Callable[[str, Mapping[str, Tensor]], dict[str, Tensor]]
 """From a source and its pseudo-gradient by name to the one that may be sent."""
