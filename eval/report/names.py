@@ -73,6 +73,7 @@ TOPICS = {
     "cost": "What does it cost?",
     "set": "What must I set?",
     "overview": "Overview",
+    "domains_and_languages": "Domain times language",
     "cpt_random": "Continued pre-training from random embeddings",
     "cpt_random_long": "Continued pre-training from random embeddings, more steps",
     "cpt_pretrained": "Continued pre-training from pre-trained embeddings",

@@ -15,6 +15,8 @@ from dept.evaluation.report import curves, drawing
 from dept.evaluation.report.compare import AVERAGE, Comparison
 from dept.evaluation.report.comparison_tables import comparisons
 from dept.evaluation.report.curves import Line
+from dept.evaluation.report.domains_and_languages import TOPIC, of_each_cell
+from dept.evaluation.report.heat_map import heat_map
 from dept.evaluation.report.names import (
     COMPARED,
     METHODS,
@@ -67,7 +69,18 @@ def plots(records: pd.DataFrame) -> list[Plot]:
             found.append(_norms(records, corpus))
             found.append(_bytes(records, corpus, here))
             found.append(_coded(records, corpus))
+    found.append(_cells(records))
     return [plot for plot in found if plot]
+
+
+def _cells(records: pd.DataFrame) -> Plot | None:
+    means = of_each_cell(records)
+    if means is None:
+        return None
+    title = "Bits per byte of each cell, by what the body was pre-trained on"
+    caption = "Means over runs; bold: the lowest of a cell. Cells are in the order of the groups."
+    png = heat_map(means, title, "method, and the corpus of pre-training")
+    return Plot("", TOPIC, "domains-and-languages", title, caption, png)
 
 
 def _over_tokens(records: pd.DataFrame, corpus: str, stage: str) -> Plot | None:

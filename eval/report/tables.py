@@ -10,6 +10,7 @@ import pandas as pd
 
 from dept.evaluation.report.answers import answers
 from dept.evaluation.report.comparison_tables import comparison_tables, comparisons
+from dept.evaluation.report.domains_and_languages import domains_and_languages
 from dept.evaluation.report.downstream import downstream
 from dept.evaluation.report.first_embeddings import first_embeddings
 from dept.evaluation.report.measured import SPREAD, runs_of, text
@@ -30,6 +31,7 @@ def tables(records: pd.DataFrame) -> list[Table]:
     """
     every = comparisons(records)
     found = answers(records, every) + methods(records) + overview(every)
+    found += domains_and_languages(records)
     for corpus in records["corpus"].unique():
         for comparison in every:
             if comparison.corpus == corpus:

@@ -210,6 +210,8 @@ def test_the_corpora_of_this_repository_are_valid():
         "languages_universal": (8, 4),
         "domains": (16, 2),
         "domains_by_language": (47, 31),
+        "cells_by_domain": (5, 0),
+        "cells_by_language": (10, 0),
         "hub_languages": (8, 3),
         "hub_domains": (16, 1),
         "hub_domains_by_language": (14, 11),
