@@ -57,7 +57,7 @@ setup-torch2.11: .venv-torch2.11/.ready  ## the second environment, in .venv-tor
 	@touch $@
 
 unit-torch2.11: .venv-torch2.11/.ready  ## the tests that launch no runs, in the second environment
-	.venv-torch2.11/bin/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m 'not end_to_end' tests
+	.venv-torch2.11/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not end_to_end' tests
 
 wheels: $(READY)  ## into wheels/: what a GPU machine with Python 3.12, torch 2.11 and no index lacks
 	mkdir -p build
