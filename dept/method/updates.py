@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 SKETCH_SIZE = 8_192
+KEPT_SIGNS = 1 << 24  # of a larger body on a CPU, signs are drawn for each slot
 
 
 @torch.no_grad()
@@ -43,7 +44,7 @@ def sketch(update: Mapping[str, Tensor], seed: int = 0, size: int = SKETCH_SIZE)
 
 def _signs(counts: tuple[int, ...], seed: int, device: torch.device) -> Iterable[Tensor]:
     """int8[count] of -1 and 1 for each count, the same on every device."""
-    if device.type == "cpu":
+    if device.type == "cpu" and sum(counts) > KEPT_SIGNS:
         return _drawn_signs(counts, seed)
     return _kept_signs(counts, seed, device)
 
@@ -56,7 +57,7 @@ def _drawn_signs(counts: tuple[int, ...], seed: int) -> Iterator[Tensor]:
 
 @functools.lru_cache(maxsize=1)
 def _kept_signs(counts: tuple[int, ...], seed: int, device: torch.device) -> list[Tensor]:
-    """Kept on a GPU, a byte for each parameter: it would wait for the CPU to draw them."""
+    """A byte for each parameter; a GPU would wait for the CPU to draw them."""
     return [signs.to(device) for signs in _drawn_signs(counts, seed)]
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 
@@ -166,7 +165,7 @@ class Dept(Algorithm):
         self._rate = max(group["lr"] for group in state.optimizers[0].param_groups)
         # Dropout must depend neither on earlier slots of this worker nor on where a run resumed.
         rank = self.workers.place.rank
-        torch.manual_seed(seed_of(slots.seed, "dropout", source, round_index, step, rank))
+        live.seed_dropout(seed_of(slots.seed, "dropout", source, round_index, step, rank))
         slots.vocabularies[source].translate_batch(state.batch)
 
     def _after_step(self, state: State, logger: Logger) -> None:

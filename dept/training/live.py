@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from composer.core import State
 from composer.distributed.fsdp2 import create_mixed_precision_policy
 from torch import nn
@@ -15,6 +16,17 @@ def prepare(state: State) -> None:
     """Prepare a model for its sharding by Composer; called before it."""
     if state.fsdp_config is not None:
         shard_apart(state.model)
+
+
+def seed_dropout(seed: int) -> None:
+    """Seed the generators that dropout draws from, on the CPU and on this process's GPUs.
+
+    ``torch.manual_seed`` would also note, with a trace of the stack, to seed GPUs that are not in
+    use, at every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 def live_model(state: State) -> LiveModel:
