@@ -13,7 +13,7 @@ TASKS ?= prepared_text,prepared_continuation
 
 BIN := .venv/bin
 READY := .venv/.ready
-TEST := $(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder --durations=10 tests
+TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 tests
 UV = $(if $(shell command -v uv),uv,$(BIN)/python -m uv)
 UV_NEXT = $(if $(shell command -v uv),uv,.venv-torch2.11/bin/python -m uv)
 
@@ -81,7 +81,7 @@ demo: data  ## pre-train SPEC on eight languages; YAML=... for another experimen
 check: $(READY)  ## check in seconds whether YAML=... can start here, with WORKERS and ARGS
 	$(BIN)/python train.py --check $(YAML) --workers $(WORKERS) $(ARGS)
 
-test: $(READY)  ## every test, in four processes, which often wait: a line a file with its time, and the slowest at the end
+test: $(READY)  ## every test, in two processes: a line a file with its time, and the slowest at the end
 	$(TEST)
 
 unit: $(READY)  ## the tests that launch no runs
