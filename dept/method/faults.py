@@ -32,8 +32,9 @@ def not_finite(tensors: Mapping[str, Any]) -> str | None:
     by_device: dict[torch.device, list[Tensor]] = {}
     for value in given.values():
         # One value that is not finite makes the sum so, and a sum is computed much faster.
-        by_device.setdefault(value.device, []).append(torch.isfinite(value.sum()))
-    if all(bool(torch.stack(of_one).all()) for of_one in by_device.values()):  # one wait for a GPU
+        by_device.setdefault(value.device, []).append(value.sum(dtype=torch.float32))
+    sums = [torch.stack(of_one) for of_one in by_device.values()]
+    if all(bool(torch.isfinite(of_one).all()) for of_one in sums):  # one wait for a GPU
         return None
     # Sums of large values may overflow.
     return next((n for n, v in given.items() if not bool(torch.isfinite(v).all())), None)

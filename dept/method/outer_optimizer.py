@@ -98,7 +98,7 @@ class OuterOptimizer:
             stepped[name], states[name] = self._step_one(name, start[name], average)
         for what, broken in (
             ("the average of", not_finite({n: a.value for n, a in averages.items()})),
-            ("the new", not_finite(stepped)),
+            ("the new", None if self.is_average else not_finite(stepped)),
             ("the outer optimizer's", not_finite_state(states)),
         ):
             if broken is not None:

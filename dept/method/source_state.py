@@ -13,7 +13,6 @@ from dept.method.host_memory import states_to_host, to_host
 from dept.method.live_model import LiveModel, random_embedding
 from dept.method.moments import MomentAverages, States
 from dept.method.streams import seed_of
-from dept.method.updates import norm_of
 from dept.method.variants import Role, Sharing, Variant
 from dept.method.vocabulary import VocabularyMap
 
@@ -238,7 +237,7 @@ class Slots:
         for name, value in local.items():
             start = self.start[name]
             start = start[rows[name].to(start.device)] if name in rows else start
-            norms.append(norm_of({name: value - start}))
+            norms.append(torch.linalg.vector_norm((value - start).float()))
         return math.hypot(*torch.stack(norms).tolist())  # one wait for a GPU
 
     def state_of(self, source: str) -> dict[str, Any]:

@@ -35,13 +35,14 @@ def judge(run: Run, source: str) -> bool:
         NumericalFault: it may not, and ``algorithms.dept.faults`` is ``stop``.
     """
     record, slots = run.records[source], run.slots
-    local = {name: slots.live.values()[name] for name in slots.shared_names}
+    values = slots.live.values()
+    local = {name: values[name] for name in slots.shared_names}
     norm = slots.pseudo_gradient_norm(source, local)
     record.reach = faults.reach(norm, record.rates)
     fault = record.fault
     if fault is None:
         why = faults.of_update(
-            values=slots.live.values(),
+            values=values,
             states=slots.live.states(),
             norm=norm,
             here=record.reach,

@@ -68,7 +68,9 @@ class ExactReduction:
             if tensor.shape != torch.Size(expected):
                 raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected)}")
             index = slice(None) if held is None else held.to(start.device)
-            if not self.shares:
+            if not self.shares and held is None:
+                self._sums[name] = tensor.clone()
+            elif not self.shares:
                 self._sums[name] = torch.zeros_like(start)
                 self._sums[name][index] = tensor
             else:
