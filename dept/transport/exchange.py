@@ -33,13 +33,13 @@ class ExactReduction:
     Args:
         start: the global parameters that every source starts from, by name. Kept by reference.
         bucket: elements exchanged at once; the exchange needs a few times as much memory. By
-            default a small part of the model.
+            default an eighth of the model, within limits: each bucket waits for the network.
     """
 
     def __init__(self, start: Mapping[str, Tensor], bucket: int | None = None) -> None:
         self.start = start
         size = sum(value.numel() for value in start.values())
-        self.bucket = bucket or max(1 << 20, size // 32)
+        self.bucket = bucket or min(max(1 << 20, size // 8), 1 << 24)
         self.shares: list[Share] = []
         # In the shape of the global parameters: one local model in float32, without its weight, or
         # the weighted sum of several in float64.

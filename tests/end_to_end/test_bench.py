@@ -39,7 +39,7 @@ def test_every_row_leaves_a_record_and_lines_of_the_table(prepared, tmp_path):
             assert line["least"] <= line["median"] <= line["greatest"]
         assert f" {name} " in shown
         if name == "memory":  # bytes do not depend on the machine
-            assert all(0.95 <= line["median"] <= 1.05 for line in content["results"])
+            assert all(line["is_reached"] for line in content["results"]), content["results"]
     assert not Path(REPOSITORY, "runs", "tmp-bench").exists()
 
 

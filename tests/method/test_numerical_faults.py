@@ -36,6 +36,14 @@ def test_what_is_not_finite_is_found(bad):
     assert "norm of its update was not finite" in look_at(norm=bad)
 
 
+def test_values_are_finite_though_their_sum_is_not():
+    large = {"a": torch.full((4,), 3e38), "b": torch.full((2,), -1e300, dtype=torch.float64)}
+    assert not any(bool(value.sum(dtype=torch.float32).isfinite()) for value in large.values())
+    assert faults.not_finite(large) is None
+    large["b"][1] = math.nan
+    assert faults.not_finite(large) == "b"
+
+
 def test_an_update_is_held_against_the_median_of_its_last_ten_rounds_by_learning_rate():
     rates = [[1e-3 * t] * 4 for t in range(1, 15)]
     norms = [7.0 * sum(r) * (1 + 0.1 * (t % 3)) for t, r in enumerate(rates)]
