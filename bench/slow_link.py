@@ -14,7 +14,8 @@ transformer, with its embedding, by the code that training uses. Printed are
 - the seconds of exchange in a round of 500 local steps, and their share of the round. The local
   step is one of the same transformer here, in seconds of one processor, without the link.
 
-A record with all repetitions is written to results/bench/slow_link.json.
+A record with all repetitions is written to results/bench/slow_link.json. Of an earlier call with
+the same settings it keeps the rates that are not measured again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dept.checkpoint import durable
 from dept.costs.transport import coded_step_bytes, every_step_bytes, outer_step_bytes
 from dept.method.averaging import Share
 from dept.method.compression import Compression
@@ -100,14 +102,16 @@ def main() -> None:
     found = {}
     for rate in rates:
         with link(rate) as spaces:
-            found[rate] = measured(spaces, options.repeats)
-        show(rate, found[rate])
+            found[str(rate)] = measured(spaces, options.repeats)
+        show(rate, found[str(rate)])
     settings = {"width": WIDTH, "layers": LAYERS, "tokens": TOKENS, "batch": BATCH}
     settings |= {"length": LENGTH, "local_steps": LOCAL_STEPS, "repeats": options.repeats}
     settings |= {"torch": torch.__version__, "cores": os.cpu_count()}
-    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    if earlier.get("settings") == settings:  # keep the rates that were not measured now
+        found = earlier["mbit_per_second"] | found
     record = {"settings": settings, "mbit_per_second": found}
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    durable.write(RECORD, json.dumps(record, indent=1) + "\n")
 
 
 @contextmanager
