@@ -77,7 +77,9 @@ class Workers:
 
     def __exit__(self, *error: object) -> None:
         self._is_over.value = 1
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        # Not left to the interpreter's exit: there CPython 3.11 writes to a pipe that the pool's
+        # own thread may be closing (OSError: Bad file descriptor).
+        self._pool.shutdown(cancel_futures=True)
 
     def run(
         self, title: str, function: Callable, arguments: Sequence[tuple], total: int | None
