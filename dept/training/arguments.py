@@ -15,13 +15,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from dept.imports import without_collection
 from dept.training import environment  # noqa: F401 - before what a run imports
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one experiment; returns the exit status."""
     chosen = parser().parse_args(arguments)
-    from dept.training import command  # its imports take seconds, which --help need not wait for
+    with without_collection():  # these take seconds, which --help need not wait for
+        from dept.training import command
 
     return command.run(chosen)
 

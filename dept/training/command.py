@@ -22,6 +22,7 @@ from dept.config import extends, provenance
 from dept.config.federation_terms import difference, terms
 from dept.costs import machine
 from dept.errors import ConfigError, DataError, NotSaved, NumericalFault, WorkerLost
+from dept.imports import without_collection
 from dept.log import log
 from dept.training import build_errors, preflight, scratch
 from dept.training.earlier_job import look_into
@@ -158,11 +159,12 @@ def pretrain(config) -> None:
     for message in NOISE:
         warnings.filterwarnings("ignore", message=f".*{message}")
     library_patches.stand_in_for_missing()
-    from llmfoundry import registry
-    from llmfoundry.command_utils import train
+    with without_collection():
+        from llmfoundry import registry
+        from llmfoundry.command_utils import train
 
-    from dept.training import registration
-    from dept.training.transform import transform
+        from dept.training import registration
+        from dept.training.transform import transform
 
     registration.register()
     registry.config_transforms.register("dept", func=transform)  # an entry point, if installed
