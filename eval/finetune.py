@@ -30,7 +30,7 @@ from dept import terminal
 from dept.checkpoint import durable, run_folder, trust
 from dept.config import extends
 from dept.errors import NotSaved
-from dept.evaluation.finetuning.examples import read_splits
+from dept.evaluation.finetuning.examples import read_splits, read_transfer
 from dept.evaluation.finetuning.options import FineTuneOptions, read_options
 from dept.log import log
 from dept.training.summary import read_summary
@@ -116,6 +116,7 @@ def run(options: FineTuneOptions, name: str, folder: Path, is_first: bool) -> di
     """
     trust.guard()
     splits = read_splits(options.data, options.task)
+    transfer = read_transfer(options.data, options.task)
     for torn in run_folder.recover(folder / "checkpoints") if is_first else ():
         log.warning(f"{torn} was cut short by a kill and is not used")
     newest = folder / "checkpoints" / "latest-rank0.pt"
@@ -126,7 +127,7 @@ def run(options: FineTuneOptions, name: str, folder: Path, is_first: bool) -> di
 
     if is_first:
         durable.write(folder / "config.yaml", OmegaConf.to_yaml(asdict(options)))
-    summary = fine_tune(options, splits, name, folder)
+    summary = fine_tune(options, splits, transfer, name, folder)
     if is_first:
         durable.write(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
@@ -149,6 +150,8 @@ def show(summary: dict[str, Any], folder: Path) -> None:
     table.add_section()
     body = "random initialisation" if summary["init"] == "random" else summary["source"]
     table.add_row(f"fine-tuned, {body}", *(f"{value:.3f}" for value in summary["test"].values()))
+    for source, scores in summary["transfer"].items():
+        table.add_row(f"in {source}", *(f"{value:.3f}" for value in scores.values()))
     terminal.show(table)
     best = summary["best"]
     chosen = f"{summary['metric']} on val is highest ({best['val'][summary['metric']]:.3f})"

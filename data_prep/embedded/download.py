@@ -113,7 +113,7 @@ def fetch(
             f"{folder} holds {len(archives)} files instead of one archive: delete the folder to "
             "download it again."
         )
-    found = _sha256(archives[0]) if sha256 else None
+    found = sha256_of(archives[0]) if sha256 else None
     if found != sha256:
         raise ValueError(
             f"{archives[0]} has the sha256 {found}, and the corpus yaml wants {sha256}: delete the "
@@ -128,7 +128,8 @@ def _folder(pinned: re.Match, kind: str) -> str:
     return urllib.parse.quote(f"{name}-{pinned['version']}-{kind}", safe="+~@")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The hash of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -10,7 +10,7 @@ from typing import Any
 
 from dept.errors import DataError
 from dept.evaluation.finetuning.layouts import LAYOUTS
-from dept.evaluation.finetuning.options import DataOptions, TaskOptions
+from dept.evaluation.finetuning.options import SPLITS, DataOptions, TaskOptions
 
 # How `datasets` reads a file, by the end of its name.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -19,7 +19,6 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tsv": ("csv", {"delimiter": "\t"}),
     ".parquet": ("parquet", {}),
 }
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def read_splits(data: DataOptions, task: TaskOptions) -> dict[str, list[Example]
     splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
     for name, where in given.items():
         rows = _rows(data, where)
-        splits[name] = examples(rows, task, f"{data.hub}, {where}" if data.hub else where)
+        splits[name] = examples(rows, task, _name(data, where))
     first = LAYOUTS[task.kind].pieces[0]
     everything, splits["train"] = splits["train"], []
     for example in everything:
@@ -64,6 +63,25 @@ def read_splits(data: DataOptions, task: TaskOptions) -> dict[str, list[Example]
                 f"or a file of their own in data.{name}"
             )
     return splits
+
+
+def read_transfer(data: DataOptions, task: TaskOptions) -> dict[str, list[Example]]:
+    """The examples of ``data.transfer``, by the name of a source.
+
+    Args:
+        data: where the rows come from.
+        task: the task, with the columns and the classes.
+
+    Raises:
+        DataError: a file or a split is missing or empty, lacks a column, or has a label that is
+            none.
+    """
+    found = {}
+    for name, where in data.transfer.items():
+        found[name] = examples(_rows(data, where), task, _name(data, where))
+        if not found[name]:
+            raise DataError(f"{_name(data, where)} has no rows: correct data.transfer.{name}")
+    return found
 
 
 def split_of(text: str, val: float, test: float) -> str:
@@ -128,11 +146,14 @@ def _rows(data: DataOptions, where: str) -> Sequence[Mapping[str, Any]]:
         return load_dataset(kind, data_files={"rows": where}, split="rows", **options)
     except Exception as error:  # of any library that reads for it
         cause = error.__cause__ or error
-        name = f"{data.hub}, {where}" if data.hub else where
         raise DataError(
-            f"{name} cannot be read ({' '.join(str(cause).split())[:300]}): correct data.*, or see "
-            f"whether this machine reaches it"
+            f"{_name(data, where)} cannot be read ({' '.join(str(cause).split())[:300]}): correct "
+            f"data.*, or see whether this machine reaches it"
         ) from error
+
+
+def _name(data: DataOptions, where: str) -> str:
+    return f"{data.hub}, {where}" if data.hub else where
 
 
 def _text(row: Mapping[str, Any], column: Any, where: str, several: bool) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from composer.models import ComposerModel
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -64,8 +65,7 @@ def add_rows(model: PreTrainedModel, generator: torch.Generator) -> Special:
     """
     rows = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(rows + 3, mean_resizing=False)
-    heads = (model.get_input_embeddings(), model.get_output_embeddings())
-    matrices = {id(head.weight): head.weight for head in heads if head is not None}
+    matrices = {id(head.weight): head.weight for head in _token_modules(model)}
     with torch.no_grad():
         for weight in matrices.values():  # one if they are tied
             drawn = torch.randn(3, weight.shape[1], generator=generator) * weight[:rows].std()
@@ -90,6 +90,9 @@ class FineTuned(ComposerModel):
         token_dropout: fraction of the text's tokens whose embedding is set to zero.
         mean: mean of the regression targets, the initial estimate.
         generator: random generator of the head.
+        others: parameters of the embeddings of other sources, by source and by name in ``model``,
+            without rows for the tokens of layouts. A batch whose ``source`` is one of them is read
+            with these, and with the tokens of layouts as they are.
     """
 
     def __init__(
@@ -103,8 +106,10 @@ class FineTuned(ComposerModel):
         token_dropout: float,
         generator: torch.Generator,
         mean: float = 0.0,
+        others: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
+        self.others = dict(others or {})  # no buffers: checkpoints need not hold them
         self.model = model
         self.kind, self.classes, self.lm_coef = kind, classes, lm_coef
         self.embedding_dropout, self.token_dropout = embedding_dropout, token_dropout
@@ -125,7 +130,8 @@ class FineTuned(ComposerModel):
         """Scores and, in training, the loss of the language model.
 
         Args:
-            batch: ``input_ids`` and ``attention_mask`` of shape [B, S, T], S sequences an example.
+            batch: ``input_ids`` and ``attention_mask`` of shape [B, S, T], S sequences an example;
+                ``source`` if they are in the tokens of another one.
 
         Returns:
             Scores of the classes [B, classes], of the answers [B, S], or the estimates [B]; and a
@@ -133,7 +139,7 @@ class FineTuned(ComposerModel):
         """
         shape = batch["input_ids"].shape
         ids, mask = (batch[key].flatten(0, 1) for key in ("input_ids", "attention_mask"))
-        hidden, language_model = self._read(ids, mask)
+        hidden, language_model = self._read(ids, mask, batch.get("source"))
         read = last_token(hidden, mask).view(*shape[:2], -1)
         if self.kind != "choice":
             read = read.sum(dim=1)  # of both orders, where there are two sequences
@@ -142,9 +148,13 @@ class FineTuned(ComposerModel):
             scores = scores.squeeze(-1)
         return scores, language_model
 
-    def _read(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, ids: Tensor, mask: Tensor, source: str | None) -> tuple[Tensor, Tensor]:
         """Hidden states [N, T, d], and the loss of the language model if it is needed."""
         given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        if source in self.others:
+            given |= {"output_hidden_states": True}
+            out = functional_call(self.model, self._embedding_of(source), kwargs=given)
+            return out.hidden_states[-1], out.logits.new_zeros(())
         asked, body = self.training and self.lm_coef > 0, self.model.base_model
         if not asked and body is not self.model:  # llm-foundry's MPT names no body
             hidden = body(**given).last_hidden_state
@@ -152,6 +162,15 @@ class FineTuned(ComposerModel):
         out = self.model(**given, output_hidden_states=True)
         loss = language_model_loss(out.logits, ids, mask) if asked else out.logits.new_zeros(())
         return out.hidden_states[-1], loss
+
+    def _embedding_of(self, source: str) -> dict[str, Tensor]:
+        now, found = dict(self.model.named_parameters()), {}
+        by_token = {id(head.weight) for head in _token_modules(self.model)}
+        for name, value in self.others[source].items():
+            value = value.to(now[name].device)
+            of_layouts = now[name][-3:] if id(now[name]) in by_token else now[name][:0]
+            found[name] = torch.cat([value, of_layouts])
+        return found
 
     def _drop(self, _: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
         ids = given[0]
@@ -205,6 +224,11 @@ class FineTuned(ComposerModel):
             metric: metric to update.
         """
         metric.update(outputs, batch["labels"])
+
+
+def _token_modules(model: PreTrainedModel) -> list[nn.Module]:
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [module for module in modules if module is not None]
 
 
 def _metrics(classes: int) -> dict[str, Metric]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dept.config.options import parse
-from dept.config.schema import NULL, Kind, integer, number, one_of
+from dept.config.schema import FLAG, NULL, Kind, integer, number, one_of
 from dept.errors import ConfigError, is_number
 from dept.evaluation.finetuning.layouts import LAYOUTS
+
+SPLITS = ("train", "val", "test")
 
 _PART = Kind("a number between 0 and 1", lambda v: is_number(v) and 0 < v < 1)
 _SHARE = Kind("a number from 0 to below 1", lambda v: is_number(v) and 0 <= v < 1)
@@ -69,6 +71,11 @@ class DataOptions:
     test: str | None = None
     """Split whose scores are reported; a part of ``train`` by default."""
 
+    transfer: Mapping[str, str] = field(default_factory=dict)
+    """Other tests by the name of a source: splits or files of the same task, in another language.
+    They are read with the embedding and tokenizer of that source, or with the global embedding
+    where that is the one that is fine-tuned."""
+
     val_fraction: float = 0.1
     """Share of ``train`` that is ``val``, drawn by a hash of the first piece of text."""
 
@@ -85,6 +92,11 @@ class DataOptions:
     """Commit or tag of the data set."""
 
     def __post_init__(self) -> None:
+        for name, where in self.transfer.items():
+            if not isinstance(where, str):
+                raise ConfigError(f"data.transfer.{name} is {where!r}: name a file or a split")
+            if name in (*SPLITS, "lm"):
+                raise ConfigError(f"data.transfer has {name!r}: it takes the names of sources")
         for key in ("val_fraction", "test_fraction"):
             _PART.check(f"data.{key}", getattr(self, key))
         if self.drawn["val"] + self.drawn["test"] >= 1:
@@ -183,6 +195,10 @@ class FineTuneOptions:
     embedding_dropout: float = 0.0
     """Dropout of the embedding, 0.1 in Radford et al., who also pre-trained with it."""
 
+    frozen_embedding: bool = False
+    """The token embedding stays as it was pre-trained, so that those of other sources fit the body
+    as well as it does."""
+
     token_dropout: float = 0.0
     """Fraction of tokens that are hidden from the body, drawn for each batch: small bodies would
     otherwise memorise the examples."""
@@ -209,6 +225,7 @@ class FineTuneOptions:
             "device_train_microbatch_size": integer(1) | NULL,
             "max_length": integer(1) | NULL,
             "seed": integer(),
+            "frozen_embedding": FLAG,
             "lm_coef": number(),
             "clipping_threshold": number(),
             **dict.fromkeys(("dropout", "embedding_dropout", "token_dropout"), _SHARE),

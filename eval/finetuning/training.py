@@ -25,6 +25,7 @@ from dept.evaluation.finetuning.best_epoch import BestEpoch, best
 from dept.evaluation.finetuning.examples import Example
 from dept.evaluation.finetuning.model import FineTuned, add_rows
 from dept.evaluation.finetuning.options import FineTuneOptions
+from dept.evaluation.finetuning.transfer import embeddings, readings
 from dept.evaluation.models.source_models import SourceModel, context_length, load
 from dept.training.jsonl_logger import JsonlLogger
 from dept.transport import cpu
@@ -33,13 +34,18 @@ EVAL_BATCH = 64
 
 
 def fine_tune(
-    options: FineTuneOptions, splits: Mapping[str, Sequence[Example]], run_name: str, folder: Path
+    options: FineTuneOptions,
+    splits: Mapping[str, Sequence[Example]],
+    transfer: Mapping[str, Sequence[Example]],
+    run_name: str,
+    folder: Path,
 ) -> dict[str, Any]:
     """Train or resume one run.
 
     Args:
         options: the options of the yaml.
         splits: examples of ``train``, ``val`` and ``test``.
+        transfer: further examples for tests, by the source whose embedding reads them.
         run_name: name of the run.
         folder: folder of its files.
 
@@ -47,7 +53,8 @@ def fine_tune(
         The contents of ``summary.json``.
 
     Raises:
-        ConfigError: the checkpoint cannot be used, or sequences do not fit the model.
+        ConfigError: the checkpoint cannot be used, has no embedding of a source in ``transfer``, or
+            sequences do not fit the model.
         DataError: the corpus of the checkpoint is missing.
     """
     cpu.prepare()
@@ -61,6 +68,11 @@ def fine_tune(
         source.model if options.init == "pretrained" else untrained(source.model, options.seed)
     )
     special = add_rows(pretrained, generator)
+    others = readings(transfer, source, special, options.checkpoint, options.root)
+    if options.frozen_embedding:
+        fixed = embeddings(pretrained)
+        for name, parameter in pretrained.named_parameters():
+            parameter.requires_grad_(name not in fixed)
     numbers = [example.label for example in splits["train"]]
     model = FineTuned(
         pretrained,
@@ -72,8 +84,11 @@ def fine_tune(
         token_dropout=options.token_dropout,
         mean=sum(numbers) / len(numbers),
         generator=generator,
+        others={name: o.embedding for name, o in others.items() if o.embedding is not None},
     )
     of = {name: samples(s, kind, source.tokenizer, special, limit) for name, s in splits.items()}
+    for name, o in others.items():
+        of[name] = samples(transfer[name], kind, o.tokenizer, o.special, limit)
     metric = next(iter(model.get_metrics()))
     best_epoch, checkpoints = BestEpoch(metric), str(folder / "checkpoints")
     batch_size = of_this_process(options.global_train_batch_size)
@@ -89,10 +104,16 @@ def fine_tune(
         eval_dataloader=[
             Evaluator(
                 label=name,
-                dataloader=loader(of[name], EVAL_BATCH, shuffle=False, seed=0),
+                dataloader=loader(
+                    of[name],
+                    EVAL_BATCH,
+                    shuffle=False,
+                    seed=0,
+                    source=name if name in others else None,
+                ),
                 metric_names=list(model.get_metrics()),
             )
-            for name in ("val", "test")
+            for name in ("val", "test", *others)
         ],
         eval_interval="1ep",
         max_duration=options.max_duration,
@@ -138,6 +159,7 @@ def fine_tune(
         "baselines": baselines,
         "best": chosen,
         "test": chosen["test"],
+        "transfer": {name: chosen[name] for name in others},
         "history": best_epoch.history,
         "timing": {"train_seconds": time.monotonic() - began},
     }

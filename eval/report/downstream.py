@@ -7,7 +7,7 @@ import pandas as pd
 
 from dept.evaluation.report.measured import SPREAD, cells, pivoted
 from dept.evaluation.report.names import label
-from dept.evaluation.report.run_records import select
+from dept.evaluation.report.run_records import RUN, select
 from dept.evaluation.report.table import Table
 
 # Keys of a record's ``baselines``.
@@ -49,9 +49,37 @@ def downstream(records: pd.DataFrame, corpus: str) -> list[Table]:
         "On test examples, higher is better; of the epoch that was best on validation examples; "
         f"best of the methods bold; {SPREAD}. Above the line, without pre-training: linear models "
         "of counts, of the tokens that the model reads and of words, which have no seed; and the "
-        "same body from random initialisation. Bodies are those after continued pre-training from "
-        "random embeddings."
+        "same body from random initialisation."
     )
     head = ["method", *((task, NAMES[metric]) for task, metric in metrics.items()), "runs"]
     title = f"{corpus}, fine-tuning"
-    return [Table(corpus, "downstream", title, caption, head, rows, tuple(parts))]
+    table = Table(corpus, "downstream", title, caption, head, rows, tuple(parts))
+    return [table, *_in_other_languages(here, corpus)]
+
+
+def _in_other_languages(here: pd.DataFrame, corpus: str) -> list[Table]:
+    """For each task with tests in other languages: methods by sources."""
+    tables = []
+    tuned = here[(here["init"] == "pretrained") & here["transfer"].map(bool)]
+    for (task, metric), runs in tuned.groupby(["task", "metric"]):
+        others = [{name: of[metric] for name, of in scores.items()} for scores in runs["transfer"]]
+        own = [{"fine-tuned on": scores[metric]} for scores in runs["test"]]
+        means = [{"mean of the others": np.mean(list(scores.values()))} for scores in others]
+        rows = [a | b | c for a, b, c in zip(own, others, means, strict=True)]
+        values = pd.DataFrame(rows, pd.MultiIndex.from_frame(runs[["method", *RUN]]), dtype=float)
+        caption = (
+            f"{NAMES[metric].capitalize()} of one head on the same examples in each language, with "
+            "the embedding and tokenizer of that source where a method has one, and with its one "
+            f"embedding otherwise; best of the methods bold; {SPREAD}."
+        )
+        tables.append(
+            Table(
+                corpus,
+                "downstream",
+                f"{corpus}, {task} in other languages",
+                caption,
+                ["method", *values, "runs"],
+                [[label(method), *row] for (method,), row in cells(values, 3, np.fmax).items()],
+            )
+        )
+    return tables

@@ -33,7 +33,16 @@ RUN = ["seed", "draw"]
 """What runs of two methods have in common where they are paired: the seed of the body, and which
 random embedding they start from, -1 where a plan draws none."""
 
-_NESTED = ("sources", "held_out", "average", "communication", "curves", "norms", "updates")
+_NESTED = (
+    "sources",
+    "held_out",
+    "average",
+    "communication",
+    "curves",
+    "norms",
+    "updates",
+    "transfer",
+)
 _WHOLE = ("tokens", "steps", "rounds", "local_steps")  # not of fine-tuning
 _WITH_SETTINGS = ["downstream", *BY_SETTING, *STUDIED, *(f"{stage}_cpt" for stage in STUDIED)]
 _ORDER = {"stage": list(STAGES).index, "method": list(METHODS).index}

@@ -197,8 +197,10 @@ def _study(plan: Plan, stage: str, study: Study) -> Iterable[Job]:
 
 
 def _fine_tuning(downstream: Downstream, body: Job) -> Iterable[Job]:
-    if body.stage != "cpt_random" or body.method not in downstream.methods or body.draw:
+    if body.stage != downstream.stage or body.method not in downstream.methods or body.draw:
         return
+    source = downstream.sources.get(body.method)
+    embedding = () if source is None else (f"source={source}",)
     inits = ["pretrained"] + ["random"] * (body.method == downstream.untrained)
     for task, init in product(downstream.tasks, inits):
         setting = task if init == "pretrained" else f"{task}-untrained"
@@ -212,7 +214,7 @@ def _fine_tuning(downstream: Downstream, body: Job) -> Iterable[Job]:
             method=body.method,
             seed=body.seed,
             yaml=f"eval/yamls/finetune/{task}.yaml",
-            overrides=(*own, *downstream.overrides),
+            overrides=(*own, *embedding, *downstream.overrides),
             baseline=body.baseline,
             setting=setting,
             after=body.name,

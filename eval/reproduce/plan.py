@@ -162,7 +162,7 @@ class Study(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Downstream(Part):
-    """Fine-tuning of what continued pre-training from random embeddings gave.
+    """Fine-tuning of bodies.
 
     Attributes:
         corpora: names of the corpora; here they have no default.
@@ -175,6 +175,12 @@ class Downstream(Part):
     """Yamls below ``eval/yamls/finetune/``."""
 
     methods: list[str]
+    stage: str = "cpt_random"
+    """What gave the bodies: continued pre-training from random embeddings, or ``pretrain``."""
+
+    sources: dict[str, str] = field(default_factory=dict)
+    """The source whose embedding is fine-tuned, by method; of others the only or global one."""
+
     untrained: str | None = None
     """Method whose architecture is fine-tuned from random initialisation, too."""
 

@@ -14,7 +14,7 @@ from dept.evaluation.reproduce.jobs import Job
 
 LOSSES = ("loss", "perplexity", "bits_per_byte")
 FINE_TUNED = ("task", "metric", "init", "learning_rate", "examples", "baselines", "best", "test")
-FINE_TUNED += ("history", "timing")
+FINE_TUNED += ("transfer", "history", "timing")
 
 
 def record(job: Job, folder: Path) -> dict[str, Any]:

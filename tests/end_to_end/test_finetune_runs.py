@@ -10,10 +10,11 @@ import time
 
 import pytest
 import torch
-from training import REPOSITORY
+from training import REPOSITORY, train
 from transformers import AutoTokenizer, MptConfig, MptForCausalLM
 
 from dept.evaluation import finetune
+from dept.evaluation.models.source_models import TrainedRun
 
 pytestmark = pytest.mark.end_to_end
 
@@ -128,6 +129,59 @@ def test_the_seed_decides(root):
     assert untrained["history"] != one and untrained["init"] == "random"
 
 
+def test_the_head_reads_other_sources_with_their_own_embeddings(prepared, root):
+    """What the run reports is what the checkpoint gives with a source's model in plain torch."""
+    positions = ["model.attn_config.alibi=false", "model.learned_pos_emb=true"]
+    train(prepared, "dept_spec", "run_name=transfer", "max_duration=1ep", *positions)
+    checkpoint = prepared / "runs" / "transfer" / "checkpoints"
+    file = root / "classification.jsonl"
+    given = [f"checkpoint={checkpoint}", "source=manual", "max_duration=4ep"]
+    given += [
+        "optimizer.lr=0.01",
+        "frozen_embedding=true",
+        f"data.transfer={{code: {file}, tools: {file}}}",
+    ]
+    summary = run(root, "classification", "transfer", *given)
+    assert summary["transfer"].keys() == {"code", "tools"}
+    path = root / "runs" / "transfer" / "checkpoints" / "latest-rank0.pt"
+    state = torch.load(path, weights_only=False)["state"]["model"]
+    learned = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    before = TrainedRun(checkpoint).model("manual").model.state_dict()
+    rows = len(before["transformer.wte.weight"])
+    assert torch.equal(learned["transformer.wte.weight"][:rows], before["transformer.wte.weight"])
+    assert torch.equal(learned["transformer.wpe.weight"], before["transformer.wpe.weight"])
+    moved = [n for n in before if not torch.equal(before[n], learned[n][: len(before[n])])]
+    assert moved and not any(name.startswith(("transformer.w", "lm_head")) for name in moved)
+    assert summary["transfer"] == {name: summary["best"][name] for name in ("code", "tools")}
+    for name in ("code", "tools"):
+        of_source = TrainedRun(checkpoint).model(name)
+        own = of_source.model.state_dict()
+        kept = {n: v for n, v in learned.items() if not n.startswith(("transformer.w", "lm_head"))}
+        of_source.model.load_state_dict({**own, **kept})
+        special = learned["transformer.wte.weight"][rows:]
+        count = len(own["transformer.wte.weight"])
+        of_source.model.resize_token_embeddings(count + 3, mean_resizing=False)
+        of_source.model.get_input_embeddings().weight.data[count:] = special
+        right = 0
+        for line in lines:
+            ids = of_source.tokenizer(line["text"], add_special_tokens=False).input_ids[:30]
+            ids = torch.tensor([[count, *ids, count + 2]])
+            with torch.no_grad():
+                hidden = of_source.model(ids, output_hidden_states=True).hidden_states[-1]
+                scores = hidden[0, -1] @ state["head.weight"].T + state["head.bias"]
+            right += int(scores.argmax()) == ["minus", "plus"].index(line["label"])
+        reported = summary["history"][-1][name]["accuracy"]  # the checkpoint is the last one
+        assert reported == pytest.approx(right / len(lines), abs=1e-6)
+
+
+def test_one_embedding_reads_all_languages(root):
+    file = root / "classification.jsonl"
+    more = [f"data.test={file}", f"data.transfer={{any: {file}}}", "max_duration=1ep"]
+    summary = run(root, "classification", "one-embedding", *more)
+    assert summary["transfer"]["any"] == summary["test"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -141,6 +195,8 @@ def test_the_seed_decides(root):
         (["checkpoint=runs/none/checkpoints", "run_name=x"], "is not a checkpoint, nor a folder"),
         (["max_length=64", "run_name=x"], "max_length is 64, and the model reads 32 tokens"),
         (["learning_rate=1", "run_name=x"], "has no key 'learning_rate'"),
+        (["data.transfer={test: x.jsonl}", "run_name=x"], "it takes the names of sources"),
+        (["data.transfer={it: 3}", "run_name=x"], "data.transfer.it is 3: name a file or a split"),
     ],
 )
 def test_what_cannot_be_run_is_one_sentence(root, capsys, more, message):

@@ -99,6 +99,8 @@ def test_the_plan_divides_one_text_at_equal_steps_and_tokens():
     sequences = {}
     for job in planned:
         config = configs[job.name]
+        if job.stage == "downstream":
+            continue
         if job.stage == "cpt_random":
             assert config["train_loader"]["corpus"] == "domains_by_language"
             assert config["tokenizer"]["name"] == "tokenizers/domains_by_language/global"
@@ -109,6 +111,11 @@ def test_the_plan_divides_one_text_at_equal_steps_and_tokens():
             drawn = config["algorithms"]["dept"].get("sources_per_round") or len(named[job.corpus])
         sequences[job.corpus, job.method] = drawn * config["global_train_batch_size"]
     assert sequences.pop(("domains_by_language", "std_steps")) == 4
+    assert sequences.pop(("cells_by_language", "std_steps")) == 4
+    tuned = {job.method: configs[job.name] for job in planned if job.stage == "downstream"}
+    assert tuned.keys() == {"std_steps", "glob", "spec"} and tuned["spec"]["source"] == "en"
+    for config in tuned.values():
+        assert {"en", *config["data"]["transfer"]} < {*named["cells_by_language"]}
     assert set(sequences.values()) == {40} and len(sequences) == 7
     cells_of = set(named["domains_by_language"])
     for name in ("cells_by_language", "cells_by_domain"):

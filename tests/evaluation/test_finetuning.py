@@ -1,5 +1,6 @@
 """Fine-tuning: layouts, head, losses, and examples, against a few lines each."""
 
+import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from dept.evaluation.finetuning.layouts import LAYOUTS, Special, cut, lay_out
 from dept.evaluation.finetuning.model import FineTuned, add_rows, language_model_loss, last_token
 from dept.evaluation.finetuning.options import TaskOptions, read_options
 from dept.evaluation.finetuning.training import decayed, sequence_limit
+from dept.evaluation.finetuning.transfer import embeddings
 
 S, D, E = SPECIAL = 100, 101, 102
 IDS = Special(*SPECIAL)
@@ -96,6 +98,32 @@ def test_new_rows_are_added_to_every_matrix_and_old_ones_are_as_they_were(body):
     assert all(torch.equal(before[name], after[name][: len(before[name])]) for name in before)
     new = body.get_input_embeddings().weight[50:]
     assert float(new.std()) == pytest.approx(float(before[min(longer)].std()), rel=0.4)
+
+
+@pytest.mark.parametrize("body", bodies(), ids=lambda body: type(body).__name__)
+def test_another_source_is_read_with_its_embedding_and_the_rows_of_layouts(body):
+    other = copy.deepcopy(body)
+    other.resize_token_embeddings(30, mean_resizing=False)
+    for module in {other.get_input_embeddings(), other.get_output_embeddings()}:
+        nn.init.normal_(module.weight)
+    add_rows(body, torch.Generator().manual_seed(0))
+    model = fine_tuned(body.eval(), others={"other": embeddings(other)}).eval()
+    ours = batch(two_samples())
+    theirs = batch([Sample([[30, 3, 4, 32]], {}, 1), Sample([[30, 7, 32]], {}, 0)], "other")
+    before, found = model.eval_forward(ours), model.eval_forward(theirs)
+
+    add_rows(other, torch.Generator())
+    with torch.no_grad():
+        of_layouts = body.get_input_embeddings().weight[50:]
+        other.get_input_embeddings().weight[30:] = of_layouts
+    hidden = other.eval()(
+        input_ids=theirs["input_ids"][:, 0],
+        attention_mask=theirs["attention_mask"][:, 0],
+        output_hidden_states=True,
+    ).hidden_states[-1]
+    expected = model.head(hidden[[0, 1], [3, 2]])
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(model.eval_forward(ours), before) and not torch.allclose(before, found)
 
 
 @pytest.mark.parametrize("body", bodies(), ids=lambda body: type(body).__name__)

@@ -167,6 +167,19 @@ def test_what_is_fine_tuned_is_the_first_draw(tmp_path):
     assert {job.after for job in tuned} == {"a-cpt_random-std-s1-d0"}
 
 
+def test_a_method_without_a_global_embedding_is_fine_tuned_with_that_of_a_source(tmp_path):
+    tuned = {"corpora": ["a"], "tasks": ["multiemo"], "methods": ["std", "spec"]}
+    of_spec = {"yaml": "dept_spec", "learning_rate": 1.0}
+    found = planned_by(
+        tmp_path,
+        methods={"std": {"yaml": "std", "learning_rate": 1.0, "baseline": True}, "spec": of_spec},
+        downstream={**tuned, "stage": "pretrain", "sources": {"spec": "en"}},
+    )
+    spec, std = (job for job in found if job.stage == "downstream")
+    assert (std.after, spec.after) == ("a-pretrain-std-s1", "a-pretrain-spec-s1")
+    assert "source=en" in spec.overrides and not any("source=" in o for o in std.overrides)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -149,6 +149,27 @@ def test_fine_tuning_is_methods_by_tasks_beside_what_tasks_give_without_a_body()
     assert bold(table) == {("SPEC", 0), ("SPEC", 1)} and table.parts == (3, 4)
 
 
+def test_one_head_in_other_languages_is_methods_by_sources():
+    records = [
+        fine_tuned("std_steps", 0.7, transfer={"it": 0.5, "ja": 0.3}),
+        fine_tuned("spec", 0.6, transfer={"it": 0.4, "ja": 0.6}),
+        fine_tuned("spec", 0.8, seed=18, transfer={"it": 0.4, "ja": 0.4}),
+        fine_tuned("spec", 0.9, task="news"),
+    ]
+    _, table = [t for t in tables(arranged(records)) if t.topic == "downstream"]
+    assert [name for name, _ in table.head] == [
+        "method", "fine-tuned on", "it", "ja", "mean of the others", "runs"
+    ]  # fmt: skip
+    assert table.title == "c, movies in other languages"
+    assert cells(table) == {
+        "STD τ=0 (steps)": ["0.700", "0.500", "0.300", "0.400", "1 seed"],
+        "SPEC": ["0.700 ± 0.141", "0.400 ± 0.000", "0.500 ± 0.141", "0.450 ± 0.071", "2 seeds"],
+    }
+    assert bold(table) == {("STD τ=0 (steps)", 0), ("SPEC", 0)} | {
+        ("STD τ=0 (steps)", 1), ("SPEC", 2), ("SPEC", 3)
+    }  # fmt: skip
+
+
 def test_curves_are_means_and_tokens_of_bodies_are_added_up():
     bodies = [record("isolated", {s: 9.0}, "pretrain", source=s) for s in ("en", "it")]
     bodies[1]["curves"] = {"tokens": [10, 20], "average": {"bits_per_byte": [2.0, "inf"]}}

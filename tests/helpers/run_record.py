@@ -46,7 +46,9 @@ def record(method, perplexities, stage="cpt_random", seed=17, source=None, held_
     } | more
 
 
-def fine_tuned(method, value, task="movies", seed=17, init="pretrained", metric="accuracy"):
+def fine_tuned(
+    method, value, task="movies", seed=17, init="pretrained", metric="accuracy", transfer=None
+):
     return {
         "run": f"c-downstream-{method}-{task}-{init}-s{seed}",
         "corpus": "c",
@@ -62,6 +64,7 @@ def fine_tuned(method, value, task="movies", seed=17, init="pretrained", metric=
         "learning_rate": 1e-3,
         "baselines": {"majority": 0.5, "bag_of_words": 0.8} if metric == "accuracy" else {},
         "test": {metric: value},
+        "transfer": {name: {metric: score} for name, score in (transfer or {}).items()},
     }
 
 
