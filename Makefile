@@ -19,7 +19,7 @@ UV_NEXT = $(if $(shell command -v uv),uv,.venv-torch2.11/bin/python -m uv)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock lock-torch2.11 setup-torch2.11 unit-torch2.11 wheels data check-data downstream demo check \
-    test unit reproduce bench bench-link gpu faults soak federation costs lm-eval lint clean
+    test unit reproduce bench bench-link gpu gpu-claim faults soak federation costs lm-eval lint clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9.-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -102,6 +102,9 @@ bench-link: $(READY)  ## the exchange of two workers over a slow link, as root; 
 
 gpu:  ## whether, how fast and with how much memory DEPT runs on one GPU, in ten minutes (docs/gpu.md)
 	bash bench/gpu.sh $(ARGS)
+
+gpu-claim: $(READY)  ## STD, SPEC and GLOB with a body of 38 million parameters on one GPU, ten minutes a call
+	$(BIN)/python -m dept.evaluation.reproduce --plan eval/gpu.yaml --results results/gpu --jobs 4 --minutes 9.5
 
 faults: data  ## killed runs and federations against uninterrupted ones, KILLS=10; detection of a damaged corpus
 	$(BIN)/python bench/kills.py --workers 1 $(ARGS)

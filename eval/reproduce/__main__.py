@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 # As train.py, and before torch is imported.
@@ -38,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="where to write")
     parser.add_argument("--list", action="store_true", help="name the runs, and end")
     parser.add_argument("--costs", action="store_true", help="estimate their costs, and end")
+    parser.add_argument("--minutes", type=float, help="stop after these, and write what is done")
     options = parser.parse_args(arguments)
+    end = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
     try:
         plan = read_plan(options.plan)
         sources = {corpus: read_corpus(Path("."), corpus).sources for corpus in plan.corpora}
@@ -53,10 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
         for job in wanted:
             print(job.name, "finished" if job.name in done else "")
         return 0
-    failed = runner.run(wanted, done, options.jobs)
+    failed, stopped = runner.run(wanted, done, options.jobs, end)
     runner.write(wanted, options.results)
     for job in failed:
         log.error(f"{job.name} failed: see {runner.log_of(job)}")
+    if stopped:
+        log.info(f"{len(stopped)} of {len(wanted)} runs are left: the same command resumes")
     return 1 if failed else 0
 
 

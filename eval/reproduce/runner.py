@@ -1,6 +1,7 @@
 """Runs of a plan, several at a time, each an ordinary run of `train.py` or `eval/finetune.py`."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -50,27 +51,36 @@ def log_of(job: Job) -> Path:
     return Path("runs") / job.name / "log.txt"
 
 
-def run(wanted: list[Job], done: set[str], at_a_time: int) -> list[Job]:
+def run(
+    wanted: list[Job], done: set[str], at_a_time: int, end: float = math.inf
+) -> tuple[list[Job], list[Job]]:
     """Run all jobs, each when the one that it starts from has finished.
 
     Args:
         wanted: in the order of their start.
         done: names of those that need not be run.
         at_a_time: how many processes, of one thread each.
+        end: when to stop, in seconds of ``time.monotonic``: what runs then saves a checkpoint to
+            resume from.
 
     Returns:
-        Those that failed, and those that could not start for it.
+        Those that failed or could not start for it; and those that the end has stopped.
     """
     context = multiprocessing.get_context("forkserver")
     # Imports take as long as a short run; a fork has them for nothing.
     context.set_forkserver_preload(["dept.training.command", "dept.training.registration"])
-    waiting, failed = [job for job in wanted if job.name not in done], []
+    waiting, failed, stopped = [job for job in wanted if job.name not in done], [], []
     running: dict[int, tuple[Job, multiprocessing.Process]] = {}
     console = Console(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("runs", total=len(wanted), completed=len(wanted) - len(waiting))
         while waiting or running:
+            if time.monotonic() >= end and not stopped:
+                stopped = [*waiting, *(job for job, _ in running.values())]
+                waiting = []
+                for _, process in running.values():
+                    process.terminate()
             unfinished = {job.name for job in waiting} | {job.name for job, _ in running.values()}
             lost = {job.name for job in failed}
             for job in [job for job in waiting if job.after in lost]:
@@ -88,11 +98,11 @@ def run(wanted: list[Job], done: set[str], at_a_time: int) -> list[Job]:
                 if process.exitcode == 0 and summary_of(job):
                     progress.advance(task)
                     _report(console, job)
-                else:
+                elif job not in stopped:
                     failed.append(job)
                     console.print(f"{job.name} failed: see {log_of(job)}", style="red")
             progress.update(task, description=" ".join(map(_round, running.values())) or "runs")
-    return failed
+    return failed, [job for job in stopped if not summary_of(job)]
 
 
 def write(wanted: list[Job], results: Path) -> None:
@@ -108,7 +118,8 @@ def write(wanted: list[Job], results: Path) -> None:
         if summary_of(job):
             text = json.dumps(record(job, Path("runs") / job.name), indent=1)
             durable.write(results / run_records.RUNS / f"{job.name}.json", text + "\n")
-    for path in writing.write(run_records.read(results), results):
+    records = run_records.read(results)
+    for path in writing.write(records, results) if records else ():
         print(path)
 
 

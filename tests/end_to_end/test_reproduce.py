@@ -9,6 +9,7 @@ import time
 
 import psutil
 import pytest
+import yaml
 from training import REPOSITORY
 
 pytestmark = pytest.mark.end_to_end
@@ -141,3 +142,27 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(root):
     )
     assert "tiny-cpt_random-spec-s2" in output
     assert (root / "others/runs/tiny-cpt_random-std_tau0-s2.json").is_file()
+
+
+def test_the_plan_for_one_gpu_runs_in_parts_of_some_minutes(root):
+    """With the shape of everything made small; the rest of the plan is as it is."""
+    plan = yaml.safe_load((REPOSITORY / "eval" / "gpu.yaml").read_text())
+    plan["corpora"] = {"tiny": {"unseen": [], "dept": ["algorithms.dept.sources_per_round=2"]}}
+    small = ["model.d_model=32", "model.n_heads=2", "model.n_layers=2", "max_seq_len=32"]
+    small += ["variables.local_steps=3", "variables.worker_batch=4", "variables.mixture_batch=4"]
+    plan["overrides"] = [*plan["overrides"], *small]
+    plan["continued"]["cpt_random"] |= {"draws": 1}
+    plan["continued"]["cpt_random"]["overrides"] += ["variables.local_steps=5"]
+    (root / "gpu.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    names = {f"tiny-{s}-s17" for m in plan["methods"] for s in (f"pretrain-{m}", f"cpt_random-{m}")}
+    given = ["--plan", "gpu.yaml", "--results", "on_gpu", "--jobs", "3"]
+
+    output, _ = (none := start(root, *given, "--minutes", "0")).communicate()
+    assert none.returncode == 0 and "6 of 6 runs are left: the same command" in output, output
+    output, _ = (some := start(root, *given, "--minutes", "0.4")).communicate()
+    assert some.returncode == 0 and "failed" not in output, output
+    output, _ = (rest := start(root, *given)).communicate()
+    assert rest.returncode == 0 and "are left" not in output, output
+    found = {path.stem for path in (root / "on_gpu" / "runs").glob("*.json")}
+    assert found == {f"{n}-d0" if "cpt_random" in n else n for n in names}
+    assert "SPEC" in (root / "on_gpu" / "tables.md").read_text()
