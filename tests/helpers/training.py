@@ -20,6 +20,7 @@ def overrides(root: Path) -> list[str]:
         f"tokenizer.name={root}/tokenizers/tiny/global",
         "max_seq_len=32",
         "max_duration=3ep",
+        "eval_interval=1ep",
         f"save_folder={root}/runs/${{run_name}}/checkpoints",
         f"callbacks.run_files.folder={root}/runs/{{run_name}}",
         f"loggers.jsonl.path={root}/runs/{{run_name}}/metrics.jsonl",
