@@ -222,6 +222,16 @@ def test_a_source_that_leaves_learns_the_bits_of_one_job(parties, prepared, flee
     asked = [str(folder / "runs" / name / "checkpoints"), "--root", str(folder)]
     assert export.main([*asked, "--source", "tools", "--out", str(tmp_path / "tools")]) == 0
 
+    # The server has the global embedding; its tokenizer is that of any silo
+    asked = [str(server_folder(parties, name)), "--root", str(parties.folder / "left")]
+    assert export.main([*asked, "--out", str(tmp_path / "all")]) == 0
+    found = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "all").named_parameters())
+    theta = {key.removeprefix("model."): value for key, value in state.theta.items()}
+    assert found.keys() == theta.keys()
+    assert all(torch.equal(found[key], value) for key, value in theta.items())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "all")
+    assert len(tokenizer) == len(theta["transformer.wte.weight"])
+
 
 # --- a silo adds noise ----------------------------------------------------------------------------
 
