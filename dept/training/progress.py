@@ -28,11 +28,14 @@ class RunProgress(Callback):
         self._source = ""
         self._losses: dict[str, float] = {}
         self._began = (0.0, 0, 0)
+        self._total = "?"
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if dist.get_global_rank() != 0:
             return
-        timestamp = state.timestamp
+        timestamp, duration = state.timestamp, state.max_duration
+        # Kept, since whoever stops training early sets the duration to the batches so far.
+        self._total = str(duration.value) if duration.unit == TimeUnit.EPOCH else "?"
         self._began = (time.monotonic(), timestamp.batch.value, timestamp.token.value)
         if self._console.is_terminal:
             self._bar = Progress(
@@ -53,12 +56,11 @@ class RunProgress(Callback):
         loss = state.total_loss_dict.get("loss/train/total", float("nan"))
         self._losses[self._source] = loss
         if self._bar is not None:
-            total = state.max_duration.value if state.max_duration.unit == TimeUnit.EPOCH else "?"
             source = f"{self._source} " if self._source else ""
             self._bar.update(
                 self._bar.task_ids[0],
                 completed=state.timestamp.batch.value,
-                description=f"round {state.timestamp.epoch.value + 1}/{total}  {source}"
+                description=f"round {state.timestamp.epoch.value + 1}/{self._total}  {source}"
                 f"loss {loss:.3f}  {self._rate(state):,.0f} tokens/s",
             )
 
@@ -80,7 +82,7 @@ class RunProgress(Callback):
             each = "  ".join(f"{source} {loss:.2f}".strip() for source, loss in losses.items())
             with contextlib.suppress(OSError):  # the disk of the log may be full
                 self._console.print(
-                    f"round {state.timestamp.epoch.value}/{state.max_duration.value}  loss {each}  "
+                    f"round {state.timestamp.epoch.value}/{self._total}  loss {each}  "
                     f"{self._rate(state):,.0f} tokens/s  {timedelta(seconds=round(left))} left",
                     soft_wrap=True,
                     highlight=False,

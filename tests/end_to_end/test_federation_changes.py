@@ -213,6 +213,7 @@ def test_a_source_that_leaves_learns_the_bits_of_one_job(parties, prepared, flee
     theirs = one_job(prepared, fleet, "dept_trim", name, SOURCES, FIRST)
     assert_drawn_and_learned(parties, name, state, theirs)
     assert "silo right has left the federation after round 2" in parties.log("right", "trainer")
+    assert f"round 2/{ROUNDS}  loss tools" in parties.log("right", "trainer")
     asked = [p for p, r in grid.messages if r and r.fields.get("silo") == "right"]
     assert max(p.fields.get("round", 0) for p in asked) == 2
     folder = parties.folder / "right"
