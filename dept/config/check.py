@@ -74,7 +74,7 @@ def _check_parts(
     for name in ("run_files", "best_checkpoint"):
         if name in callbacks and "source_metrics" not in callbacks:
             raise ConfigError(f"callbacks.{name} needs source_metrics beside it: add that")
-    for name in ("active_forgetting", "best_checkpoint"):
+    for name in ("active_forgetting", "best_checkpoint", "frozen_start"):
         if name in callbacks and dept is not None:
             raise ConfigError(f"callbacks.{name} is for baselines: remove it, or algorithms.dept")
     if config.get("eval_loader") and config.get("eval_loaders"):

@@ -21,7 +21,7 @@ from dept.method.presets import PRESETS
 # Names of the pinned llm-foundry and of dept/training/registration.py; a test compares them.
 _WORDS = {
     "algorithms": "dept gradient_clipping alibi gated_linear_units low_precision_layernorm",
-    "callbacks": "active_forgetting best_checkpoint norms progress source_metrics early_stopper "
+    "callbacks": "active_forgetting best_checkpoint frozen_start norms progress source_metrics early_stopper "
     "env_logging eval_output_logging fdiff_metrics generate_callback global_lr_scaling "
     "hf_checkpointer kill_loss_spike layer_freezing load_checkpoint loss_perp_v_len lr_monitor "
     "mbmoe_tok_per_expert memory_monitor memory_snapshot mono_checkpoint_saver nan_monitor "

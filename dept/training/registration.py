@@ -21,6 +21,7 @@ from llmfoundry.layers_registry import attention_implementations
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from dept.callbacks.frozen_start import FrozenStart
 from dept.callbacks.norms import Norms
 from dept.checkpoint import trust
 from dept.checkpoint.saver import Checkpoints
@@ -196,6 +197,7 @@ def register() -> None:
     registry.callbacks.register("checkpoints", func=Checkpoints)
     registry.callbacks.register("finishing", func=Finishing)
     registry.callbacks.register("first_step", func=FirstStep)
+    registry.callbacks.register("frozen_start", func=FrozenStart)
     registry.callbacks.register("norms", func=Norms)
     registry.callbacks.register("progress", func=RunProgress)
     registry.callbacks.register("source_checkpoints", func=SourceCheckpoints)

@@ -126,6 +126,33 @@ def test_continued_starts_from_the_pretrained_embedding(prepared, trained, start
     assert all(torch.equal(value, there[name]) for name, value in started[0][1].items())
 
 
+def test_a_body_can_wait_for_its_new_embedding(prepared, trained):
+    """For half of eight steps the body is that of the checkpoint, and then another."""
+    given = {"names": ["blocks", "norm_f"], "until": "4ba"}
+    more = [f"variables.checkpoint={trained('dept_glob')}", "save_interval=2ba"]
+    more += ["variables.local_steps=8", "max_duration=1ep", "save_num_checkpoints_to_keep=-1"]
+    name = "frozen-start"
+    run(prepared, "continued", name, *more, f"callbacks.frozen_start={json.dumps(given)}")
+    folder, before = checkpoints(prepared, name), None
+    start = read_trained(trained("dept_glob")).parameters
+    for batch in (2, 4, 6, 8):
+        (path,) = folder.glob(f"ep*-ba{batch}-rank0.pt")
+        now = read_trained(path).parameters
+        body = [key for key in now if "blocks" in key or "norm_f" in key]
+        assert len(body) > 5 and len(body) < len(now)
+        is_as_before = all(torch.equal(now[key], start[key]) for key in body)
+        assert is_as_before == (batch <= 4), batch
+        assert before is None or not torch.equal(now[WTE], before)
+        before = now[WTE]
+
+
+def test_parameters_that_are_not_there_cannot_be_frozen(prepared, trained):
+    given = [f"variables.checkpoint={trained('dept_glob')}"]
+    given += ["callbacks.frozen_start={names: [layers], until: 2ba}"]
+    with pytest.raises(ValueError, match=r"names finds no parameter with \['layers'\]"):
+        run(prepared, "continued", "frozen-none", *given)
+
+
 def test_plasticity_trains_and_evaluates_one_unseen_source(prepared, trained):
     more = [f"variables.checkpoint={trained('dept_spec')}", "variables.source=held"]
     run(prepared, "plasticity", "plasticity", *more, "eval_interval=2ba", "max_duration=1ep")
