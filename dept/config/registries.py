@@ -21,12 +21,12 @@ from dept.method.presets import PRESETS
 # Names of the pinned llm-foundry and of dept/training/registration.py; a test compares them.
 _WORDS = {
     "algorithms": "dept gradient_clipping alibi gated_linear_units low_precision_layernorm",
-    "callbacks": "active_forgetting best_checkpoint frozen_start norms progress source_metrics early_stopper "
-    "env_logging eval_output_logging fdiff_metrics generate_callback global_lr_scaling "
-    "hf_checkpointer kill_loss_spike layer_freezing load_checkpoint loss_perp_v_len lr_monitor "
-    "mbmoe_tok_per_expert memory_monitor memory_snapshot mono_checkpoint_saver nan_monitor "
-    "oom_observer optimizer_monitor run_timeout runtime_estimator scheduled_gc speed_monitor "
-    "system_metrics_monitor",
+    "callbacks": "active_forgetting best_checkpoint frozen_start norms progress source_metrics "
+    "early_stopper env_logging eval_output_logging fdiff_metrics generate_callback "
+    "global_lr_scaling hf_checkpointer kill_loss_spike layer_freezing load_checkpoint "
+    "loss_perp_v_len lr_monitor mbmoe_tok_per_expert memory_monitor memory_snapshot "
+    "mono_checkpoint_saver nan_monitor oom_observer optimizer_monitor run_timeout "
+    "runtime_estimator scheduled_gc speed_monitor system_metrics_monitor",
     "callbacks_with_config": "run_files start_from async_eval curriculum_learning dataset_swap",
     "dataloaders": "sources mixture validation text finetuning contrastive_pairs",
     "loggers": "file_logger jsonl inmemory in_memory_logger mlflow mosaicml tensorboard wandb",

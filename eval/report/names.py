@@ -86,6 +86,10 @@ TOPICS = {
     "communication": "Communication",
     "compression": "Compression",
     "inner_state": "Inner state",
+    "rounds": "Rounds against local steps",
+    "worker_batch": "Batch of a worker",
+    "outer": "Outer optimizer",
+    "continuation": "Ways to continue",
     "tuning": "Learning rates tried",
     "pilot": "Pilot: local steps, batch and rate at equal tokens",
     "control": "Control: sources at random",
@@ -95,7 +99,18 @@ TOPICS = {
     "setting": "Setting",
 }
 # Stages of studies, and what their settings are compared with: what methods of the comparison have.
-STUDIED = {"compression": "none", "inner_state": "keep"}
+STUDIED = {
+    "compression": "none",
+    "inner_state": "keep",
+    "rounds": "10 x 40 steps",
+    "worker_batch": "40 steps x 4",
+    "outer": "average",
+    "continuation": "as compared",
+}
+CONTINUED_ALONE = ("continuation",)
+"""Studies that vary continued pre-training of the same bodies; others vary pre-training, and
+continue what it gave in the stage ``<name>_cpt``."""
+
 COMPARED = ("cpt_random", "cpt_random_long", "cpt_pretrained", "cpt_merged", "pretrain")
 PLASTICITY = ("plasticity", "plasticity_long")
 BY_SETTING = ("pilot", "control", "scale", "embeddings", "study")
@@ -122,6 +137,13 @@ STAGES = {
     "compression_cpt": "compression, CPT",
     "inner_state": "inner state",
     "inner_state_cpt": "inner state, CPT",
+    "rounds": "rounds against local steps",
+    "rounds_cpt": "rounds against local steps, CPT",
+    "worker_batch": "batch of a worker",
+    "worker_batch_cpt": "batch of a worker, CPT",
+    "outer": "outer optimizer",
+    "outer_cpt": "outer optimizer, CPT",
+    "continuation": "ways to continue",
     "downstream": "fine-tuning",
 }
 
@@ -133,7 +155,7 @@ METRICS = {"perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 
 def metric_of(stage: str) -> str:
     """The metric of comparisons: perplexity only if all methods have the same tokenizer."""
-    of_bytes = ("pretrain", "tuning", "study", *STUDIED)
+    of_bytes = {"pretrain", "tuning", "study", *STUDIED} - {*CONTINUED_ALONE}
     return "bits_per_byte" if stage in of_bytes else "perplexity"
 
 

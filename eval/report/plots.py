@@ -22,12 +22,13 @@ from dept.evaluation.report.names import (
     METHODS,
     METRICS,
     PLASTICITY,
+    STAGES,
     STUDIED,
     metric_of,
 )
 from dept.evaluation.report.run_records import number, select, stage_name
 from dept.evaluation.report.sent import bytes_exchanged, sent
-from dept.evaluation.report.studies import studied
+from dept.evaluation.report.studies import Part, parts_of, studied
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def plots(records: pd.DataFrame) -> list[Plot]:
             found.append(_norms(records, corpus))
             found.append(_bytes(records, corpus, here))
             found.append(_coded(records, corpus))
+            found += [_settings(records, corpus, stage) for stage in STUDIED]
     found.append(_cells(records))
     return [plot for plot in found if plot]
 
@@ -272,6 +274,51 @@ def _coded(records: pd.DataFrame, corpus: str) -> Plot | None:
     )
     title = "bits per byte after pre-training over bytes sent"
     return _plot(figure, corpus, "compression", "", title, caption)
+
+
+def _settings(records: pd.DataFrame, corpus: str, stage: str) -> Plot | None:
+    """How far each setting of a study is from the reference, in the same run."""
+    if select(records, corpus, stage).empty:
+        return None
+    parts = [
+        (part, found) for part in parts_of(records, corpus, stage) if len(found := _finite(part))
+    ]
+    if not parts:
+        return None
+    settings = list(dict.fromkeys(s for _, found in parts for s in found.index.unique("setting")))
+    methods = _of(*(found.index.get_level_values("method") for _, found in parts))
+    figure, panels = drawing.panels(len(parts), 0.6 + 0.42 * len(settings))
+    for axes, (part, found) in zip(panels, parts, strict=True):
+        for (method, setting), values in found.groupby(level=["method", "setting"]):
+            look, line = METHODS[method], settings.index(setting)
+            place = line + 0.22 * (methods.index(method) - (len(methods) - 1) / 2)
+            spread = values.std() if len(values) > 1 else None
+            style = {"fmt": look.marker, "color": look.colour, "capsize": 3}
+            axes.errorbar(values.mean(), place, xerr=spread, **style)
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_yticks(range(len(settings)), settings)
+        axes.set_ylim(len(settings) - 0.5, -0.5)
+        axes.set_xlabel(f"{part.name}, % from {STUDIED[stage]}")
+    for axes in panels[1:]:
+        axes.set_yticklabels([])
+    drawing.legend(figure, methods, shape="point")
+    runs = _counts(
+        n for _, found in parts for n in found.groupby(level=["method", "setting"]).size()
+    )
+    caption = (
+        f"How far a run is from the run of {STUDIED[stage]} with the same seed and the same random "
+        f"embedding; to the left is better. Point: mean over pairs ({runs} each); line: ± their "
+        "sample standard deviation (n - 1). Runs that diverged are left out."
+    )
+    return _plot(
+        figure, corpus, stage, "settings", f"{STAGES[stage]}: what each setting changes", caption
+    )
+
+
+def _finite(part: Part) -> pd.Series:
+    """Its differences, without those of the reference."""
+    of = part.differences[np.isfinite(part.differences)]
+    return of[~of.index.isin([STUDIED[part.stage.removesuffix("_cpt")]], "setting")]
 
 
 def _points(comparison: Comparison, given: pd.Series) -> pd.DataFrame:

@@ -3,18 +3,57 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from dept.evaluation.report.measured import SPREAD, runs_of, text
-from dept.evaluation.report.names import METHODS, STAGES, STUDIED, label, metric_of
+from dept.evaluation.report.names import (
+    CONTINUED_ALONE,
+    METHODS,
+    METRICS,
+    STAGES,
+    STUDIED,
+    label,
+    metric_of,
+)
 from dept.evaluation.report.run_records import RUN, number, select
 from dept.evaluation.report.sent import bytes_exchanged
 from dept.evaluation.report.table import Table
 
 PLACE = ["method", "setting", *RUN]
 _DIGITS = {"bits_per_byte": 3, "perplexity": 1}
+
+
+class Part(NamedTuple):
+    """What a study has measured at one point: after pre-training, or after continuing it."""
+
+    name: str
+    stage: str
+    values: pd.Series
+    """By method, setting, seed and draw; those of the reference too."""
+
+    differences: pd.Series
+    """From the reference in the same run, in percent."""
+
+
+def parts_of(records: pd.DataFrame, corpus: str, stage: str) -> list[Part]:
+    """The parts of a study, in the order of its columns.
+
+    Args:
+        records: records of all runs.
+        corpus: name of the corpus.
+        stage: a key of ``names.STUDIED``.
+    """
+    after_cpt = f"{METRICS['perplexity']} after CPT"
+    if stage in CONTINUED_ALONE:
+        places = [(after_cpt, stage, "cpt_random")]
+    else:
+        of_bytes = METRICS[metric_of(stage)]
+        places = [(of_bytes, stage, "pretrain"), (after_cpt, f"{stage}_cpt", "cpt_random")]
+    found = [(n, s, studied(records, corpus, s, beside)["value"]) for n, s, beside in places]
+    return [Part(n, s, values, differences(values, STUDIED[stage])) for n, s, values in found]
 
 
 def studies(records: pd.DataFrame, corpus: str) -> list[Table]:
@@ -75,12 +114,10 @@ def differences(values: pd.Series, reference: str) -> pd.Series:
 
 
 def _table(records: pd.DataFrame, corpus: str, stage: str) -> Table:
-    reference = STUDIED[stage]
-    trained = studied(records, corpus, stage, "pretrain")
-    continued = studied(records, corpus, f"{stage}_cpt", "cpt_random")["value"]
-    columns = [(trained["value"], stage), (continued, f"{stage}_cpt")]
-    against = [differences(values, reference) for values, _ in columns]
-    sent = trained["sent"].groupby(level=["method", "setting"]).mean()
+    reference, is_trained = STUDIED[stage], stage not in CONTINUED_ALONE
+    found = parts_of(records, corpus, stage)
+    runs = studied(records, corpus, stage, "pretrain" if is_trained else "cpt_random")
+    sent = runs["sent"].groupby(level=["method", "setting"]).mean().fillna(0.0)
     rows: list[list[str]] = []
     parts = []
     for method in (m for m in METHODS if m in sent.index):
@@ -89,24 +126,31 @@ def _table(records: pd.DataFrame, corpus: str, stage: str) -> Table:
         most = of_method.get(reference, math.nan)
         order = sorted(of_method.index, key=lambda s: (s != reference, -of_method[s], s))
         for setting in order:
-            fewer = most / of_method[setting]
-            row = [label(method), setting, f"{of_method[setting] / 1e6:,.3f} MB"]
-            row.append("" if math.isnan(fewer) else f"{fewer:,.1f}")
-            for (values, of_stage), of_pairs in zip(columns, against, strict=True):
-                own = _of(values, method, setting)
-                row.append(text(own, _DIGITS[metric_of(of_stage)], len(own)))
-                row.append("" if setting == reference else _percent(_of(of_pairs, method, setting)))
+            row = [label(method), setting]
+            if is_trained:
+                fewer = most / of_method[setting]
+                row.append(f"{of_method[setting] / 1e6:,.3f} MB")
+                row.append("" if math.isnan(fewer) else f"{fewer:,.1f}")
+            for part in found:
+                own, pairs = (_of(v, method, setting) for v in (part.values, part.differences))
+                row.append(text(own, _DIGITS[metric_of(part.stage)], len(own)))
+                row.append("" if setting == reference else _percent(pairs))
                 row.append(runs_of(own.index) if len(own) else "")
             rows.append(row)
-    caption = (
-        f"Averages over sources, lower is better; {SPREAD}. Sent: what a source gives to the "
-        f"average in pre-training, as coded; fewer: how many times less than {reference}. "
+    caption = f"Averages over sources, lower is better; {SPREAD}. "
+    head = ["method", "setting"]
+    if is_trained:
+        caption += (
+            "Sent: what a source gives to the average in pre-training, as coded; fewer: how many "
+            f"times less than {reference}. "
+        )
+        head += ["sent", "fewer"]
+    caption += (
         f"Difference: of each run from that of {reference} with the same seed, and the same random "
         "embedding, in percent; mean over pairs ± their sample standard deviation (pairs). The "
         f"runs of {reference} are those of the comparison."
     )
-    head = ["method", "setting", "sent", "fewer", "bits per byte", "difference", "runs"]
-    head += ["perplexity after CPT", "difference", "runs"]
+    head += [name for part in found for name in (part.name, "difference", "runs")]
     title = f"{corpus}, {STAGES[stage]}"
     return Table(corpus, stage, title, caption, head, rows, tuple(parts), texts=2)
 

@@ -7,6 +7,7 @@ import yaml
 from run_record import cells, record
 from training import REPOSITORY
 
+from dept.config import extends
 from dept.evaluation.report.plots import plots
 from dept.evaluation.report.run_records import arranged
 from dept.evaluation.report.sent import bytes_exchanged
@@ -83,10 +84,53 @@ def test_the_plot_of_bytes_and_the_bytes_of_every_method():
     arranged_records = arranged(records())
     sent = bytes_exchanged(arranged_records).groupby(arranged_records["method"]).max()
     assert sent["std_tau0"] == 1e6 * 30 and sent["spec_opt"] == 1e6 * 3  # steps, and rounds
-    (plot,) = [plot for plot in plots(arranged_records) if plot.topic == "compression"]
+    plot, differences = [p for p in plots(arranged_records) if p.topic == "compression"]
     assert plot.png.startswith(b"\x89PNG") and "DDP" in plot.caption
+    assert differences.name == "c-compression-settings" and "(2 or 4 each)" in differences.caption
     plain = [entry for entry in records() if entry["stage"] != "compression"]
     assert not [plot for plot in plots(arranged(plain)) if plot.topic == "compression"]
+
+
+def test_ways_to_continue_are_compared_with_the_same_bodies_and_embeddings():
+    found = [run("spec", "pretrain", None, 17, 2.0)]
+    for draw, perplexity in ((0, 50.0), (1, 60.0)):
+        given = {"draw": draw, "bits": 2.0}
+        found.append(run("spec", "cpt_random", None, 17, perplexity=perplexity, **given))
+        better = run("spec", "continuation", "frozen", 17, perplexity=0.9 * perplexity, **given)
+        found.append(better)
+    (table,) = [t for t in tables(arranged(found)) if t.topic == "continuation"]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["SPEC", "as compared", "55.0 ± 7.1", "", "1 seed x 2 draws"],
+        ["SPEC", "frozen", "49.5 ± 6.4", "-10.00 ± 0.00 % (2)", "1 seed x 2 draws"],
+    ]
+    (plot,) = [p for p in plots(arranged(found)) if p.topic == "continuation"]
+    assert plot.png.startswith(b"\x89PNG")
+
+
+def test_settings_of_the_demo_are_compared_at_equal_tokens_with_its_own_runs():
+    main = {job.name: job for job in jobs(read_plan(PLAN), SOURCES)}
+    every = jobs(read_plan(PLAN.with_name("settings.yaml")), SOURCES)
+    shared = [job for job in every if job.name in main]
+    assert len(shared) == 2 * 3 * (1 + 3) and all(job == main[job.name] for job in shared)
+    configs = {
+        job: extends.resolve(extends.load(REPOSITORY / job.yaml, job.overrides)) for job in every
+    }
+
+    def size(config):
+        rounds = int(config["max_duration"].removesuffix("ep"))
+        steps = config["algorithms"]["dept"]["local_steps"]
+        return rounds, steps, config["global_train_batch_size"]
+
+    for job, config in configs.items():
+        if job.stage in ("pretrain", "rounds", "worker_batch", "outer") and not job.baseline:
+            assert math.prod(size(config)) == 10 * 40 * 4
+    of = {job.setting: configs[job] for job in every if not job.stage.endswith("_cpt")}
+    assert size(of["20 x 20 steps"]) == (20, 20, 4) and size(of["10 steps x 16"]) == (10, 10, 16)
+    outer = of["nesterov 0.7, 0.5"]["algorithms"]["dept"]["outer_optimizer"]
+    assert outer == {"name": "nesterov", "lr": 0.7, "momentum": 0.5}
+    for settings in ("rounds", "worker_batch", "outer"):
+        trained = [job for job in every if job.stage == settings]
+        assert len([j for j in every if j.stage == f"{settings}_cpt"]) == 3 * len(trained) > 0
 
 
 def test_the_plan_of_studies_shares_its_reference_with_the_comparison():
