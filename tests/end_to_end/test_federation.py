@@ -145,8 +145,8 @@ def test_a_superlink_that_dies_loses_no_round(prepared, federation, fleet):
     superlink.kill()  # its other processes notice it
     superlink.wait()
     federation.superlink()
-    wait(lambda: server.poll() is not None, 120, federation)
-    for _ in range(3):  # the run of the dead SuperLink may hold the folder for a while
+    wait(lambda: server.poll() is not None, 600, federation)
+    for _ in range(10):  # the run of the dead SuperLink may hold the folder for a while
         again = federation.serve(yaml, *given)
         wait(lambda again=again: again.poll() is not None, 600, federation)
         if (folder / "summary.json").is_file():
@@ -176,7 +176,7 @@ def test_a_node_without_a_registered_key_is_refused(federation):
         command += ["--superlink", federation.address(silo), "--max-retries", "1"]
         command += ["--host", "127.0.0.1", "--port", str(free_port())]
         process = federation.start(name, command, "stranger")
-        assert wait_until(lambda process=process: process.poll() is not None, 180)
+        assert wait_until(lambda process=process: process.poll() is not None)
         log = federation.log("stranger", name)
         assert process.returncode and "SuperNode ID" not in log, log
 
@@ -209,7 +209,7 @@ def test_a_silo_refuses_another_app_of_the_server(federation, tmp_path):
         "    nodes = list(grid.get_node_ids())\n"
         "    grid.push_messages([Message(RecordDict({}), dst_node_id=n, message_type='train')"
         " for n in nodes])\n"
-        "    time.sleep(20)\n"
+        "    time.sleep(300)\n"
     )
     before = {silo: len(federation.log(silo, "supernode")) for silo in SILOS}
     process = federation.serve(Path("none.yaml"), app=app)
@@ -218,6 +218,6 @@ def test_a_silo_refuses_another_app_of_the_server(federation, tmp_path):
     def all_refuse():
         return all(refusal in federation.log(silo, "supernode")[at:] for silo, at in before.items())
 
-    assert wait_until(all_refuse, 180), federation.log("server", "run")
-    process.wait(120)
+    assert wait_until(all_refuse), federation.log("server", "run")
+    process.kill()
     assert not proof.exists()

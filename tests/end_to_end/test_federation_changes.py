@@ -205,7 +205,7 @@ def test_a_source_that_leaves_learns_the_bits_of_one_job(parties, prepared, flee
     for silo in SILOS:
         parties.start_trainer(silo, "dept_trim", name, *more)
     state, grid = parties.serve_here("dept_trim", name, *more, prepare=prepare)
-    assert wait_until(lambda: not parties.processes["right/trainer"].is_alive(), 60)
+    assert wait_until(lambda: not parties.processes["right/trainer"].is_alive())
     parties.end(name)
     drawn = [line["drawn"] for line in state.history[:ROUNDS]]
     assert drawn == [SOURCES, SOURCES, FIRST, FIRST]

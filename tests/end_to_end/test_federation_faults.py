@@ -194,7 +194,7 @@ def test_a_trainer_that_is_killed_while_it_trains_or_saves_learns_the_same(parti
 
 def test_a_silo_that_is_stopped_is_missed_once_and_its_sources_are_as_before(parties):
     name, rounds = "stopped", 6
-    more = [f"max_duration={rounds}ep", "algorithms.dept.federation.round_timeout=15"]
+    more = [f"max_duration={rounds}ep", "algorithms.dept.federation.round_timeout=30"]
     more += ["algorithms.dept.federation.min_sources=3", NESTEROV, KEEPS]
     files = parties.files("right", name)
     state_before = {}
@@ -233,7 +233,7 @@ def test_a_silo_of_two_processes_learns_the_same_but_for_rounding(parties, prepa
     state, _ = parties.serve_here("dept_spec", name, *more)
     parties.end(name)
     second = parties.processes["left/trainer-1"]
-    second.join(60)
+    second.join(600)
     assert second.exitcode == 0
     job = learned(fleet.train(prepared, "dept_spec", f"run_name={name}", *more, processes=1))
     ours = parties.learned(name, state)

@@ -335,7 +335,7 @@ def test_a_lost_worker_is_named(wait):
     processes = [context.Process(target=_report, args=job) for job in jobs]
     for process in processes:
         process.start()
-    messages = [answers.get(timeout=120) for _ in range(2)]
+    messages = [answers.get(timeout=600) for _ in range(2)]
     over.set()
     for process in processes:
         process.join()
