@@ -226,7 +226,7 @@ def between_steps(local_steps: int) -> Callable[[Setting], list[Result]]:
 def evaluation(setting: Setting) -> list[Result]:
     """Evaluation of all sources in the demo, as often as its yaml has it, without checkpoints.
 
-    It is timed after each of some rounds.
+    Here each round is evaluated, to time it several times.
 
     Args:
         setting: what is measured on.

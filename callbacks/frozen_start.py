@@ -12,7 +12,7 @@ from composer.loggers import Logger
 class FrozenStart(Callback):
     """Takes the gradients of some parameters away until a part of the training is over.
 
-    They are computed all the same, so it also works in several processes; they do not count when
+    They are computed all the same, as the processes of a job expect; they do not count when
     gradients are clipped. Weight decay does not change the parameters either.
 
     Args:
@@ -38,6 +38,8 @@ class FrozenStart(Callback):
         for name, parameter in state.model.named_parameters():
             if self._is_frozen(name):
                 parameter.grad = None
+                # The optimizer passes over it, but a checkpoint needs an entry, if an empty one.
+                state.optimizers[0].state.setdefault(parameter, {})
 
     def _is_frozen(self, name: str) -> bool:
         return any(pattern.search(name) for pattern in self.names)

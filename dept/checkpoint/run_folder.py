@@ -29,6 +29,7 @@ SHAPING = (
     "precision",
     "callbacks.start_from",
     "callbacks.active_forgetting",
+    "callbacks.frozen_start",
 )
 
 # Where data comes from, how much of it is kept, how long to wait, and which kernel computes

@@ -90,6 +90,7 @@ VALUES = {
     "algorithms.gradient_clipping.clipping_type": schema.one_of("norm", "value", "adaptive"),
     **_each(COUNT, "callbacks.active_forgetting.every callbacks.norms.interval"),
     "callbacks.source_metrics.held_out_interval": INTERVAL | NULL,
+    "callbacks.frozen_start.names": list_of(TEXT),
     "callbacks.frozen_start.until": schema.time(*UNITS),
     **_each(PATH, "callbacks.run_files.folder callbacks.best_checkpoint.folder loggers.jsonl.path"),
 }

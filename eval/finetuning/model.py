@@ -151,23 +151,24 @@ class FineTuned(ComposerModel):
     def _read(self, ids: Tensor, mask: Tensor, source: str | None) -> tuple[Tensor, Tensor]:
         """Hidden states [N, T, d], and the loss of the language model if it is needed."""
         given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-        if source in self.others:
-            given |= {"output_hidden_states": True}
-            out = functional_call(self.model, self._embedding_of(source), kwargs=given)
-            return out.hidden_states[-1], out.logits.new_zeros(())
+        own = self._embedding_of(source) if source in self.others else {}
         asked, body = self.training and self.lm_coef > 0, self.model.base_model
         if not asked and body is not self.model:  # llm-foundry's MPT names no body
-            hidden = body(**given).last_hidden_state
+            prefix = f"{self.model.base_model_prefix}."
+            own = {n.removeprefix(prefix): v for n, v in own.items() if n.startswith(prefix)}
+            hidden = functional_call(body, own, kwargs=given).last_hidden_state
             return hidden, hidden.new_zeros(())
-        out = self.model(**given, output_hidden_states=True)
+        given["output_hidden_states"] = True
+        out = functional_call(self.model, own, kwargs=given)
         loss = language_model_loss(out.logits, ids, mask) if asked else out.logits.new_zeros(())
         return out.hidden_states[-1], loss
 
     def _embedding_of(self, source: str) -> dict[str, Tensor]:
         now, found = dict(self.model.named_parameters()), {}
         by_token = {id(head.weight) for head in _token_modules(self.model)}
-        for name, value in self.others[source].items():
-            value = value.to(now[name].device)
+        held = {name: value.to(now[name].device) for name, value in self.others[source].items()}
+        self.others[source] = held  # copied to a GPU once
+        for name, value in held.items():
             of_layouts = now[name][-3:] if id(now[name]) in by_token else now[name][:0]
             found[name] = torch.cat([value, of_layouts])
         return found

@@ -196,8 +196,8 @@ class FineTuneOptions:
     """Dropout of the embedding, 0.1 in Radford et al., who also pre-trained with it."""
 
     frozen_embedding: bool = False
-    """The token embedding stays as it was pre-trained, so that those of other sources fit the body
-    as well as it does."""
+    """Embeddings of tokens and positions, and the head of the language model, stay as they were, so
+    that those of other sources still fit the body. The rows of layouts are frozen too."""
 
     token_dropout: float = 0.0
     """Fraction of tokens that are hidden from the body, drawn for each batch: small bodies would

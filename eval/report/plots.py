@@ -306,8 +306,8 @@ def _settings(records: pd.DataFrame, corpus: str, stage: str) -> Plot | None:
         n for _, found in parts for n in found.groupby(level=["method", "setting"]).size()
     )
     caption = (
-        f"How far a run is from the run of {STUDIED[stage]} with the same seed and the same random "
-        f"embedding; to the left is better. Point: mean over pairs ({runs} each); line: ± their "
+        f"How far a run is from the run of {STUDIED[stage]} with the same seed and, after CPT, the "
+        f"same random embedding; to the left is better. Point: mean over pairs ({runs} each); line: ± their "
         "sample standard deviation (n - 1). Runs that diverged are left out."
     )
     return _plot(

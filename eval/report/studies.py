@@ -117,7 +117,9 @@ def _table(records: pd.DataFrame, corpus: str, stage: str) -> Table:
     reference, is_trained = STUDIED[stage], stage not in CONTINUED_ALONE
     found = parts_of(records, corpus, stage)
     runs = studied(records, corpus, stage, "pretrain" if is_trained else "cpt_random")
-    sent = runs["sent"].groupby(level=["method", "setting"]).mean().fillna(0.0)
+    sent = runs["sent"].groupby(level=["method", "setting"]).mean()
+    if not is_trained:
+        sent = sent.fillna(0.0)  # what a body has sent is not of interest here
     rows: list[list[str]] = []
     parts = []
     for method in (m for m in METHODS if m in sent.index):

@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         for job in wanted:
             print(job.name, "finished" if job.name in done else "")
         return 0
-    failed, stopped = runner.run(wanted, done, options.jobs, end)
+    failed, stopped = runner.run(wanted, done, options.jobs, lambda: time.monotonic() >= end)
     runner.write(wanted, options.results)
     for job in failed:
         log.error(f"{job.name} failed: see {runner.log_of(job)}")

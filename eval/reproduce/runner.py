@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from dept.evaluation.reproduce.jobs import Job
 from dept.evaluation.reproduce.records import record
 from dept.training import arguments as training
 from dept.training.summary import read_summary
+
+
+STOPPED = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
+"""Exit codes of a run that was stopped, and did not fail."""
 
 
 def is_finished(job: Job) -> bool:
@@ -52,7 +57,11 @@ def log_of(job: Job) -> Path:
 
 
 def run(
-    wanted: list[Job], done: set[str], at_a_time: int, end: float = math.inf
+    wanted: list[Job],
+    done: set[str],
+    at_a_time: int,
+    is_over: Callable[[], bool] = lambda: False,
+    grace: float = 60.0,
 ) -> tuple[list[Job], list[Job]]:
     """Run all jobs, each when the one that it starts from has finished.
 
@@ -60,27 +69,31 @@ def run(
         wanted: in the order of their start.
         done: names of those that need not be run.
         at_a_time: how many processes, of one thread each.
-        end: when to stop, in seconds of ``time.monotonic``: what runs then saves a checkpoint to
-            resume from.
+        is_over: whether to stop: what runs then saves a checkpoint to resume from.
+        grace: seconds in which it may do that.
 
     Returns:
-        Those that failed or could not start for it; and those that the end has stopped.
+        Those that failed or could not start for it; and those that were stopped.
     """
     context = multiprocessing.get_context("forkserver")
     # Imports take as long as a short run; a fork has them for nothing.
     context.set_forkserver_preload(["dept.training.command", "dept.training.registration"])
     waiting, failed, stopped = [job for job in wanted if job.name not in done], [], []
+    killed_at = math.inf
     running: dict[int, tuple[Job, multiprocessing.Process]] = {}
     console = Console(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("runs", total=len(wanted), completed=len(wanted) - len(waiting))
         while waiting or running:
-            if time.monotonic() >= end and not stopped:
+            if not stopped and is_over():
                 stopped = [*waiting, *(job for job, _ in running.values())]
-                waiting = []
+                waiting, killed_at = [], time.monotonic() + grace
                 for _, process in running.values():
                     process.terminate()
+            if time.monotonic() >= killed_at:
+                for _, process in running.values():
+                    process.kill()
             unfinished = {job.name for job in waiting} | {job.name for job, _ in running.values()}
             lost = {job.name for job in failed}
             for job in [job for job in waiting if job.after in lost]:
@@ -98,11 +111,11 @@ def run(
                 if process.exitcode == 0 and summary_of(job):
                     progress.advance(task)
                     _report(console, job)
-                elif job not in stopped:
+                elif job not in stopped or process.exitcode not in STOPPED:
                     failed.append(job)
                     console.print(f"{job.name} failed: see {log_of(job)}", style="red")
             progress.update(task, description=" ".join(map(_round, running.values())) or "runs")
-    return failed, [job for job in stopped if not summary_of(job)]
+    return failed, [job for job in stopped if job not in failed and not summary_of(job)]
 
 
 def write(wanted: list[Job], results: Path) -> None:

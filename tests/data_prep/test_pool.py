@@ -17,12 +17,11 @@ def _halve(task: Task, number: int) -> int:
 
 @pytest.mark.parametrize("number", [4, 5])
 def test_nothing_of_a_pool_is_left_to_the_exit_of_the_interpreter(number):
-    before = set(threading.enumerate())
+    before = {*threading.enumerate(), *multiprocessing.active_children()}
     with Workers(2, Console(quiet=True)) as workers:
         if number == 4:
             assert workers.run("halves", _halve, [(number,)], total=None) == [2]
         else:
             with pytest.raises(ValueError, match="5 is odd"):
                 workers.run("halves", _halve, [(number,)], total=None)
-    assert set(threading.enumerate()) == before
-    assert not multiprocessing.active_children()
+    assert {*threading.enumerate(), *multiprocessing.active_children()} <= before

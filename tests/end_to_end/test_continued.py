@@ -146,6 +146,22 @@ def test_a_body_can_wait_for_its_new_embedding(prepared, trained):
         before = now[WTE]
 
 
+def test_a_run_resumes_while_its_body_waits(prepared, trained):
+    given = {"names": ["blocks", "norm_f"], "until": "4ba"}
+    more = [f"variables.checkpoint={trained('dept_glob')}", "save_interval=2ba"]
+    more += ["variables.local_steps=8", "max_duration=1ep", "save_num_checkpoints_to_keep=-1"]
+    more += [f"callbacks.frozen_start={json.dumps(given)}"]
+    run(prepared, "continued", "waits-whole", *more)
+    early = next(checkpoints(prepared, "waits-whole").glob("ep*-ba2-rank0.pt"))
+    run(prepared, "continued", "waits-resumed", *more, f"load_path={early}", "autoresume=false")
+    whole, resumed = (
+        read_trained(checkpoints(prepared, f"waits-{name}")).parameters
+        for name in ("whole", "resumed")
+    )
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_parameters_that_are_not_there_cannot_be_frozen(prepared, trained):
     given = [f"variables.checkpoint={trained('dept_glob')}"]
     given += ["callbacks.frozen_start={names: [layers], until: 2ba}"]

@@ -144,25 +144,50 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(root):
     assert (root / "others/runs/tiny-cpt_random-std_tau0-s2.json").is_file()
 
 
-def test_the_plan_for_one_gpu_runs_in_parts_of_some_minutes(root):
+# Stops a comparison when one of its runs has written a checkpoint
+STOP = """
+import sys
+from pathlib import Path
+from dept.data.corpus import read_corpus
+from dept.evaluation.reproduce import runner
+from dept.evaluation.reproduce.jobs import jobs
+from dept.evaluation.reproduce.plan import read_plan
+
+wanted = jobs(read_plan("gpu.yaml"), {"tiny": read_corpus(Path("."), "tiny").sources})
+is_over = lambda: any(Path("runs").glob("tiny-pretrain-*-s17/checkpoints/ep*.pt"))
+failed, stopped = runner.run(wanted, set(), 2, is_over, grace=600)
+print([job.name for job in failed], [job.name for job in stopped])
+"""
+
+
+def test_the_plan_for_one_gpu_runs_in_parts(root):
     """With the shape of everything made small; the rest of the plan is as it is."""
     plan = yaml.safe_load((REPOSITORY / "eval" / "gpu.yaml").read_text())
     plan["corpora"] = {"tiny": {"unseen": [], "dept": ["algorithms.dept.sources_per_round=2"]}}
     small = ["model.d_model=32", "model.n_heads=2", "model.n_layers=2", "max_seq_len=32"]
-    small += ["variables.local_steps=3", "variables.worker_batch=4", "variables.mixture_batch=4"]
+    small += ["variables.local_steps=30", "variables.worker_batch=4", "variables.mixture_batch=4"]
     plan["overrides"] = [*plan["overrides"], *small]
-    plan["continued"]["cpt_random"] |= {"draws": 1}
-    plan["continued"]["cpt_random"]["overrides"] += ["variables.local_steps=5"]
+    cpt = plan["continued"]["cpt_random"]
+    assert {m["learning_rate"] for m in plan["methods"].values()} == {1e-3}
+    assert "optimizer.lr=1.0e-3" in cpt["overrides"] and cpt["draws"] == 3
+    cpt |= {"draws": 1, "overrides": [*cpt["overrides"], "variables.local_steps=5"]}
     (root / "gpu.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
-    names = {f"tiny-{s}-s17" for m in plan["methods"] for s in (f"pretrain-{m}", f"cpt_random-{m}")}
-    given = ["--plan", "gpu.yaml", "--results", "on_gpu", "--jobs", "3"]
+    given = ["--plan", "gpu.yaml", "--results", "on_gpu", "--jobs", "2"]
 
     output, _ = (none := start(root, *given, "--minutes", "0")).communicate()
     assert none.returncode == 0 and "6 of 6 runs are left: the same command" in output, output
-    output, _ = (some := start(root, *given, "--minutes", "0.4")).communicate()
-    assert some.returncode == 0 and "failed" not in output, output
+    part = subprocess.run([sys.executable, "-c", STOP], cwd=root, capture_output=True, text=True)
+    assert part.returncode == 0, part.stderr
+    failed, stopped = part.stdout.split("] [")
+    assert failed == "[" and "tiny-pretrain-glob-s17" in stopped, part.stdout
+    begun = [path.parents[1] for path in root.glob("runs/tiny-pretrain-*-s17/checkpoints/ep*.pt")]
+    assert any(not (folder / "summary.json").exists() for folder in begun)  # these resume
     output, _ = (rest := start(root, *given)).communicate()
     assert rest.returncode == 0 and "are left" not in output, output
     found = {path.stem for path in (root / "on_gpu" / "runs").glob("*.json")}
-    assert found == {f"{n}-d0" if "cpt_random" in n else n for n in names}
+    assert found == {
+        name
+        for m in plan["methods"]
+        for name in (f"tiny-pretrain-{m}-s17", f"tiny-cpt_random-{m}-s17-d0")
+    }
     assert "SPEC" in (root / "on_gpu" / "tables.md").read_text()
