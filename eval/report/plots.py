@@ -307,8 +307,8 @@ def _settings(records: pd.DataFrame, corpus: str, stage: str) -> Plot | None:
     )
     caption = (
         f"How far a run is from the run of {STUDIED[stage]} with the same seed and, after CPT, the "
-        f"same random embedding; to the left is better. Point: mean over pairs ({runs} each); line: ± their "
-        "sample standard deviation (n - 1). Runs that diverged are left out."
+        f"same random embedding; to the left is better. Point: mean over pairs ({runs} each); "
+        "line: ± their sample standard deviation (n - 1). Runs that diverged are left out."
     )
     return _plot(
         figure, corpus, stage, "settings", f"{STAGES[stage]}: what each setting changes", caption

@@ -23,7 +23,6 @@ from dept.evaluation.reproduce.records import record
 from dept.training import arguments as training
 from dept.training.summary import read_summary
 
-
 STOPPED = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
 """Exit codes of a run that was stopped, and did not fail."""
 
