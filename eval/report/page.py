@@ -6,7 +6,7 @@ import base64
 from html import escape
 
 from dept.evaluation.report.names import TOPICS
-from dept.evaluation.report.plots import Plot
+from dept.evaluation.report.plot import Plot
 from dept.evaluation.report.table import Cell, Table
 
 # Plots are drawn on white, so they keep a white ground where the page is dark.

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from dept.evaluation.report import curves, drawing
 from dept.evaluation.report.compare import AVERAGE, Comparison
@@ -22,34 +19,13 @@ from dept.evaluation.report.names import (
     METHODS,
     METRICS,
     PLASTICITY,
-    STAGES,
     STUDIED,
     metric_of,
 )
-from dept.evaluation.report.run_records import number, select, stage_name
-from dept.evaluation.report.sent import bytes_exchanged, sent
-from dept.evaluation.report.studies import Part, parts_of, studied
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot of a corpus's topic; ``png`` holds the file, ``name`` is unique.
-
-    Attributes:
-        corpus: name of the corpus.
-        topic: topic, such as a stage.
-        name: name of the file, without ending.
-        title: title, which the plot shows too.
-        caption: text below the plot.
-        png: content of the PNG file, in bytes.
-    """
-
-    corpus: str
-    topic: str
-    name: str
-    title: str
-    caption: str
-    png: bytes
+from dept.evaluation.report.plot import Plot, counts, methods_of, plot_of
+from dept.evaluation.report.run_records import stage_name
+from dept.evaluation.report.sent import sent
+from dept.evaluation.report.study_plots import coded, differences_of
 
 
 def plots(records: pd.DataFrame) -> list[Plot]:
@@ -69,8 +45,8 @@ def plots(records: pd.DataFrame) -> list[Plot]:
             found += [_plasticity(records, corpus, stage) for stage in PLASTICITY]
             found.append(_norms(records, corpus))
             found.append(_bytes(records, corpus, here))
-            found.append(_coded(records, corpus))
-            found += [_settings(records, corpus, stage) for stage in STUDIED]
+            found.append(coded(records, corpus))
+            found += [differences_of(records, corpus, stage) for stage in STUDIED]
     found.append(_cells(records))
     return [plot for plot in found if plot]
 
@@ -99,21 +75,17 @@ def _over_tokens(records: pd.DataFrame, corpus: str, stage: str) -> Plot | None:
     drawing.legend(figure, lines, notes=dict.fromkeys(outside, _OUTSIDE))
     title = f"{metric} over tokens, {stage_is}"
     caption = f"{_of_lines(lines.values())} The start may lie above the plot."
-    return _plot(figure, corpus, stage, "tokens", title, caption)
+    return plot_of(figure, corpus, stage, "tokens", title, caption)
 
 
 _OUTSIDE = "(above the plot)"
 
 
 def _of_lines(lines: Iterable[Line]) -> str:
-    runs = _counts(len(line.y) for line in lines)
+    runs = counts(len(line.y) for line in lines)
     return (
         f"Line: mean over runs ({runs} a method); band: ± their sample standard deviation (n - 1)."
     )
-
-
-def _counts(runs: Iterable[int]) -> str:
-    return " or ".join(map(str, sorted(set(runs))))
 
 
 def _bars(found: list[Comparison]) -> Plot | None:
@@ -121,7 +93,7 @@ def _bars(found: list[Comparison]) -> Plot | None:
     if not found:
         return None
     corpus, stage, metric = found[0].corpus, found[0].stage, METRICS[found[0].metric]
-    methods = _of(*(comparison.means.index for comparison in found))
+    methods = methods_of(*(comparison.means.index for comparison in found))
     every = [(comparison, name) for comparison in found for name in comparison.columns]
     figure, panels = drawing.panels(len(every), 1.9, columns=6)
     for axes, (comparison, name) in zip(panels, every, strict=True):
@@ -138,14 +110,14 @@ def _bars(found: list[Comparison]) -> Plot | None:
         axes.locator_params(axis="y", nbins=5)
         axes.set_title(f"{name} (held out)" if comparison.kind == "held_out" else name)
     drawing.legend(figure, methods, shape="bar")
-    runs = _counts(n for c in found for n in c.values.groupby("method").size())
+    runs = counts(n for c in found for n in c.values.groupby("method").size())
     caption = (
         f"Bars from left to right as in the legend: mean over runs ({runs} a method); line on a "
         "bar: ± their sample standard deviation (n - 1); cross: diverged. Each panel has a scale "
         "of its own, from 0."
     )
     title = f"{metric} by source, {found[0].name}"
-    return _plot(figure, corpus, stage, "sources", title, caption)
+    return plot_of(figure, corpus, stage, "sources", title, caption)
 
 
 def _plasticity(records: pd.DataFrame, corpus: str, stage: str) -> Plot | None:
@@ -160,12 +132,12 @@ def _plasticity(records: pd.DataFrame, corpus: str, stage: str) -> Plot | None:
         axes.set_title(name)
         axes.set_xlabel("steps on this source")
     panels[0].set_ylabel("perplexity")
-    methods = _of(*by_source.values())
+    methods = methods_of(*by_source.values())
     drawing.legend(figure, methods, notes=dict.fromkeys(outside, "(above a plot)"))
     name = stage_name(records, corpus, stage)
     title = f"{name}: perplexity while the body adapts to an unseen source"
     caption = _of_lines(line for lines in by_source.values() for line in lines.values())
-    return _plot(figure, corpus, stage, "", title, f"{caption} The start may lie above the plot.")
+    return plot_of(figure, corpus, stage, "", title, f"{caption} The start may lie above the plot.")
 
 
 def _norms(records: pd.DataFrame, corpus: str) -> Plot | None:
@@ -178,14 +150,14 @@ def _norms(records: pd.DataFrame, corpus: str) -> Plot | None:
         drawing.draw(axes, lines)
         axes.set_title(f"norm of {key}")
         axes.set_xlabel("steps")
-    methods = _of(*kinds.values())
+    methods = methods_of(*kinds.values())
     rates = curves.stability(records, corpus).groupby("method")["learning_rate"].unique()
     notes = {m: f"({', '.join(f'{rate:g}' for rate in sorted(rates[m]))})" for m in methods}
     drawing.legend(figure, methods, notes=notes)
     caption = _of_lines(line for lines in kinds.values() for line in lines.values())
     caption += " In brackets: the peak learning rate."
     title = "stability: L2 norms of activations and parameters"
-    return _plot(figure, corpus, "norms", "", title, caption)
+    return plot_of(figure, corpus, "norms", "", title, caption)
 
 
 def _bytes(records: pd.DataFrame, corpus: str, here: list[Comparison]) -> Plot | None:
@@ -215,110 +187,15 @@ def _bytes(records: pd.DataFrame, corpus: str, here: list[Comparison]) -> Plot |
         axes.set_title(comparison.name)
         axes.set_xlabel("bytes exchanged")
         axes.set_ylabel(f"average {METRICS[comparison.metric]}")
-    drawing.legend(figure, _of(*(found.index for _, found in points)), shape="point")
-    runs = _counts(n for _, found in points for n in found["count"])
+    drawing.legend(figure, methods_of(*(found.index for _, found in points)), shape="point")
+    runs = counts(n for _, found in points for n in found["count"])
     caption = (
         "Horizontally: bytes that a source gives to the average in pre-training (parameters a "
         "step over all steps, float32), logarithmic. Lower and further left is better. Point: mean "
         f"over runs ({runs} a method); line: ± their sample standard deviation (n - 1)."
     )
     title = "bytes exchanged in pre-training against what is reached"
-    return _plot(figure, corpus, "communication", "", title, caption)
-
-
-def _coded(records: pd.DataFrame, corpus: str) -> Plot | None:
-    """Bits per byte against bytes sent: every method, and the settings of the compression study."""
-    runs = studied(records, corpus, "compression", "pretrain")
-    if set(runs.index.get_level_values("setting")) <= {STUDIED["compression"]}:
-        return None
-    every = select(records, corpus, "pretrain")
-    every = every[every["source"].isna()]
-    values = [number(of.get("bits_per_byte")) for of in every["average"]]
-    every = every.assign(value=values, sent=bytes_exchanged(every), setting=STUDIED["compression"])
-    runs = pd.concat([every.set_index(runs.index.names)[["value", "sent"]], runs])
-    runs = runs[~runs.index.duplicated()]
-    runs = runs[np.isfinite(runs["value"]) & (runs["sent"] > 0)]
-    found = runs.groupby(level=["method", "setting"], sort=False).agg(
-        {"value": ["mean", "std", "count"], "sent": ["mean"]}
-    )
-    figure, (axes,) = drawing.panels(1, 4.4)
-    named: set[tuple[str, str]] = set()
-    for (method, setting), (mean, spread, _, sent_bytes) in found.iterrows():
-        look, is_plain = METHODS[method], setting == STUDIED["compression"]
-        name, _, without = setting.partition(", ")
-        axes.errorbar(
-            sent_bytes,
-            mean,
-            spread,
-            fmt=look.marker,
-            color=look.colour,
-            markerfacecolor="white" if without else look.colour,
-            markersize=8 if is_plain else 6,
-            capsize=3,
-        )
-        if not is_plain and (method, name) not in named:
-            named.add((method, name))
-            place = {"xytext": (0, -12), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(name, (sent_bytes, mean), fontsize=7, color=look.colour, **place)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(drawing.short))
-    axes.set_xlabel("bytes that a source gives to the average in pre-training")
-    axes.set_ylabel("bits per byte, average over sources")
-    drawing.legend(figure, _of(found.index.get_level_values("method")), shape="point")
-    runs_each = _counts(found["value", "count"].astype(int))
-    caption = (
-        "Horizontally: bytes that a source sends in all of pre-training, as coded, logarithmic; "
-        "STD sends its gradients at every step (DDP). Large: methods as compared, not coded; "
-        "small, with a name: coded; hollow: without error feedback. Point: mean over runs "
-        f"({runs_each} each); line: ± their sample standard deviation (n - 1)."
-    )
-    title = "bits per byte after pre-training over bytes sent"
-    return _plot(figure, corpus, "compression", "", title, caption)
-
-
-def _settings(records: pd.DataFrame, corpus: str, stage: str) -> Plot | None:
-    """How far each setting of a study is from the reference, in the same run."""
-    if select(records, corpus, stage).empty:
-        return None
-    parts = [
-        (part, found) for part in parts_of(records, corpus, stage) if len(found := _finite(part))
-    ]
-    if not parts:
-        return None
-    settings = list(dict.fromkeys(s for _, found in parts for s in found.index.unique("setting")))
-    methods = _of(*(found.index.get_level_values("method") for _, found in parts))
-    figure, panels = drawing.panels(len(parts), 0.6 + 0.42 * len(settings))
-    for axes, (part, found) in zip(panels, parts, strict=True):
-        for (method, setting), values in found.groupby(level=["method", "setting"]):
-            look, line = METHODS[method], settings.index(setting)
-            place = line + 0.22 * (methods.index(method) - (len(methods) - 1) / 2)
-            spread = values.std() if len(values) > 1 else None
-            style = {"fmt": look.marker, "color": look.colour, "capsize": 3}
-            axes.errorbar(values.mean(), place, xerr=spread, **style)
-        axes.axvline(0, color="black", linewidth=1)
-        axes.set_yticks(range(len(settings)), settings)
-        axes.set_ylim(len(settings) - 0.5, -0.5)
-        axes.set_xlabel(f"{part.name}, % from {STUDIED[stage]}")
-    for axes in panels[1:]:
-        axes.set_yticklabels([])
-    drawing.legend(figure, methods, shape="point")
-    runs = _counts(
-        n for _, found in parts for n in found.groupby(level=["method", "setting"]).size()
-    )
-    caption = (
-        f"How far a run is from the run of {STUDIED[stage]} with the same seed and, after CPT, the "
-        f"same random embedding; to the left is better. Point: mean over pairs ({runs} each); "
-        "line: ± their sample standard deviation (n - 1). Runs that diverged are left out."
-    )
-    return _plot(
-        figure, corpus, stage, "settings", f"{STAGES[stage]}: what each setting changes", caption
-    )
-
-
-def _finite(part: Part) -> pd.Series:
-    """Its differences, without those of the reference."""
-    of = part.differences[np.isfinite(part.differences)]
-    return of[~of.index.isin([STUDIED[part.stage.removesuffix("_cpt")]], "setting")]
+    return plot_of(figure, corpus, "communication", "", title, caption)
 
 
 def _points(comparison: Comparison, given: pd.Series) -> pd.DataFrame:
@@ -327,15 +204,3 @@ def _points(comparison: Comparison, given: pd.Series) -> pd.DataFrame:
     found = values[np.isfinite(values["mean"]) & values.index.isin(given.index)]
     sides = found.index.isin(comparison.baselines)
     return found if len(set(sides)) == 2 else found[:0]
-
-
-def _of(*found: Iterable[str]) -> list[str]:
-    """The methods that any of them has, in the order of legends."""
-    every = set().union(*found)
-    return [method for method in METHODS if method in every]
-
-
-def _plot(figure: Figure, corpus: str, topic: str, kind: str, title: str, caption: str) -> Plot:
-    name = "-".join(part for part in (corpus, topic, kind) if part)
-    title = f"{corpus}, {title}"
-    return Plot(corpus, topic, name, title, caption, drawing.png(figure, title))
