@@ -33,7 +33,7 @@ _STYLE = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "text.parse_math": False,  # a name may hold dollars
-    "savefig.dpi": 110,
+    "savefig.dpi": 90,  # the page holds every plot, and should stay below 1 MiB
 }
 _WIDTH = 10.5  # inches
 _ROOM = 1.0  # inches for the title and the legend
