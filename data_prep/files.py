@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,6 +52,21 @@ def publish_directory(temporary: Path, final: Path) -> None:
         durable.sync(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary.replace(final)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows as JSON lines and says how many, unless the file exists.
+
+    Args:
+        path: file to write.
+        rows: values that JSON can hold; not read if the file exists.
+    """
+    if path.exists():
+        print(f"{path}: exists already")
+        return
+    lines = [_encode(row) for row in rows]
+    durable.write(path, "\n".join(lines) + "\n")
+    print(f"{path}: {len(lines):,} rows")
 
 
 class TextPart:

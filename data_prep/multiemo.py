@@ -16,15 +16,16 @@ Existing files are not changed.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
-from dept.checkpoint import durable
+from dept.data_prep.collect import document_draw
 from dept.data_prep.embedded.archives import read_members
 from dept.data_prep.embedded.download import sha256_of
+from dept.data_prep.files import write_rows
 from dept.log import log
 
 SHA256 = "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2"
@@ -45,31 +46,9 @@ def rows(task: Mapping) -> list[dict[str, str]]:
 
 
 def split_of(english: str) -> str:
-    """The split of a sentence and of its translations, by a hash of the English text."""
-    place = int.from_bytes(hashlib.sha256(english.encode()).digest()[:8], "big") % 10
-    return ("val", "test")[place] if place < 2 else "train"
-
-
-def write(
-    language: str, of: Sequence[Mapping[str, str]], splits: Sequence[str], folder: Path
-) -> None:
-    """Write the files of a language, but for those that exist.
-
-    Args:
-        language: its code.
-        of: rows in the order that all languages have.
-        splits: the split of each row.
-        folder: that takes the files.
-    """
-    for split in ("train", "val", "test"):
-        path = folder / f"multiemo_{language}_{split}.jsonl"
-        if path.exists():
-            print(f"{path}: exists already")
-            continue
-        chosen = [row for row, place in zip(of, splits, strict=True) if place == split]
-        lines = [json.dumps(row, ensure_ascii=False) for row in chosen]
-        durable.write(path, "\n".join(lines) + "\n")
-        print(f"{path}: {len(lines):,} rows")
+    """The split of a sentence and of its translations, drawn by the English text."""
+    draw = document_draw(english.encode())[0]
+    return "val" if draw < 0.1 else "test" if draw < 0.2 else "train"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,8 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
     tasks = read_members(options.archive, members)
     of = {name.split("/")[-2][-2:]: rows(json.loads(content)) for name, content in tasks}
     splits = [split_of(row["text"]) for row in of["en"]]
-    for language in LANGUAGES:
-        write(language, of[language], splits, options.root / "data" / "downstream")
+    folder = options.root / "data" / "downstream"
+    for language, split in product(LANGUAGES, ("train", "val", "test")):
+        parallel = zip(of[language], splits, strict=True)
+        chosen = [row for row, place in parallel if place == split]
+        write_rows(folder / f"multiemo_{language}_{split}.jsonl", chosen)
     return 0
 
 

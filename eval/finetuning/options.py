@@ -95,7 +95,7 @@ class DataOptions:
         for name, where in self.transfer.items():
             if not isinstance(where, str):
                 raise ConfigError(f"data.transfer.{name} is {where!r}: name a file or a split")
-            if name in (*SPLITS, "lm"):
+            if name in (*SPLITS, "epoch", "batch"):  # keys beside it in the summary's history
                 raise ConfigError(f"data.transfer has {name!r}: it takes the names of sources")
         for key in ("val_fraction", "test_fraction"):
             _PART.check(f"data.{key}", getattr(self, key))

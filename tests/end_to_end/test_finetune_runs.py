@@ -196,6 +196,7 @@ def test_one_embedding_reads_all_languages(root):
         (["max_length=64", "run_name=x"], "max_length is 64, and the model reads 32 tokens"),
         (["learning_rate=1", "run_name=x"], "has no key 'learning_rate'"),
         (["data.transfer={test: x.jsonl}", "run_name=x"], "it takes the names of sources"),
+        (["data.transfer={epoch: x.jsonl}", "run_name=x"], "it takes the names of sources"),
         (["data.transfer={it: 3}", "run_name=x"], "data.transfer.it is 3: name a file or a split"),
     ],
 )
