@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -225,20 +224,19 @@ class Slots:
         """How far a slot moved the body, local - start, by name."""
         return {name: local[name] - self.start[name] for name in self.body_names}
 
-    def pseudo_gradient_norm(self, source: str, local: Mapping[str, Tensor]) -> float:
-        """L2 norm of the pseudo-gradient, over all shared parameters including embeddings.
+    def update_norms(self, source: str, local: Mapping[str, Tensor]) -> dict[str, float]:
+        """L2 norms of the pseudo-gradient by name, of all shared parameters, embeddings too.
 
         Args:
             source: its name.
             local: shared parameters of its local model, by name (see :meth:`finish`).
         """
-        rows = self.rows(source)
-        norms = []
+        rows, norms = self.rows(source), []
         for name, value in local.items():
             start = self.start[name]
             start = start[rows[name].to(start.device)] if name in rows else start
             norms.append(torch.linalg.vector_norm((value - start).float()))
-        return math.hypot(*torch.stack(norms).tolist())  # one wait for a GPU
+        return dict(zip(local, torch.stack(norms).tolist(), strict=True))  # one wait for a GPU
 
     def state_of(self, source: str) -> dict[str, Any]:
         """All state of one source except the global parameters; its slot must not be running."""

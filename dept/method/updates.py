@@ -63,13 +63,8 @@ def _kept_signs(counts: tuple[int, ...], seed: int, device: torch.device) -> lis
 
 def norm(update: Mapping[str, Tensor]) -> float:
     """L2 norm of an update, over all its tensors."""
-    return float(norm_of(update))
-
-
-def norm_of(update: Mapping[str, Tensor]) -> Tensor:
-    """The same as float32[], on the device of the update."""
     norms = [torch.linalg.vector_norm(tensor.detach().float()) for tensor in update.values()]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
 def cosines(sketches: Mapping[str, Tensor]) -> dict[tuple[str, str], float]:

@@ -250,10 +250,8 @@ class Run:
 
     def finish_slot(self, source: str) -> None:
         """End the active slot, and add its local model to the average."""
-        local, record = self.slots.finish(self.totals["rounds"] + 1), self.records[source]
-        update = self.slots.update(local)
-        record.norm, record.sketch = updates.norm(update), updates.sketch(update)
-        del update  # as large as the body, and the next lines need memory
+        local = self.slots.finish(self.totals["rounds"] + 1)
+        self.records[source].sketch = updates.sketch(self.slots.update(local))
         self.reduction.add(source, local, self.share(source))
         if self.held.keeps_local_models:
             self.local_models[source] = to_host(local)

@@ -37,7 +37,9 @@ def judge(run: Run, source: str) -> bool:
     record, slots = run.records[source], run.slots
     values = slots.live.values()
     local = {name: values[name] for name in slots.shared_names}
-    norm = slots.pseudo_gradient_norm(source, local)
+    norms = slots.update_norms(source, local)
+    record.norm = math.hypot(*(norms[name] for name in slots.body_names))
+    norm = math.hypot(*norms.values())
     record.reach = faults.reach(norm, record.rates)
     fault = record.fault
     if fault is None:
