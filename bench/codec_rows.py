@@ -10,6 +10,7 @@ from measure import Result, Row, Setting, alternate
 
 from dept.method.codecs import CODECS
 from dept.method.compression import Compression
+from dept.transport import cpu
 
 NUMBERS, SMALL = 1 << 23, 1 << 16
 
@@ -21,6 +22,7 @@ def codecs(setting: Setting) -> list[Result]:
         setting: what is measured on.
     """
     torch.set_num_threads(1)
+    cpu.keep_memory()  # as in training
     generator = torch.Generator().manual_seed(0)
     update = {"body": torch.randn(SMALL if setting.small else NUMBERS, generator=generator)}
     update["body"] *= 1e-3
