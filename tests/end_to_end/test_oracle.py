@@ -32,7 +32,7 @@ FORGET_EVERY = 5
 # Runs are in float32, and so is the oracle: what differs is the order of sums. Parameters move by
 # more than MOVED; DIFFERENT is what a wrong method must come to in one of them.
 # In float64 the oracle differs from its own float32 by up to 3.4e-5 (an embedding row of SPEC-OPT).
-PARAMETERS, LOSSES = 1e-4, 1e-5
+PARAMETERS, LOSSES, NORMS = 1e-4, 1e-5, 1e-4
 MOVED, DIFFERENT = 2e-2, 1e-3
 MOMENTS = 1e-4, 1e-5  # of averages of the first and the second moment
 
@@ -273,6 +273,9 @@ def test_a_run_of_dept_is_that_of_the_paper(runs, name):
         losses = trained.losses.get(source.name, [])
         seen = runs.losses(run, f"loss/train/{source.name}")
         assert seen == pytest.approx(losses, rel=LOSSES), source.name
+        moved = trained.moved.get(source.name, [])
+        seen = runs.losses(run, f"dept/{source.name}/update_norm")
+        assert seen == pytest.approx(moved, rel=NORMS), source.name
         of_source = summary["sources"][source.name]
         assert of_source["tokens"] == len(losses) * case.batch * LENGTH
         rows = source.vocab_size if case.variant in ("glob", "spec_opt") else source.vocabulary

@@ -35,6 +35,7 @@ class Trained:
         private: phi_k and psi_k by source.
         losses: of each step, by source in the order of their steps; of a mixture under "mixture".
         norms: of each step's gradient before it was clipped.
+        moved: how far each slot moved the body, by source: an L2 norm.
         pool: the averages of moments, where they are averaged.
     """
 
@@ -42,6 +43,7 @@ class Trained:
     private: dict[str, Parameters] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
+    moved: dict[str, list[float]] = field(default_factory=dict)
     pool: "Pool | None" = None
 
 
@@ -110,6 +112,9 @@ def train_dept(
                 trained.private[source.name] = {n: parameters[n] for n in private[source.name]}
             if inner_state == "reset":
                 kept[source.name] = {n: m for n, m in moments.items() if n not in shared}
+            body = [n for n in shared if n not in EMBEDDINGS]
+            away = sum((parameters[n] - trained.parameters[n]).square().sum() for n in body)
+            trained.moved.setdefault(source.name, []).append(float(away.sqrt()))
             locals_.append((source, parameters))
         for name in shared:
             by_row = variant == "trim" and name in TOKENS
