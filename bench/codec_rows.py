@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from measure import Result, Row, Setting, alternate
@@ -21,6 +23,12 @@ def codecs(setting: Setting) -> list[Result]:
     Args:
         setting: what is measured on.
     """
+    # How torch and the C library are set up here must not change the rows that follow.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_codecs, setting).result()
+
+
+def _codecs(setting: Setting) -> list[Result]:
     torch.set_num_threads(1)
     cpu.keep_memory()  # as in training
     generator = torch.Generator().manual_seed(0)

@@ -252,7 +252,7 @@ def evaluation(setting: Setting) -> list[Result]:
 
 
 def sources(setting: Setting) -> list[Result]:
-    """Two sources a round, out of K; and the memory when all K have been trained.
+    """Two sources a round for three rounds, out of K; and the memory when all K have been trained.
 
     Args:
         setting: what is measured on.
@@ -277,7 +277,7 @@ def sources(setting: Setting) -> list[Result]:
                     "time of a token": rounds[-1] - rounds[0],
                     "CPU time of a token": some["rounds"][-1]["cpu"] - some["rounds"][0]["cpu"],
                     "start-up": some["warm"] - some["start"],
-                    "memory, two trained": some["memory"] - some["baseline"],
+                    "memory, two a round": some["memory"] - some["baseline"],
                     "memory, all trained": every["memory"] - every["baseline"],
                 }
 
